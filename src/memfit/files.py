@@ -1,0 +1,42 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from memfit.errors import UsageError
+
+__all__ = ["write_bytes_whole", "write_text_whole"]
+
+
+def write_bytes_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary file beside it, so that a failure leaves no half.
+
+    Raises:
+        UsageError: the folder is missing or cannot be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder that exists "
+            "and can be written"
+        ) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write `text` as UTF-8; see `write_bytes_whole`."""
+    write_bytes_whole(path, text.encode("utf-8"))
