@@ -1,0 +1,49 @@
+# Everything happens in $(VENV); a stamp file remembers that the set-up is done.
+#   make demo        set up and run the built-in demonstration
+#   make test        set up with the development tools; lint, types, layers, tests
+#   make test-slow   the tests that take longer
+#   make clean       remove what was built
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NATIVE := pyproject.toml CMakeLists.txt Makefile $(wildcard native/*.cpp native/src/*.cpp native/src/*.hpp)
+
+.PHONY: demo test test-slow clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/memfit demo
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -m slow
+
+# torch comes first and by its exact version, so that no later step picks another one.
+$(VENV)/.stamp-torch: Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "memfit needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; run make PYTHON=python3.11" % v[:2])'
+	@echo "Setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(NATIVE)
+	$(PIP) install $(TORCH) -e '.[plot]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(NATIVE)
+	$(PIP) install $(TORCH) -e '.[dev,plot]'
+	$(PIP) install --no-deps 'pytorchcv==0.0.74'
+	@touch $@ $(VENV)/.stamp-demo
+
+clean:
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

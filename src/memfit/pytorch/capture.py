@@ -1,0 +1,229 @@
+"""Joint FX graph -> TrainingGraph, with the tables that lead back."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.pytorch import joint as J
+from memfit.pytorch.rng import device_of, state_bytes
+
+__all__ = ["CapturedStep", "read_joint"]
+
+_OPAQUE_NAMESPACES = ("_c10d_functional", "c10d", "_c10d_functional_autograd", "higher_order")
+_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """A training step as captured, and how its graph maps to FX nodes.
+
+    Attributes:
+        graph: ops without costs until `with_costs`.
+        joint: the joint forward-and-backward graph.
+        forward_outputs: number of outputs of the forward pass.
+        node_of: for each op, its FX node (for the op that reads a random generator's state, the
+            node that draws).
+        owner_of: for each value that a node writes, the node whose tensor holds its storage.
+        value_of: storage identity -> value.
+        state_ops: ids of the ops that read a random generator's state.
+        state_of: for each op that draws, the value that holds the state it draws from.
+    """
+
+    graph: TrainingGraph
+    joint: fx.GraphModule
+    forward_outputs: int
+    node_of: tuple[fx.Node, ...]
+    owner_of: Mapping[int, fx.Node]
+    value_of: Mapping[int, int]
+    state_ops: frozenset[int]
+    state_of: Mapping[int, int]
+
+    def with_costs(self, costs: Sequence[tuple[int, int]]) -> CapturedStep:
+        """The same step with (time_ns, workspace_bytes) for each op."""
+        ops = tuple(
+            replace(op, cost=time_ns, workspace_bytes=workspace)
+            for op, (time_ns, workspace) in zip(self.graph.ops, costs, strict=True)
+        )
+        return replace(self, graph=replace(self.graph, ops=ops))
+
+
+@dataclass
+class _Draft:
+    node: fx.Node
+    name: str
+    target: str
+    reads: list[int]
+    writes: list[int]
+    recomputable: bool
+    forward: bool
+    state: bool = False
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether running the node again could do anything but give the same values."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace in _OPAQUE_NAMESPACES or target._schema.is_mutable
+    return target is not operator.getitem
+
+
+def read_joint(
+    joint: fx.GraphModule,
+    forward_outputs: int,
+    kinds: Mapping[int, ValueKind],
+    extra: Sequence[Value] = (),
+    name: str = "model",
+) -> CapturedStep:
+    """Read a joint graph.
+
+    Args:
+        joint: the graph; `joint.normalise` has been applied.
+        forward_outputs: number of outputs of the forward pass.
+        kinds: for each primal placeholder (by position), parameter, buffer or input.
+        extra: resident values that the graph does not read (other parameters, optimizer state).
+        name: for messages.
+    """
+    values: list[Value] = []
+    value_of: dict[int, int] = {}
+    owner_of: dict[int, fx.Node] = {}
+    forward = J.forward_nodes(joint, forward_outputs)
+    changed = J.mutated_placeholders(joint)
+    outputs, gradients = J.joint_outputs(joint, forward_outputs)
+    output_storages = {s for n in outputs if isinstance(n, fx.Node) for s in J.storages(n)}
+    gradient_storages = {s for n in gradients if isinstance(n, fx.Node) for s in J.storages(n)}
+
+    def new_value(storage: int, size: int, value: Value) -> int:
+        value_of[storage] = len(values)
+        values.append(replace(value, size_bytes=size))
+        return value_of[storage]
+
+    position = 0
+    changed_values: set[int] = set()
+    for node in joint.graph.find_nodes(op="placeholder"):
+        if J.is_tangent(node):
+            kind = ValueKind.TANGENT
+        else:
+            kind = kinds.get(position, ValueKind.INPUT)
+            position += 1
+        for storage, size in J.storages(node).items():
+            if storage not in value_of:
+                new_value(storage, size, Value(node.name, 0, kind))
+            if node in changed:
+                changed_values.add(value_of[storage])
+    values.extend(extra)
+
+    drafts: list[_Draft] = []
+    token: int | None = None
+    state_of_node: dict[fx.Node, int] = {}
+    for node in joint.graph.nodes:
+        if node.op == "get_attr":
+            for storage, size in J.storages(node).items():
+                if storage not in value_of:
+                    new_value(storage, size, Value(node.name, 0, ValueKind.BUFFER))
+            continue
+        if node.op != "call_function":
+            continue
+        if node.target is operator.getitem:
+            for storage in J.storages(node):
+                if owner_of.get(value_of[storage]) is node.args[0]:
+                    owner_of[value_of[storage]] = node
+            continue
+        fresh = {s: b for s, b in J.storages(node).items() if s not in value_of}
+        effect = _has_effect(node)
+        if not fresh and not effect and J.tensors(node):
+            continue  # a view: it costs nothing and pins its base
+        in_forward = node in forward
+        kind = ValueKind.ACTIVATION if in_forward else ValueKind.GRADIENT
+        reads = sorted({value_of[s] for a in node.all_input_nodes for s in J.storages(a)})
+        writes = []
+        for storage, size in fresh.items():
+            keeps = storage in output_storages or storage in gradient_storages
+            value = new_value(storage, size, Value(node.name, 0, kind, is_output=keeps))
+            owner_of[value] = node
+            writes.append(value)
+        reads_changed = node.target is not _BATCH_NORM and any(v in changed_values for v in reads)
+        recomputable = not effect and not reads_changed
+        random = J.is_random(node)
+        if random and in_forward:
+            state = len(values)
+            values.append(
+                Value(f"{node.name}.rng_state", state_bytes(device_of(node)), ValueKind.ACTIVATION)
+            )
+            before = [] if token is None else [token]
+            drafts.append(
+                _Draft(node, f"{node.name}.rng_state", "memfit.rng_state", before, [state],
+                       False, True, state=True)
+            )
+            state_of_node[node] = state
+            token = len(values)
+            values.append(Value(f"{node.name}.order", 0, ValueKind.ACTIVATION))
+            reads = sorted([*reads, state])
+            writes = [*writes, token]
+        drafts.append(
+            _Draft(node, node.name, str(node.target), reads, writes, recomputable, in_forward)
+        )
+    drafts = [d for d in drafts if d.forward] + _late_constants(
+        [d for d in drafts if not d.forward], values
+    )
+    ops = tuple(
+        Op(
+            name=d.name,
+            target=d.target,
+            phase=Phase.FORWARD if d.forward else Phase.BACKWARD,
+            inputs=tuple(d.reads),
+            outputs=tuple(d.writes),
+            cost=0,
+            recomputable=d.recomputable and d.forward,
+            source=J.source_of(d.node),
+        )
+        for d in drafts
+    )
+    graph = TrainingGraph(tuple(values), ops, cost_unit="ns", name=name)
+    return CapturedStep(
+        graph=graph,
+        joint=joint,
+        forward_outputs=forward_outputs,
+        node_of=tuple(d.node for d in drafts),
+        owner_of=owner_of,
+        value_of=value_of,
+        state_ops=frozenset(i for i, d in enumerate(drafts) if d.state),
+        state_of={
+            i: state_of_node[d.node]
+            for i, d in enumerate(drafts)
+            if not d.state and d.node in state_of_node
+        },
+    )
+
+
+def _late_constants(drafts: list[_Draft], values: Sequence[Value]) -> list[_Draft]:
+    """Backward ops that depend on no tangent stand right before their first consumer."""
+    writer = {v: d.name for d in drafts for v in d.writes}
+    by_name = {d.name: d for d in drafts}
+    constant: set[str] = set()
+    for d in drafts:
+        if not any(
+            values[v].kind is ValueKind.TANGENT or (v in writer and writer[v] not in constant)
+            for v in d.reads
+        ):
+            constant.add(d.name)
+    placed: dict[str, _Draft] = {}
+
+    def place(d: _Draft) -> None:
+        for v in d.reads:
+            if writer.get(v) in constant and writer[v] not in placed:
+                place(by_name[writer[v]])
+        placed[d.name] = d
+
+    for d in drafts:
+        if d.name not in constant:
+            place(d)
+    for d in drafts:
+        if d.name not in placed:
+            place(d)
+    return list(placed.values())

@@ -1,0 +1,162 @@
+"""Reading a joint forward-and-backward FX graph: passes, storages, views."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from memfit.errors import CaptureError
+
+__all__ = [
+    "forward_nodes",
+    "is_random",
+    "is_tangent",
+    "joint_outputs",
+    "mutated_placeholders",
+    "normalise",
+    "source_of",
+    "storages",
+    "tensors",
+]
+
+aten = torch.ops.aten
+_BATCH_NORM_BACKWARD = (aten.native_batch_norm_backward.default,)
+
+
+def tensors(node: fx.Node) -> list[torch.Tensor]:
+    """The (fake) tensors that a node yields."""
+    value = node.meta.get("val")
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return [t for t in items if isinstance(t, torch.Tensor)]
+
+
+def storages(node: fx.Node) -> dict[int, int]:
+    """Storages that a node's tensors live in: identity -> bytes."""
+    result: dict[int, int] = {}
+    for tensor in tensors(node):
+        storage = tensor.untyped_storage()
+        result[storage._cdata] = int(storage.nbytes())
+    return result
+
+
+def is_tangent(node: fx.Node) -> bool:
+    """Whether a placeholder is a gradient that the backward pass receives."""
+    return node.op == "placeholder" and "tangents" in str(node.target)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the op draws from a random generator."""
+    tags = getattr(node.target, "tags", ())
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
+
+
+def joint_outputs(joint: fx.GraphModule, forward_outputs: int) -> tuple[list[Any], list[Any]]:
+    """The outputs of the forward pass and those of the backward pass."""
+    (output,) = joint.graph.find_nodes(op="output")
+    leaves = torch.utils._pytree.tree_leaves(
+        output.args[0], is_leaf=lambda x: x is None or isinstance(x, fx.Node)
+    )
+    return list(leaves[:forward_outputs]), list(leaves[forward_outputs:])
+
+
+def normalise(joint: fx.GraphModule) -> None:
+    """Drop what the backward pass names but does not use.
+
+    In training, the backward of batch norm takes its statistics from the batch and ignores the
+    running ones, but names their updated values; with them a recomputation would depend on buffers
+    that the forward pass has changed.
+    """
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and node.target in _BATCH_NORM_BACKWARD and node.args[7]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
+    joint.graph.eliminate_dead_code()
+
+
+def mutated_placeholders(joint: fx.GraphModule) -> set[fx.Node]:
+    """Inputs that the graph writes in place (buffers such as running statistics)."""
+    return {
+        node.args[0]
+        for node in joint.graph.nodes
+        if node.op == "call_function"
+        and node.target is aten.copy_.default
+        and isinstance(node.args[0], fx.Node)
+        and node.args[0].op == "placeholder"
+    }
+
+
+def forward_nodes(joint: fx.GraphModule, forward_outputs: int) -> set[fx.Node]:
+    """The call nodes of the forward pass.
+
+    A node belongs to it when it depends on no tangent and either a forward output or an in-place
+    write needs it, or it was traced before the backward pass began. The last clause matters: a
+    dropout mask or batch norm's statistics are read by the backward pass only, and taking them for
+    backward ops would draw or compute them anew.
+    """
+    after_tangent: set[fx.Node] = set()
+    for node in joint.graph.nodes:
+        if is_tangent(node) or any(a in after_tangent for a in node.all_input_nodes):
+            after_tangent.add(node)
+
+    def tagged(node: fx.Node, tag: str) -> bool:
+        return node.meta.get("partitioner_tag") == tag
+
+    outputs, _ = joint_outputs(joint, forward_outputs)
+    stack = [n for n in outputs if isinstance(n, fx.Node)]
+    stack += [
+        n
+        for n in joint.graph.nodes
+        if n.op == "call_function"
+        and n.target is aten.copy_.default
+        and n not in after_tangent
+        and not tagged(n, "must_be_in_backward")
+    ]
+    required: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in required:
+            required.add(node)
+            stack.extend(node.all_input_nodes)
+    late = [n for n in required if n in after_tangent]
+    if late:
+        raise CaptureError(
+            f"forward output depends on a gradient through {late[0].name}; memfit plans one "
+            "forward and one backward pass; return only values of the forward pass"
+        )
+    return {
+        node
+        for node in joint.graph.nodes
+        if node.op == "call_function"
+        and node not in after_tangent
+        and not tagged(node, "must_be_in_backward")
+        and (node in required or not tagged(node, "is_backward"))
+    }
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+
+
+def source_of(node: fx.Node) -> str | None:
+    """Module path and source line of a node, such as `layer1.0.conv1 (resnet.py:41)`."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    path = ""
+    if isinstance(stack, dict) and stack:
+        entry = list(stack.values())[-1]
+        path = re.sub(r"L\['[^']*'\]\.?|_modules\['([^']*)'\]", r"\1", str(entry[0])).strip(".")
+        path = path.replace("_MemfitStep__", "")
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    line = f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
+    if path and line:
+        return f"{path} ({line})"
+    return path or line or None
+
+
+def getitem_users(node: fx.Node) -> Iterator[fx.Node]:
+    """The `getitem` nodes that take a multi-output node apart."""
+    for user in node.users:
+        if user.target is operator.getitem:
+            yield user

@@ -1,0 +1,251 @@
+"""Schedule -> forward and backward FX graphs, op for op in the schedule's order."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from memfit.errors import ExecutionError
+from memfit.graph import Phase
+from memfit.pytorch import joint as J
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compat import saved_output_description
+from memfit.pytorch.rng import device_of, read_state, replay
+from memfit.schedule import Compute, Schedule
+
+__all__ = ["lower"]
+
+aten = torch.ops.aten
+_BATCH_NORM = aten._native_batch_norm_legit_functional.default
+Key = tuple[fx.Node, int]
+
+
+class _Emitter:
+    """Copies nodes of the joint graph into a new graph, one copy of each for each computation.
+
+    A node is known by (node, copy). Views are made where they are first needed, from the copy of
+    their base that the step reads.
+    """
+
+    def __init__(self, step: CapturedStep) -> None:
+        self.step = step
+        self.graph = fx.Graph()
+        self.env: dict[Key, fx.Node] = {}
+        self.states: dict[int, fx.Node] = {}
+
+    def placeholder(self, node: fx.Node, copy: int = 0) -> fx.Node:
+        made = self.graph.placeholder(node.name)
+        made.meta = dict(node.meta)
+        self.env[node, copy] = made
+        return made
+
+    def copies(self, compute: Compute) -> dict[int, int]:
+        """Which copy of each value the step reads."""
+        op = self.step.graph.ops[compute.op]
+        return dict(zip(op.inputs, compute.reads, strict=True))
+
+    def find(self, node: fx.Node, copies: dict[int, int]) -> fx.Node:
+        """The new node that holds `node`, whose base is read in the given copies."""
+        copy = self._copy_of(node, copies)
+        key = (node, copy)
+        if key in self.env:
+            return self.env[key]
+        if node.op == "get_attr":
+            self.env[key] = self.graph.node_copy(node)
+            return self.env[key]
+        known = node.op == "call_function" and not self._is_view(node)
+        if known or node.op == "placeholder":
+            raise ExecutionError(
+                f"copy {copy} of {node.name} is read before it is computed; "
+                "please report this plan as a bug"
+            )
+        self.env[key] = self.graph.node_copy(node, lambda a: self.find(a, copies))
+        return self.env[key]
+
+    def _copy_of(self, node: fx.Node, copies: dict[int, int]) -> int:
+        if node.op != "call_function":
+            return 0
+        found = {copies.get(self.step.value_of[s], 0) for s in J.storages(node)}
+        return max(found, default=0)
+
+    def _is_view(self, node: fx.Node) -> bool:
+        if node.target is operator.getitem:
+            return self._is_view(node.args[0]) and not J.storages(node.args[0]).keys().isdisjoint(
+                J.storages(node)
+            )
+        return all(
+            self.step.owner_of.get(self.step.value_of[s]) is not node
+            and not self._owned_by_getitem(node, self.step.value_of[s])
+            for s in J.storages(node)
+        )
+
+    def _owned_by_getitem(self, node: fx.Node, value: int) -> bool:
+        owner = self.step.owner_of.get(value)
+        return owner is not None and owner.target is operator.getitem and owner.args[0] is node
+
+    def compute(self, compute: Compute, *, backward: bool) -> None:
+        """Emit one step of the schedule and take its outputs apart."""
+        op_id = compute.op
+        node = self.step.node_of[op_id]
+        copies = self.copies(compute)
+        again = compute.copy > 0
+
+        def arg(a: fx.Node) -> fx.Node:
+            return self.find(a, copies)
+
+        if op_id in self.step.state_ops:
+            made = self.graph.call_function(read_state, (device_of(node),))
+            made.name = f"{node.name}_rng_state"
+            with _fake_mode(node):
+                made.meta["val"] = torch.empty(
+                    self.step.graph.values[self.step.graph.ops[op_id].outputs[0]].size_bytes,
+                    dtype=torch.uint8,
+                )
+            self.states[self.step.graph.ops[op_id].outputs[0]] = made
+            return
+        if again and op_id in self.step.state_of:
+            args = fx.node.map_arg(node.args, arg)
+            kwargs = fx.node.map_arg(node.kwargs, arg)
+            state = self.states[self.step.state_of[op_id]]
+            made = self.graph.call_function(
+                replay, (state, device_of(node), node.target, *args), dict(kwargs)
+            )
+            made.meta = dict(node.meta)
+        elif again and node.target is _BATCH_NORM and node.args[5]:
+            # Recomputation must neither read nor write the running statistics.
+            x, weight, bias, _, _, training, momentum, eps = node.args
+            args = fx.node.map_arg((x, weight, bias, training, momentum, eps), arg)
+            made = self.graph.call_function(aten._native_batch_norm_legit.no_stats, args)
+            made.meta = {**node.meta, "val": node.meta["val"][:3]}
+        else:
+            made = self.graph.node_copy(node, arg)
+        self.env[node, compute.copy] = made
+        for item in J.getitem_users(node):
+            if again and node.target is _BATCH_NORM and item.args[1] > 2:
+                continue
+            self.env[item, compute.copy] = self.graph.node_copy(item, lambda _: made)
+
+
+def _fake_mode(node: fx.Node) -> Any:
+    for tensor in J.tensors(node):
+        mode = getattr(tensor, "fake_mode", None)
+        if mode is not None:
+            return mode
+    return torch.device("cpu")
+
+
+def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The forward graph, returning outputs and kept values, and the backward graph.
+
+    The generated code of an FX graph frees every value after its last use, so that the order of
+    the schedule is all that liveness needs.
+
+    Raises:
+        ExecutionError: the schedule reads what is not there.
+    """
+    kept = sorted(schedule.kept(step.graph))
+    forward_steps = schedule.steps[: schedule.backward_start]
+    backward_steps = schedule.steps[schedule.backward_start :]
+    placeholders = step.joint.graph.find_nodes(op="placeholder")
+    primals = [p for p in placeholders if not J.is_tangent(p)]
+    tangents = [p for p in placeholders if J.is_tangent(p)]
+    outputs, gradients = J.joint_outputs(step.joint, step.forward_outputs)
+    (output,) = step.joint.graph.find_nodes(op="output")
+    descriptions = list(output.meta.get("desc") or [None] * (len(outputs) + len(gradients)))
+
+    states = {v: i for i, v in enumerate(kept) if v in step.state_of.values()}
+    forward = _Emitter(step)
+    for p in primals:
+        forward.placeholder(p)
+    for compute in forward_steps:
+        if compute.op in step.state_ops and step.graph.ops[compute.op].outputs[0] not in states:
+            continue
+        forward.compute(compute, backward=False)
+    forward_results = [_result(forward, n) for n in outputs]
+    used = _primals_read(step, backward_steps, gradients, outputs_of_backward=True)
+    saved_primals = [p for p in primals if p in used]
+    saved_values = [v for v in kept if v not in states]
+    saved = [
+        *(forward.env[p, 0] for p in saved_primals),
+        *(forward.env[step.owner_of[v], 0] for v in saved_values),
+        *(forward.states[v] for v in states),
+    ]
+    made = forward.graph.output((*forward_results, *saved))
+    made.meta["desc"] = [
+        *descriptions[: len(outputs)],
+        *(saved_output_description(i) for i in range(len(saved))),
+    ]
+
+    backward = _Emitter(step)
+    for p in saved_primals:
+        backward.placeholder(p)
+    for v in saved_values:
+        backward.placeholder(step.owner_of[v])
+    for v in states:
+        source = forward.states[v]
+        backward.states[v] = backward.graph.placeholder(source.name)
+        backward.states[v].meta = dict(source.meta)
+    for p in tangents:
+        backward.placeholder(p)
+    newest: dict[int, int] = {}
+    for compute in backward_steps:
+        backward.compute(compute, backward=True)
+    for compute in schedule.steps:
+        for v in step.graph.ops[compute.op].outputs:
+            newest[v] = 0 if v in set(saved_values) else compute.copy
+    made = backward.graph.output(
+        tuple(
+            backward.find(n, newest) if isinstance(n, fx.Node) else n for n in gradients
+        )
+    )
+    made.meta["desc"] = descriptions[len(outputs) :]
+    return _module(step.joint, forward.graph), _module(step.joint, backward.graph)
+
+
+def _result(emitter: _Emitter, node: Any) -> Any:
+    return emitter.find(node, {}) if isinstance(node, fx.Node) else node
+
+
+def _primals_read(
+    step: CapturedStep,
+    computes: Iterable[Compute],
+    gradients: Iterable[Any],
+    *,
+    outputs_of_backward: bool,
+) -> set[fx.Node]:
+    """Primal placeholders that the steps read, through views too."""
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    stack: list[fx.Node] = []
+    for compute in computes:
+        node = step.node_of[compute.op]
+        args = list(node.all_input_nodes)
+        if compute.copy and node.target is _BATCH_NORM and node.args[5]:
+            running = {node.args[3], node.args[4]}
+            args = [a for a in args if a not in running]
+        stack.extend(args)
+    if outputs_of_backward:
+        stack.extend(n for n in gradients if isinstance(n, fx.Node))
+    emitter = _Emitter(step)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder":
+            if not J.is_tangent(node):
+                found.add(node)
+        elif node.op == "call_function" and emitter._is_view(node):
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def _module(joint: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    graph.lint()
+    return fx.GraphModule(joint, graph)
+
+
