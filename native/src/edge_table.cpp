@@ -11,7 +11,7 @@ namespace {
 constexpr std::int64_t kLimit = std::int64_t{1} << 62;
 constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kNothing = std::numeric_limits<std::int64_t>::min();
-constexpr std::int64_t kDenseRange = std::int64_t{1} << 22;
+constexpr std::int64_t kDenseRange = std::int64_t{1} << 16;
 constexpr std::size_t kStatesPerTick = 16;
 
 // One way to reach a state that no other way beats in both cost and cached bytes.
@@ -42,31 +42,41 @@ Label arrive(const Arrival& arrival, std::size_t label) {
           static_cast<std::int64_t>(label)};
 }
 
-// Collects a state's front by cost, in an array; for narrow ranges of costs.
+// Collects a state's front by cost, in arrays; for narrow ranges of costs.
 class DenseFront {
  public:
   Front collect(const std::vector<Arrival>& arrivals, std::int64_t low, std::int64_t high) {
-    best_.assign(static_cast<std::size_t>(high - low + 1), Label{0, kNever, -1, -1});
+    const auto range = static_cast<std::size_t>(high - low + 1);
+    least_.assign(range, kNever);
+    origin_.resize(range);
     for (const Arrival& arrival : arrivals) {
       const Front& source = *arrival.source;
       for (std::size_t i = arrival.first; i < source.size(); ++i) {
         const std::int64_t cached = source[i].cached_bytes + arrival.cached_bytes;
-        Label& slot = best_[static_cast<std::size_t>(source[i].cost + arrival.cost - low)];
-        if (cached < slot.cached_bytes) slot = arrive(arrival, i);
+        const auto slot = static_cast<std::size_t>(source[i].cost + arrival.cost - low);
+        if (cached >= least_[slot]) continue;
+        least_[slot] = cached;
+        origin_[slot] = {arrival.edge, static_cast<std::int64_t>(i)};
       }
     }
     Front front;
     std::int64_t least = kNever;
-    for (const Label& label : best_) {
-      if (label.cached_bytes >= least) continue;
-      least = label.cached_bytes;
-      front.push_back(label);
+    for (std::size_t slot = 0; slot < range; ++slot) {
+      if (least_[slot] >= least) continue;
+      least = least_[slot];
+      front.push_back({low + static_cast<std::int64_t>(slot), least, origin_[slot].edge,
+                       origin_[slot].label});
     }
     return front;
   }
 
  private:
-  std::vector<Label> best_;
+  struct Origin {
+    std::int64_t edge;
+    std::int64_t label;
+  };
+  std::vector<std::int64_t> least_;
+  std::vector<Origin> origin_;
 };
 
 // Collects a state's front by merging; for any range of costs.

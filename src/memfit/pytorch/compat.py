@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch._C import DispatchKey
@@ -12,8 +13,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
+from torch.utils._python_dispatch import _disable_current_modes
 
-from memfit.errors import UnsupportedTorchError
+from memfit.errors import CaptureError, UnsupportedTorchError
 
 __all__ = [
     "BackendCompilerFailed",
@@ -21,7 +23,15 @@ __all__ = [
     "aot_backend",
     "backward_keeps_graph",
     "check_torch_version",
+    "kineto_memory_events",
+    "kineto_op_intervals",
+    "memory_profiler",
+    "MemoryEvent",
+    "OpInterval",
+    "plain_mode",
+    "profiler_active",
     "saved_output_description",
+    "size_hint",
     "whole_ops",
 ]
 
@@ -94,3 +104,105 @@ def whole_ops() -> Iterator[None]:
 def backward_keeps_graph() -> bool:
     """Whether the running backward pass was asked to keep its graph (`retain_graph=True`)."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+@contextmanager
+def plain_mode() -> Iterator[None]:
+    """Run real tensors eagerly, whatever is being traced around.
+
+    Takes off every dispatch mode (fake tensors, functionalisation, proxies, the user's own), torch
+    function modes, autocast and autograd, and puts them back. Without it, ops called from inside a
+    partition function run on fake tensors: they take no time, and nothing says so.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+class MemoryEvent(NamedTuple):
+    """An allocation (positive) or a free (negative) of the CPU allocator."""
+
+    time_ns: int
+    size_bytes: int
+    address: int
+
+
+class OpInterval(NamedTuple):
+    """When a profiled op or `record_function` range ran."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+def profiler_active() -> bool:
+    """Whether a PyTorch profiler runs on this thread; a second one would silently end the first."""
+    return bool(torch.autograd._profiler_enabled())
+
+
+@contextmanager
+def memory_profiler() -> Iterator[torch.profiler.profile]:
+    """A profiler that records the CPU allocator's events."""
+    variable = "KINETO_LOG_LEVEL"
+    quiet = variable not in os.environ
+    if quiet:  # kineto reports every start and stop on stderr otherwise
+        os.environ[variable] = "99"
+    try:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profiler:
+            yield profiler
+    finally:
+        if quiet:
+            os.environ.pop(variable, None)
+
+
+def _profiled_events(profiler: torch.profiler.profile) -> Iterator[Any]:
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    stack = list(results.experimental_event_tree())
+    while stack:
+        event = stack.pop()
+        stack.extend(event.children)
+        yield event
+
+
+def kineto_memory_events(profiler: torch.profiler.profile) -> list[MemoryEvent]:
+    """Every event of the CPU allocator, of any thread the profiler follows, in order of time."""
+    kind = torch._C._profiler._EventType.Allocation
+    events = [
+        MemoryEvent(event.start_time_ns, event.typed[1].alloc_size, event.typed[1].ptr or 0)
+        for event in _profiled_events(profiler)
+        if event.tag == kind and event.typed[1].device.type == "cpu"
+    ]
+    return sorted(events, key=lambda event: event.time_ns)
+
+
+def kineto_op_intervals(profiler: torch.profiler.profile, prefix: str = "") -> list[OpInterval]:
+    """Ops and `record_function` ranges whose names start with `prefix`, in order of start."""
+    kind = torch._C._profiler._EventType.TorchOp
+    intervals = [
+        OpInterval(event.name, event.start_time_ns, event.end_time_ns)
+        for event in _profiled_events(profiler)
+        if event.tag == kind and event.name.startswith(prefix)
+    ]
+    return sorted(intervals, key=lambda interval: interval.start_ns)
+
+
+def size_hint(value: Any) -> Any:
+    """A number as it is, a symbolic number as its hint; asking for the hint adds no guard.
+
+    Raises:
+        CaptureError: the number depends on data and has no hint.
+    """
+    if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value
+    hint = value.node.hint
+    if hint is None:
+        raise CaptureError(
+            f"size {value} depends on the data and has no known value; "
+            "make the model's shapes independent of its data"
+        )
+    return hint

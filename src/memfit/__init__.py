@@ -1,0 +1,86 @@
+"""memfit: fit a PyTorch training step into a memory budget given in bytes.
+
+`fit`, `plan` and `verify` need PyTorch, which is imported when one of them is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memfit.errors import (
+        CaptureError,
+        ExecutionError,
+        GraphError,
+        GraphFileError,
+        InfeasibleBudgetError,
+        InvalidBudgetError,
+        MemfitError,
+        PlanMismatchError,
+        TooManyLowerSetsError,
+        UnknownPlannerError,
+        UnsupportedTorchError,
+        UsageError,
+    )
+    from memfit.plan import Plan
+    from memfit.pytorch.api import fit, plan, verify
+
+__all__ = [
+    "CaptureError",
+    "ExecutionError",
+    "GraphError",
+    "GraphFileError",
+    "InfeasibleBudgetError",
+    "InvalidBudgetError",
+    "MemfitError",
+    "Plan",
+    "PlanMismatchError",
+    "TooManyLowerSetsError",
+    "UnknownPlannerError",
+    "UnsupportedTorchError",
+    "UsageError",
+    "__version__",
+    "build_info",
+    "fit",
+    "plan",
+    "verify",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Plan": "memfit.plan",
+    "fit": "memfit.pytorch.api",
+    "plan": "memfit.pytorch.api",
+    "verify": "memfit.pytorch.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'memfit' has no attribute {name!r}")
+    home = importlib.import_module(_HOME.get(name, "memfit.errors"))
+    value = getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def build_info() -> dict[str, str | None]:
+    """Which core memfit runs on.
+
+    Returns:
+        `version`; `core`, which is `native` or `python`; and `compiler`, the one that built the
+        native core, or None.
+    """
+    from memfit import _core
+
+    return {
+        "version": __version__,
+        "core": _core.core_name(),
+        "compiler": _core.core_compiler(),
+    }

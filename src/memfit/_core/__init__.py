@@ -1,0 +1,127 @@
+"""The one place that picks the native or the pure-Python core; both give the same answers.
+
+The environment variable `MEMFIT_CORE` set to `native` or `python` forces one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memfit._core import python_lower_sets, python_pareto, python_stage
+from memfit._core.python_stage import Cut, StageProblem
+from memfit.errors import UsageError
+
+if TYPE_CHECKING:
+    from memfit._core.python_pareto import EdgeTable
+
+__all__ = [
+    "EdgeTable",
+    "canonical_edges",
+    "core_compiler",
+    "core_name",
+    "enumerate_lower_sets",
+    "stage_edges",
+]
+
+_WANTED = os.environ.get("MEMFIT_CORE", "").strip().lower()
+_native: Any = None
+_why_not = ""
+if _WANTED not in ("", "native", "python"):
+    raise UsageError(f"MEMFIT_CORE is {_WANTED!r}; set it to native or python, or leave it unset")
+if _WANTED != "python":
+    try:
+        from memfit._core import native_core as _native
+    except ImportError as error:
+        if _WANTED == "native":
+            raise
+        _why_not = str(error)
+
+_told = False
+
+
+def _tell_once() -> None:
+    """Say, at the first use, that the slow core is in use though nobody asked for it."""
+    global _told
+    if _native is None and not _WANTED and not _told:
+        _told = True
+        logging.getLogger("memfit").warning(
+            "planning with the pure-Python core, which is slow: the native core is not there (%s); "
+            "install memfit again on a machine with a C++20 compiler",
+            _why_not,
+        )
+
+
+def core_name() -> str:
+    """The core in use: `native` or `python`."""
+    return "python" if _native is None else "native"
+
+
+def core_compiler() -> str | None:
+    """The compiler that built the native core; None for the Python core."""
+    return None if _native is None else str(_native.COMPILER)
+
+
+if not TYPE_CHECKING:
+    EdgeTable = python_pareto.EdgeTable if _native is None else _native.EdgeTable
+
+
+def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> list[int]:
+    """All lower sets of an acyclic graph, the empty and the full one included.
+
+    Args:
+        predecessors: for each node, the nodes that it needs.
+        limit: the most lower sets to enumerate.
+
+    Returns:
+        Bitmasks over the nodes, ordered by number of nodes and then by mask.
+
+    Raises:
+        TooManyLowerSetsError: there are more than `limit`; found out after about as many.
+    """
+    _tell_once()
+    core = python_lower_sets if _native is None else _native
+    found: list[int] = core.enumerate_lower_sets(predecessors, limit)
+    return found
+
+
+def canonical_edges(
+    predecessors: Sequence[Sequence[int]],
+    node_bytes: Sequence[int],
+    node_cost: Sequence[int],
+    lower_sets: Sequence[int],
+    zero_last: bool = False,
+) -> EdgeTable:
+    """The stages between nested lower sets under the formulas of Kusumoto et al. 2019, section 3.
+
+    With V' = L' minus L, the stage from L to L' costs T(V' minus boundary(L')), adds
+    M(boundary(L') minus L) to the cache and peaks, beyond the cache, at
+    2 M(V') + M(δ+(L') minus L') + M(δ-(δ+(L')) minus L').
+
+    Args:
+        predecessors: for each node, the nodes that it needs.
+        node_bytes: size of each node's value in bytes.
+        node_cost: cost of each node.
+        lower_sets: bitmasks in topological order (by size): the empty set first, V last.
+        zero_last: whether stages that end in V cost nothing.
+    """
+    _tell_once()
+    core = python_pareto if _native is None else _native
+    table: EdgeTable = core.canonical_edges(
+        predecessors, node_bytes, node_cost, lower_sets, zero_last
+    )
+    return table
+
+
+def stage_edges(
+    problem: StageProblem,
+    cuts: Sequence[Cut],
+    progress: Callable[[float], None] | None = None,
+) -> EdgeTable:
+    """All stages between nested cuts, simulated; see `memfit._core.python_stage`."""
+    _tell_once()
+    core = python_stage if _native is None else _native
+    table: EdgeTable = core.stage_edges(problem, cuts, progress)
+    return table

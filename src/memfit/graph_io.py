@@ -1,0 +1,479 @@
+"""Graph files: memfit's own versioned JSON, and the text format of the published graphs.
+
+The text format is that of the computation graphs that Kusumoto et al. published with their 2019
+paper. It has no times and no sizes for what the backward pass computes, so the paper's cost model
+is used: an op costs 10 where its function's name starts with `Conv` and 1 otherwise; a backward op
+costs what its forward op does; a gradient has the size of its value. Only variables that a function
+produces are values: inputs and parameters have no producer and are left out, and so are parameter
+gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from memfit.errors import GraphError, GraphFileError
+from memfit.files import write_text_whole
+from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
+
+__all__ = [
+    "GRAPH_FORMAT",
+    "GRAPH_SCHEMA_VERSION",
+    "graph_from_json",
+    "graph_from_published",
+    "graph_to_json",
+    "read_graph",
+    "write_graph",
+]
+
+GRAPH_FORMAT = "memfit-graph"
+GRAPH_SCHEMA_VERSION = 1
+
+_CONVOLUTION_COST = 10
+_OTHER_COST = 1
+
+
+def read_graph(path: str | Path) -> TrainingGraph:
+    """Read a graph file of either format; which one is seen from its first character.
+
+    Raises:
+        GraphFileError: the file cannot be read, or breaks a rule of its format.
+    """
+    path = Path(path)
+    where = f"graph file {path}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise GraphFileError(
+            f"{where} is not UTF-8 text; give a memfit JSON graph or a published cg_*.txt graph"
+        ) from None
+    except OSError as error:
+        raise GraphFileError(
+            f"{where} cannot be read: {error.strerror or error}; check the path"
+        ) from None
+    first = text.lstrip()[:1]
+    if first == "{":
+        return graph_from_json(text, where=where)
+    if first.isdigit():
+        return graph_from_published(text, where=where, name=path.stem)
+    raise GraphFileError(
+        f"{where} starts with {first!r}, which no known format does; give a memfit JSON graph "
+        "(an object) or a published text graph (a line with two numbers first)"
+    )
+
+
+def write_graph(graph: TrainingGraph, path: str | Path) -> None:
+    """Write `graph` as JSON to `path`, whole or not at all."""
+    write_text_whole(Path(path), graph_to_json(graph) + "\n")
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def graph_to_json(graph: TrainingGraph) -> str:
+    """The graph as JSON text, read back by `graph_from_json`."""
+    data = {
+        "format": GRAPH_FORMAT,
+        "schema_version": GRAPH_SCHEMA_VERSION,
+        "name": graph.name,
+        "cost_unit": graph.cost_unit,
+        "values": [
+            {
+                "name": v.name,
+                "size_bytes": v.size_bytes,
+                "kind": v.kind.value,
+                "is_output": v.is_output,
+            }
+            for v in graph.values
+        ],
+        "ops": [
+            {
+                "name": op.name,
+                "target": op.target,
+                "phase": op.phase.value,
+                "inputs": list(op.inputs),
+                "outputs": list(op.outputs),
+                "cost": op.cost,
+                "workspace_bytes": op.workspace_bytes,
+                "recomputable": op.recomputable,
+                "forward_op": op.forward_op,
+                "source": op.source,
+            }
+            for op in graph.ops
+        ],
+    }
+    return json.dumps(data, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """One JSON object and where it stands, with checked access to its fields."""
+
+    data: dict[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, data: Any, where: str) -> _Fields:
+        if not isinstance(data, dict):
+            raise GraphFileError(f"{where} is {_kind(data)}; it must be an object")
+        return cls(data, where)
+
+    def _get(self, key: str, default: Any) -> Any:
+        if key in self.data:
+            return self.data[key]
+        if default is ...:
+            raise GraphFileError(f"{self.where} has no {key!r}; is the file truncated? add it")
+        return default
+
+    def _fail(self, key: str, value: Any, wanted: str) -> NoReturn:
+        raise GraphFileError(f"{self.where}: {key} is {_kind(value)}; it must be {wanted}")
+
+    def text(self, key: str) -> str:
+        value = self._get(key, ...)
+        if not isinstance(value, str):
+            self._fail(key, value, "text")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        value = self._get(key, None)
+        if value is not None and not isinstance(value, str):
+            self._fail(key, value, "text or null")
+        return value
+
+    def number(self, key: str, default: Any = ...) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._fail(key, value, "a whole number")
+        return value
+
+    def optional_number(self, key: str) -> int | None:
+        return None if self._get(key, None) is None else self.number(key)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            self._fail(key, value, "true or false")
+        return value
+
+    def numbers(self, key: str) -> tuple[int, ...]:
+        value = self._get(key, ...)
+        if not isinstance(value, list) or any(
+            isinstance(v, bool) or not isinstance(v, int) for v in value
+        ):
+            self._fail(key, value, "a list of whole numbers")
+        return tuple(value)
+
+    def items(self, key: str) -> Iterator[_Fields]:
+        value = self._get(key, ...)
+        if not isinstance(value, list):
+            self._fail(key, value, "a list")
+        for i, item in enumerate(value):
+            yield _Fields.of(item, f"{self.where}, {key}[{i}]")
+
+    def kind(self, key: str) -> ValueKind:
+        text = self.text(key)
+        if text not in {kind.value for kind in ValueKind}:
+            self._fail(key, text, "one of " + ", ".join(kind.value for kind in ValueKind))
+        return ValueKind(text)
+
+    def phase(self, key: str) -> Phase:
+        text = self.text(key)
+        if text not in {phase.value for phase in Phase}:
+            self._fail(key, text, "forward or backward")
+        return Phase(text)
+
+
+def _kind(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
+    """Read a graph from JSON text.
+
+    Args:
+        text: what `graph_to_json` wrote.
+        where: where the text came from, for messages.
+
+    Raises:
+        GraphFileError: the text is no JSON, of another schema version, or breaks a rule of
+            `TrainingGraph`.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GraphFileError(
+            f"{where} is not JSON ({error}); is it truncated? write it again"
+        ) from None
+    top = _Fields.of(data, where)
+    form = top.optional_text("format")
+    if form != GRAPH_FORMAT:
+        raise GraphFileError(
+            f"{where} has format {form!r}; a graph file has format {GRAPH_FORMAT!r}"
+        )
+    version = top.number("schema_version")
+    if version != GRAPH_SCHEMA_VERSION:
+        raise GraphFileError(
+            f"{where} has graph schema version {version}, this memfit reads version "
+            f"{GRAPH_SCHEMA_VERSION}; write the graph again with this version"
+        )
+    values = tuple(
+        Value(v.text("name"), v.number("size_bytes"), v.kind("kind"), v.flag("is_output", False))
+        for v in top.items("values")
+    )
+    ops = tuple(
+        Op(
+            name=op.text("name"),
+            target=op.text("target"),
+            phase=op.phase("phase"),
+            inputs=op.numbers("inputs"),
+            outputs=op.numbers("outputs"),
+            cost=op.number("cost"),
+            workspace_bytes=op.number("workspace_bytes", 0),
+            recomputable=op.flag("recomputable", True),
+            forward_op=op.optional_number("forward_op"),
+            source=op.optional_text("source"),
+        )
+        for op in top.items("ops")
+    )
+    forward = sum(op.phase is Phase.FORWARD for op in ops)
+    for i, op in enumerate(ops):
+        if op.forward_op is not None and (i < forward or not 0 <= op.forward_op < forward):
+            raise GraphFileError(
+                f"{where}, ops[{i}]: forward_op is {op.forward_op}; it must be null, or for a "
+                f"backward op one of the {forward} forward ops"
+            )
+    try:
+        return TrainingGraph(values, ops, top.text("cost_unit"), top.text("name"))
+    except GraphError as error:
+        raise GraphFileError(f"{where}: {error}") from None
+
+
+# --- Published text format ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    line: int
+    name: str
+    variables: tuple[tuple[int, str], ...]
+    results: tuple[int, ...]
+
+
+class _Lines:
+    """The lines of a text graph, read one by one, with checks that name the line."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self._lines = text.splitlines()
+        self._where = where
+        self.number = 0
+        self.variables = 0
+
+    def fail(self, rule: str, remedy: str) -> NoReturn:
+        raise GraphFileError(f"{self._where}, line {self.number}: {rule}; {remedy}")
+
+    def next(self, what: str) -> str:
+        self.number += 1
+        if self.number > len(self._lines):
+            self.number = len(self._lines)
+            self.fail(f"the file ends where {what} is due", "it is truncated, get it again whole")
+        return self._lines[self.number - 1]
+
+    def whole_number(self, text: str, what: str) -> int:
+        if not (text.isascii() and text.isdigit()):
+            self.fail(f"{what} is {text[:40]!r}, not a whole number", "write digits only")
+        return int(text)
+
+    def variable(self, text: str) -> int:
+        number = self.whole_number(text, "a variable's id")
+        if number >= self.variables:
+            self.fail(
+                f"variable {number} does not exist", f"use ids 0 to {self.variables - 1}"
+            )
+        return number
+
+    def pair(self, what: str) -> tuple[int, int]:
+        parts = self.next(what).split()
+        if len(parts) != 2:
+            self.fail(f"{what} has {len(parts)} fields", "write two numbers")
+        return self.whole_number(parts[0], what), self.whole_number(parts[1], what)
+
+    def function(self, direction: str) -> _Function:
+        found = self.next("a function").strip()
+        if found != direction:
+            self.fail(
+                f"{found[:40]!r} stands where a {direction} function is due",
+                "the first half of the functions is forward, the second backward",
+            )
+        line = self.number
+        inputs, outputs = self.pair("the numbers of a function's variables")
+        variables = []
+        for _ in range(inputs):
+            parts = self.next("a function's variable").split(maxsplit=1)
+            if len(parts) != 2:
+                self.fail("a function's variable needs an id and a kind", "write both")
+            kind = parts[1].strip()
+            if direction == "backward" and kind not in ("gradient", "input", "output"):
+                self.fail(f"kind {kind[:40]!r} is unknown", "write gradient, input or output")
+            variables.append((self.variable(parts[0]), kind))
+        results = tuple(
+            self.variable(self.next("a function's result").strip()) for _ in range(outputs)
+        )
+        name = self.next("a function's name").strip()
+        self.next("a function's arguments")
+        return _Function(line, name, tuple(variables), results)
+
+    def end(self) -> None:
+        for line in self._lines[self.number :]:
+            self.number += 1
+            if line.strip():
+                self.fail(f"{line[:40]!r} stands after the last function", "remove it")
+
+
+def graph_from_published(
+    text: str, *, where: str = "the graph", name: str = "graph"
+) -> TrainingGraph:
+    """Read a graph of the published text format; see the module's docstring for the cost model.
+
+    Forward ops stand in reverse depth-first postorder: a branch is finished before the next one is
+    begun, as a program would write it. Backward ops stand in the opposite order; each reads its
+    value's gradient and the forward values that the file's backward function names, and writes
+    the gradients of the values that its forward op reads. The gradient of a value that nothing
+    reads is written by a `seed` op, which costs nothing.
+
+    Args:
+        text: the file's text.
+        where: where the text came from, for messages.
+        name: the graph's name.
+
+    Raises:
+        GraphFileError: the text breaks a rule of the format, or has a cycle.
+    """
+    lines = _Lines(text, where)
+    lines.variables, functions = lines.pair("the numbers of variables and functions")
+    if functions % 2:
+        lines.fail(f"{functions} functions", "there must be as many backward as forward ones")
+    sizes: dict[int, int] = {}
+    for _ in range(lines.variables):
+        parts = lines.next("a variable").split(maxsplit=2)
+        if len(parts) != 3:
+            lines.fail(f"a variable has {len(parts)} fields", "write id, bytes and name")
+        variable = lines.variable(parts[0])
+        if variable in sizes:
+            lines.fail(f"variable {variable} is listed twice", "list each id once")
+        sizes[variable] = lines.whole_number(parts[1], "a variable's size")
+    forward = [lines.function("forward") for _ in range(functions // 2)]
+    backward = [lines.function("backward") for _ in range(functions // 2)]
+    lines.end()
+
+    producer: dict[int, int] = {}
+    for i, function in enumerate(forward):
+        lines.number = function.line
+        if len(function.results) != 1:
+            lines.fail(f"{function.name} has {len(function.results)} results", "it must have one")
+        if function.results[0] in producer:
+            lines.fail(f"variable {function.results[0]} is produced twice", "produce it once")
+        producer[function.results[0]] = i
+        lines.number = backward[i].line
+        if backward[i].name != function.name:
+            lines.fail(
+                f"backward function {backward[i].name} stands where that of {function.name} is due",
+                "list the backward functions in the order of the forward ones",
+            )
+    order = _program_order(lines, forward, producer)
+    return _assemble(lines, order, forward, backward, producer, sizes, name)
+
+
+def _program_order(
+    lines: _Lines, forward: Sequence[_Function], producer: dict[int, int]
+) -> list[int]:
+    """Produced variables in reverse depth-first postorder along the edges."""
+    readers: dict[int, list[int]] = {v: [] for v in producer}
+    for function in forward:
+        for v, _ in function.variables:
+            if v in readers:
+                readers[v].append(function.results[0])
+    finished: list[int] = []
+    state: dict[int, int] = {}
+    for root in sorted(producer):
+        if root in state:
+            continue
+        state[root] = 1
+        stack = [(root, iter(readers[root]))]
+        while stack:
+            v, rest = stack[-1]
+            for w in rest:
+                if state.get(w) == 1:
+                    lines.number = forward[producer[w]].line
+                    lines.fail(
+                        f"variable {w} depends on itself, through variable {v}",
+                        "a graph of one training step has no cycle",
+                    )
+                if w not in state:
+                    state[w] = 1
+                    stack.append((w, iter(readers[w])))
+                    break
+            else:
+                state[v] = 2
+                finished.append(v)
+                stack.pop()
+    finished.reverse()
+    return finished
+
+
+def _assemble(
+    lines: _Lines,
+    order: Sequence[int],
+    forward: Sequence[_Function],
+    backward: Sequence[_Function],
+    producer: dict[int, int],
+    sizes: dict[int, int],
+    name: str,
+) -> TrainingGraph:
+    count = len(order)
+    position = {v: i for i, v in enumerate(order)}
+
+    def positions(variables: Sequence[tuple[int, str]]) -> tuple[int, ...]:
+        return tuple(sorted({position[v] for v, _ in variables if v in position}))
+
+    values = [Value(f"v{v}", sizes[v], ValueKind.ACTIVATION) for v in order]
+    values += [Value(f"v{v}.grad", sizes[v], ValueKind.GRADIENT) for v in order]
+    before = [positions(forward[producer[v]].variables) for v in order]
+    read = {p for preds in before for p in preds}
+    ops: list[Op] = []
+    for i, v in enumerate(order):
+        target = forward[producer[v]].name
+        cost = _CONVOLUTION_COST if target.startswith("Conv") else _OTHER_COST
+        ops.append(Op(f"{target}_{v}", target, Phase.FORWARD, before[i], (i,), cost))
+    for i in range(count - 1, -1, -1):
+        op = ops[i]
+        if i not in read:
+            tangent = len(values)
+            values.append(Value(f"v{order[i]}.tangent", 0, ValueKind.TANGENT))
+            ops.append(
+                Op(f"{op.name}.seed", "seed", Phase.BACKWARD, (tangent,), (count + i,), 0,
+                   forward_op=i)
+            )  # fmt: skip
+        needed = positions(
+            [entry for entry in backward[producer[order[i]]].variables if entry[1] != "gradient"]
+        )
+        ops.append(
+            Op(
+                name=f"{op.name}.backward",
+                target=f"{op.target}.backward",
+                phase=Phase.BACKWARD,
+                inputs=(*needed, count + i),
+                outputs=tuple(count + p for p in before[i]),
+                cost=op.cost,
+                forward_op=i,
+            )
+        )
+    try:
+        return TrainingGraph(tuple(values), tuple(ops), "unit", name)
+    except GraphError as error:
+        lines.number = 1
+        lines.fail(str(error), "get the file again")

@@ -1,0 +1,228 @@
+"""The library's front door: `fit` and `plan`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+import memfit
+from memfit.errors import UsageError
+from memfit.graph import TrainingGraph, ValueKind
+from memfit.liveness import simulate
+from memfit.plan import Plan
+from memfit.planners.base import PlannerOptions, Progress
+from memfit.planners.registry import get_planner
+from memfit.pytorch.backend import StepBackend, StepModule, captured_graph, resident_values
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compat import check_torch_version
+from memfit.pytorch.costing import cost_step
+from memfit.pytorch.fitted import FittedModule
+from memfit.pytorch.measure import free_bytes
+from memfit.pytorch.optimizer import optimizer_state_bytes
+from memfit.stages import store_all_schedule
+from memfit.units import Budget, parse_budget
+
+__all__ = ["EXECUTORS", "capture", "fit", "plan"]
+
+EXECUTORS = ("eager-graph",)
+COSTS = ("measured", "analytic")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that turns a captured step into a plan."""
+
+    budget: Budget
+    planner: str
+    options: PlannerOptions
+    cost: str
+    optimizer: torch.optim.Optimizer | None
+    prepared: Plan | None = None
+    device: torch.device | None = None
+
+    def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
+        """A Dynamo backend for one model."""
+        optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
+        return StepBackend(
+            costs=lambda step: cost_step(step, self.cost, self.options.progress),
+            decide=self.decide if decide else None,
+            resident=resident_values(model, optimizer_bytes),
+            name=type(model).__name__,
+        )
+
+    def decide(self, graph: TrainingGraph) -> Plan:
+        """The plan for a captured graph."""
+        if self.prepared is not None:
+            self.prepared.check_graph(graph)
+            return self.prepared
+        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
+        held = sum(
+            v.size_bytes
+            for v in graph.values
+            if v.kind.resident and v.kind is not ValueKind.OPTIMIZER
+        )
+        free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
+        budget_bytes = self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+        made = get_planner(self.planner)(graph, budget_bytes, self.options)
+        provenance = {
+            **made.provenance,
+            "memfit": memfit.__version__,
+            "torch": torch.__version__,
+            "device": str(self.device or "cpu"),
+            "cost": self.cost,
+            "graph_name": graph.name,
+        }
+        return replace(made, provenance=provenance)
+
+
+def _settings(
+    model: nn.Module,
+    *,
+    budget: str | int | Budget | None,
+    planner: str,
+    mode: str,
+    executor: str,
+    cost: str,
+    optimizer: torch.optim.Optimizer | None,
+    prepared: Plan | None,
+    progress: Progress | None,
+) -> Settings:
+    check_torch_version()
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model is a {type(model).__name__}, not a torch.nn.Module; give the module itself"
+        )
+    if executor not in EXECUTORS:
+        raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
+    if cost not in COSTS:
+        raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
+    if budget is None and prepared is None:
+        raise UsageError('no budget; give budget="3GiB", a share such as "60%", or a plan')
+    get_planner(planner)
+    parsed = parse_budget(budget) if budget is not None else Budget(auto=True)
+    first = next(iter(model.parameters()), None)
+    return Settings(
+        budget=parsed,
+        planner=planner,
+        options=PlannerOptions(mode=mode, progress=progress),
+        cost=cost,
+        optimizer=optimizer,
+        prepared=prepared,
+        device=first.device if first is not None else None,
+    )
+
+
+def fit(
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    budget: str | int | Budget | None = None,
+    planner: str = "auto",
+    mode: str = "auto",
+    executor: str = "eager-graph",
+    cost: str = "measured",
+    optimizer: torch.optim.Optimizer | None = None,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+) -> FittedModule:
+    """A module that trains like `model`, within a memory budget, with the same gradients.
+
+    It is captured and planned at its first call in training mode, and again for each new input
+    shape.
+
+    Args:
+        model: the model; its parameters are shared, not copied.
+        loss_fn: called as `loss_fn(model(*inputs), target)`; with it, the fitted module takes
+            `(*inputs, target)` and returns the loss, and head and loss are inside the plan.
+        budget: peak of the whole step (parameters, gradients, optimizer state, inputs, activations,
+            workspace): bytes (`"3GiB"`, `"800MB"`, an int), a share of the plain step's peak
+            (`"60%"`), or `"auto"` (what the device has free).
+        planner: a registered planner; `"auto"` is the default planner, `liveness`.
+        mode: `time`, `memory` or `auto`, for the paper's planners.
+        executor: `"eager-graph"`.
+        cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
+            `"analytic"`.
+        optimizer: counts its state into the budget.
+        plan: a plan made before for this model and these shapes, instead of `budget`.
+        progress: called with a label and the share done while measuring and planning.
+
+    Raises:
+        InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
+    """
+    settings = _settings(
+        model, budget=budget, planner=planner, mode=mode, executor=executor, cost=cost,
+        optimizer=optimizer, prepared=plan, progress=progress,
+    )
+    return FittedModule(model, loss_fn, settings.backend)
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    cost: str = "measured",
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: Progress | None = None,
+) -> CapturedStep:
+    """The training step as a graph with costs, without running it; arguments as for `plan`."""
+    settings = _settings(
+        model, budget="auto", planner="auto", mode="auto", executor="eager-graph", cost=cost,
+        optimizer=optimizer, prepared=None, progress=progress,
+    )
+    was_training = model.training
+    model.train()
+    try:
+        step = StepModule(model, loss_fn)
+        backend = settings.backend(model, decide=False)
+        return captured_graph(step, backend, tuple(example_inputs), dict(example_kwargs or {}))
+    finally:
+        if not was_training:
+            model.eval()
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    budget: str | int | Budget,
+    planner: str = "auto",
+    mode: str = "auto",
+    cost: str = "measured",
+    optimizer: torch.optim.Optimizer | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan that `fit` would make, without training anything.
+
+    Args:
+        model, loss_fn, budget, planner, mode, cost, optimizer, progress: as for `fit`.
+        example_inputs: the positional arguments of one call of the fitted module: the model's
+            inputs and, with a loss, the target.
+        example_kwargs: keyword arguments of the model, if any.
+
+    Raises:
+        InfeasibleBudgetError: no plan fits; names the smallest feasible budget.
+        CaptureError: the model cannot be captured.
+    """
+    began = time.perf_counter()
+    settings = _settings(
+        model, budget=budget, planner=planner, mode=mode, executor="eager-graph", cost=cost,
+        optimizer=optimizer, prepared=None, progress=progress,
+    )
+    step = capture(
+        model, example_inputs, loss_fn, example_kwargs=example_kwargs, cost=cost,
+        optimizer=optimizer, progress=progress,
+    )
+    made = settings.decide(step.graph)
+    seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
+    return replace(made, provenance={**made.provenance, **seconds})
+
+

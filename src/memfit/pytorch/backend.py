@@ -1,0 +1,218 @@
+"""The compile-time side: Dynamo backend that captures a step, has it planned, and lowers the plan."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from memfit.errors import CaptureError, MemfitError
+from memfit.graph import TrainingGraph, Value, ValueKind
+from memfit.plan import Plan
+from memfit.pytorch import joint as J
+from memfit.pytorch.capture import CapturedStep, read_joint
+from memfit.pytorch.compat import (
+    BackendCompilerFailed,
+    TorchDynamoException,
+    aot_backend,
+    whole_ops,
+)
+from memfit.pytorch.lower import lower
+
+__all__ = ["StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
+
+Costs = Callable[[CapturedStep], CapturedStep]
+Decide = Callable[[TrainingGraph], Plan]
+
+
+class StepModule(nn.Module):
+    """The computation that is planned: the model, and the loss where one is given."""
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`model(*args)`, or `loss_fn(model(*inputs), target)` with the target last in `args`."""
+        if self.loss_fn is None:
+            return self.model(*args, **kwargs)
+        return self.loss_fn(self.model(*args[:-1], **kwargs), args[-1])
+
+
+def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, int]:
+    """Bytes of a model's parameters and buffers and of the optimizer's state."""
+
+    def total(tensors: Sequence[torch.Tensor]) -> int:
+        sizes = {
+            t.untyped_storage()._cdata: int(t.untyped_storage().nbytes()) for t in tensors
+        }
+        return sum(sizes.values())
+
+    return {
+        ValueKind.PARAMETER: total(list(model.parameters())),
+        ValueKind.BUFFER: total(list(model.buffers())),
+        ValueKind.OPTIMIZER: optimizer_bytes,
+    }
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one compilation decided."""
+
+    graph: TrainingGraph
+    plan: Plan
+
+
+class _Captured(Exception):
+    """Ends a compilation that is only there to capture."""
+
+
+class StepBackend:
+    """A Dynamo backend for one step.
+
+    Attributes:
+        compiled: the graph and plan of every compilation so far (one for each input shape).
+        error: the error of memfit's own that ended the last compilation.
+    """
+
+    def __init__(
+        self,
+        *,
+        costs: Costs,
+        decide: Decide | None,
+        resident: Mapping[ValueKind, int],
+        name: str,
+    ) -> None:
+        self._costs = costs
+        self._decide = decide
+        self._resident = resident
+        self._name = name
+        self._kinds: dict[int, ValueKind] = {}
+        self._aot = aot_backend(self._partition)
+        self.compiled: list[Compiled] = []
+        self.captured: CapturedStep | None = None
+        self.error: MemfitError | None = None
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        """Dynamo's entry."""
+        static = {
+            i for i, x in enumerate(example_inputs) if getattr(x, "_dynamo_static_input_type", None)
+        }
+        self._kinds = {}
+        for i, example in enumerate(example_inputs):
+            if isinstance(example, nn.Parameter):
+                self._kinds[i] = ValueKind.PARAMETER
+            elif isinstance(example, torch.Tensor) and i in static:
+                self._kinds[i] = ValueKind.BUFFER
+        with whole_ops():
+            return self._aot(module, example_inputs)
+
+    def _partition(
+        self,
+        joint: fx.GraphModule,
+        joint_inputs: Any,
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **_: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        try:
+            J.normalise(joint)
+            kinds = dict(self._kinds)
+            for i in static_lifetime_input_indices or ():
+                kinds.setdefault(i, ValueKind.BUFFER)
+            step = self._read(joint, num_fwd_outputs, kinds)
+            step = self._costs(step)
+            if self._decide is None:
+                self.captured = step
+                raise _Captured
+            plan = self._decide(step.graph)
+            plan.check_graph(step.graph)
+            modules = lower(step, plan.schedule)
+            self.compiled.append(Compiled(step.graph, plan))
+            return modules
+        except MemfitError as error:
+            self.error = error
+            raise
+
+    def _read(
+        self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]
+    ) -> CapturedStep:
+        first = read_joint(joint, forward_outputs, kinds, name=self._name)
+        extra = []
+        for kind, size in self._resident.items():
+            seen = sum(v.size_bytes for v in first.graph.values if v.kind is kind)
+            if size > seen:
+                extra.append(Value(f"other {kind.value}s", size - seen, kind))
+        if not extra:
+            return first
+        return read_joint(joint, forward_outputs, kinds, extra, name=self._name)
+
+
+def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
+    """`step`, compiled by `backend` at its first call, with memfit's errors unwrapped."""
+    compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=False)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        backend.error = None
+        try:
+            return compiled(*args, **kwargs)
+        except (BackendCompilerFailed, TorchDynamoException) as error:
+            if backend.error is not None:
+                raise backend.error from None
+            if isinstance(getattr(error, "inner_exception", None), _Captured):
+                raise _Captured from None
+            raise CaptureError(_explain(step, error)) from None
+
+    return call
+
+
+def captured_graph(
+    step: StepModule, backend: StepBackend, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CapturedStep:
+    """The step as captured, without running it.
+
+    Raises:
+        CaptureError: the model cannot be captured as one graph, or has nothing to train.
+    """
+    with torch.enable_grad():
+        try:
+            compile_step(step, backend)(*args, **kwargs)
+        except _Captured:
+            pass
+    if backend.captured is None:
+        raise CaptureError(
+            f"{type(step.model).__name__} has no backward pass for these inputs: no output depends "
+            "on a tensor that requires gradients; set requires_grad on what you train"
+        )
+    captured, backend.captured = backend.captured, None
+    gc.collect()
+    return captured
+
+
+_USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _explain(step: StepModule, error: Exception) -> str:
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
+    places = [
+        m
+        for m in _USER_LINE.findall(text)
+        if "/torch/" not in m[0] and not m[0].endswith("memfit/pytorch/backend.py")
+    ]
+    where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
+    return (
+        f"{type(step.model).__name__} cannot be captured as one graph{where}: {reason}"
+        f"{' (' + detail.removeprefix('Explanation: ') + ')' if detail else ''}; rewrite that line "
+        "without a branch on tensor data or a call that PyTorch cannot trace (torch.where, "
+        "torch.cond), or fit the parts of the model before and after it one by one"
+    )

@@ -1,0 +1,134 @@
+"""FittedModule: a model that trains within a budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from memfit.errors import ExecutionError, UsageError
+from memfit.graph import TrainingGraph
+from memfit.plan import Plan
+from memfit.pytorch.backend import StepBackend, StepModule, compile_step
+from memfit.pytorch.compat import backward_keeps_graph
+
+__all__ = ["FittedModule"]
+
+logger = logging.getLogger("memfit")
+
+
+class _OncePerForward(torch.autograd.Function):
+    """Identity that refuses backward passes which a plan cannot serve, before they begin."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        """The value itself."""
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient itself."""
+        if torch.is_grad_enabled():
+            raise ExecutionError(
+                "create_graph=True (double backward) is not supported by a fitted module: its "
+                "backward pass is planned once and frees what it uses; call the plain model for "
+                "steps that need second derivatives"
+            )
+        if backward_keeps_graph():
+            raise ExecutionError(
+                "retain_graph=True is not supported by a fitted module: its backward pass frees "
+                "the kept activations as it goes; add the losses and call backward() once, or "
+                "call the plain model for this step"
+            )
+        return gradient
+
+
+def _guard(result: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor,
+        lambda t: _OncePerForward.apply(t) if t.requires_grad and t.grad_fn is not None else t,
+        result,
+    )
+
+
+class FittedModule(nn.Module):
+    """A model whose training step is planned at its first call; made by `memfit.fit`.
+
+    It shares the model's parameters, buffers and submodules, so that `state_dict`, `parameters`,
+    `to`, `train` and optimizers work as on the model itself. In `eval()` or under
+    `torch.no_grad()` it runs the plain model.
+
+    Attributes:
+        plan: the newest plan, None before the first training call.
+        graph: the graph that the newest plan is for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Any] | None,
+        make_backend: Callable[[nn.Module], StepBackend],
+    ) -> None:
+        super().__init__()
+        self.__dict__["_model"] = model
+        self._loss_fn = loss_fn
+        self._make_backend = make_backend
+        self._call: Callable[..., Any] | None = None
+        self._backend: StepBackend | None = None
+        self._share()
+
+    def _share(self) -> None:
+        model = self.__dict__["_model"]
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[name] = model.__dict__[name]
+        self.training = model.training
+
+    @property
+    def plan(self) -> Plan | None:
+        """The newest plan."""
+        return self._backend.compiled[-1].plan if self._backend and self._backend.compiled else None
+
+    @property
+    def graph(self) -> TrainingGraph | None:
+        """The graph that the newest plan is for."""
+        if self._backend and self._backend.compiled:
+            return self._backend.compiled[-1].graph
+        return None
+
+    def train(self, mode: bool = True) -> FittedModule:
+        """Set training mode on the model."""
+        self.__dict__["_model"].train(mode)
+        self.training = mode
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's outputs, or the loss where `fit` was given one (the target comes last).
+
+        Raises:
+            InfeasibleBudgetError: at the first call, when no plan fits the budget.
+            CaptureError: at the first call, when the model cannot be captured.
+        """
+        model = self.__dict__["_model"]
+        if self._loss_fn is not None and len(args) < 2:
+            raise UsageError(
+                f"a module fitted with a loss takes its inputs and the target, got {len(args)} "
+                "positional arguments; call fitted(*inputs, target)"
+            )
+        if not (torch.is_grad_enabled() and self.training):
+            return StepModule(model, self._loss_fn)(*args, **kwargs)
+        if self._call is None:
+            self._backend = self._make_backend(model)
+            self._call = compile_step(StepModule(model, self._loss_fn), self._backend)
+        return _guard(self._call(*args, **kwargs))
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        state = dict(self.__dict__)
+        state["_call"] = state["_backend"] = None
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share()
