@@ -67,11 +67,11 @@ memfit::Tick make_tick(const nb::object& progress) {
   };
 }
 
-std::optional<nb::bytes> enumerate_lower_sets(const Rows& predecessors, std::size_t limit) {
+std::optional<nb::bytes> enumerate_lower_sets(const Rows& predecessors, std::int64_t limit) {
   std::optional<BitMatrix> found;
   {
     const nb::gil_scoped_release release;
-    found = memfit::enumerate_lower_sets(Lists(predecessors), limit);
+    found = memfit::enumerate_lower_sets(Lists(predecessors), static_cast<std::size_t>(std::max<std::int64_t>(0, limit)));
   }
   if (!found) return std::nullopt;
   return write_masks(*found);
@@ -97,10 +97,11 @@ EdgeTable stage_edges(const memfit::StageProblem& problem, std::size_t count, co
   return memfit::stage_edges(problem, cuts, threads, tick);
 }
 
-EdgeTable table_from_lists(std::size_t states, const std::vector<std::int32_t>& sources,
+EdgeTable table_from_lists(std::int64_t states, const std::vector<std::int32_t>& sources,
                            const std::vector<std::int32_t>& targets,
                            const std::vector<std::int32_t>& variants, const Numbers& costs,
                            const Numbers& cached, const Numbers& peaks) {
+  if (states < 1) throw std::invalid_argument("an edge table has at least one state");
   const std::size_t count = sources.size();
   if (targets.size() != count || variants.size() != count || costs.size() != count ||
       cached.size() != count || peaks.size() != count) {
@@ -111,7 +112,7 @@ EdgeTable table_from_lists(std::size_t states, const std::vector<std::int32_t>& 
   for (std::size_t i = 0; i < count; ++i) {
     edges.push_back({sources[i], targets[i], variants[i], costs[i], cached[i], peaks[i]});
   }
-  return {states, std::move(edges)};
+  return {static_cast<std::size_t>(states), std::move(edges)};
 }
 
 std::optional<Numbers> shortest(const EdgeTable& table, std::int64_t budget_bytes, bool longest,
@@ -121,8 +122,9 @@ std::optional<Numbers> shortest(const EdgeTable& table, std::int64_t budget_byte
   return table.shortest(budget_bytes, longest, quantum, tick);
 }
 
-EdgeTuple edge(const EdgeTable& table, std::size_t index) {
-  const memfit::Edge& e = table.edge(index);
+EdgeTuple edge(const EdgeTable& table, std::int64_t index) {
+  if (index < 0) throw std::out_of_range("edge indices are not negative");
+  const memfit::Edge& e = table.edge(static_cast<std::size_t>(index));
   return {e.source, e.target, e.variant, e.cost, e.cached_bytes, e.peak_bytes};
 }
 

@@ -81,7 +81,7 @@ EdgeTable canonical_edges(const Lists& predecessors, const std::vector<std::int6
     const Word* lower = lower_sets.row(i);
     for (std::size_t j = i + 1; j < count; ++j) {
       const Word* upper = lower_sets.row(j);
-      if (!is_subset(lower, upper, words) || is_equal(lower, upper, words)) continue;
+      if (!is_subset(lower, upper, words)) continue;
       std::int64_t cost = total_cost[j] - total_cost[i];
       std::int64_t cached = 0;
       for_each_difference(boundary.row(j), lower, words, [&](std::size_t v) {

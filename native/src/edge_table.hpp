@@ -36,21 +36,24 @@ class EdgeTable {
   // The edges of a path from the first state to the last with the least cost, or, if `longest`,
   // with the largest cost in the Pareto front of (cost, cached bytes) at the last state. An edge
   // may be taken where cached bytes + its peak <= budget. Costs are divided by `quantum`, rounded
-  // up. Among equal costs the least cached bytes win, then the path found first.
+  // up. Among equal costs the least cached bytes win, then, backwards from the last state, the
+  // smallest edge index.
   [[nodiscard]] std::optional<std::vector<std::int64_t>> shortest(std::int64_t budget_bytes,
                                                                   bool longest,
                                                                   std::int64_t quantum,
                                                                   const Tick& tick) const;
 
-  // The smallest budget for which `shortest` finds a path, and such a path. Nothing without edges
-  // that join the first state to the last.
-  [[nodiscard]] std::optional<std::pair<std::int64_t, std::vector<std::int64_t>>> smallest_budget()
-      const;
+  // The smallest budget for which `shortest` finds a path, and such a path: the one found from the
+  // first state on by taking the smallest edge index that still leads to the last state. Throws
+  // std::invalid_argument if no path joins the first state to the last.
+  [[nodiscard]] std::pair<std::int64_t, std::vector<std::int64_t>> smallest_budget() const;
 
  private:
   std::vector<std::size_t> row_start_;
   std::vector<Edge> edges_;
+  std::int64_t longest_cost_ = 0;  // an upper bound on the cost of any path
 
+  class Search;
   [[nodiscard]] std::vector<std::int64_t> needed_bytes() const;
 };
 

@@ -38,6 +38,7 @@ struct StageProblem {
   std::vector<std::vector<char>> keep_flags;  // by variant and value, with "a backward op reads it"
   std::int64_t always_keep_bytes, auxiliary_share;
   std::vector<std::int32_t> producer;  // -1: no forward op
+  std::vector<std::int64_t> forward_out_bytes;
   Lists forward_readers, backward_readers, backward_writers;
 };
 

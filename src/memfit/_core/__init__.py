@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memfit._core import python_lower_sets, python_pareto, python_stage
+from memfit._core import python_canonical, python_lower_sets, python_pareto, python_stage
 from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import UsageError
 
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _WANTED = os.environ.get("MEMFIT_CORE", "").strip().lower()
-_native: Any = None
+_fast: Any = None
 _why_not = ""
 if _WANTED not in ("", "native", "python"):
     raise UsageError(f"MEMFIT_CORE is {_WANTED!r}; set it to native or python, or leave it unset")
 if _WANTED != "python":
     try:
-        from memfit._core import native_core as _native
+        from memfit._core import native_core as _fast
     except ImportError as error:
         if _WANTED == "native":
             raise
@@ -45,7 +45,7 @@ _told = False
 def _tell_once() -> None:
     """Say, at the first use, that the slow core is in use though nobody asked for it."""
     global _told
-    if _native is None and not _WANTED and not _told:
+    if _fast is None and not _WANTED and not _told:
         _told = True
         logging.getLogger("memfit").warning(
             "planning with the pure-Python core, which is slow: the native core is not there (%s); "
@@ -56,16 +56,16 @@ def _tell_once() -> None:
 
 def core_name() -> str:
     """The core in use: `native` or `python`."""
-    return "python" if _native is None else "native"
+    return "python" if _fast is None else "native"
 
 
 def core_compiler() -> str | None:
     """The compiler that built the native core; None for the Python core."""
-    return None if _native is None else str(_native.COMPILER)
+    return None if _fast is None else str(_fast.COMPILER)
 
 
 if not TYPE_CHECKING:
-    EdgeTable = python_pareto.EdgeTable if _native is None else _native.EdgeTable
+    EdgeTable = python_pareto.EdgeTable if _fast is None else _fast.EdgeTable
 
 
 def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> list[int]:
@@ -82,7 +82,7 @@ def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> l
         TooManyLowerSetsError: there are more than `limit`; found out after about as many.
     """
     _tell_once()
-    core = python_lower_sets if _native is None else _native
+    core = python_lower_sets if _fast is None else _fast
     found: list[int] = core.enumerate_lower_sets(predecessors, limit)
     return found
 
@@ -108,7 +108,7 @@ def canonical_edges(
         zero_last: whether stages that end in V cost nothing.
     """
     _tell_once()
-    core = python_pareto if _native is None else _native
+    core = python_canonical if _fast is None else _fast
     table: EdgeTable = core.canonical_edges(
         predecessors, node_bytes, node_cost, lower_sets, zero_last
     )
@@ -122,6 +122,6 @@ def stage_edges(
 ) -> EdgeTable:
     """All stages between nested cuts, simulated; see `memfit._core.python_stage`."""
     _tell_once()
-    core = python_stage if _native is None else _native
+    core = python_stage if _fast is None else _fast
     table: EdgeTable = core.stage_edges(problem, cuts, progress)
     return table

@@ -46,7 +46,7 @@ def canonical_edges(
     lower_sets: Sequence[int],
     zero_last: bool = False,
 ) -> EdgeTable:
-    """See `memfit._core.python_pareto.canonical_edges`."""
+    """See `memfit._core.python_canonical.canonical_edges`."""
     return _native.canonical_edges(
         predecessors,
         node_bytes,

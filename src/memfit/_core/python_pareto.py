@@ -204,74 +204,19 @@ class EdgeTable:
         """
         if quantum < 1:
             raise ValueError(f"quantum {quantum} is not 1 or more")
-        if self.states == 1:
-            return []
         need = self._needs()
         if need[0] is None or need[0] > budget_bytes:
             return None
+        if self.states == 1:
+            return []
         costs = self.costs if quantum == 1 else [-(-c // quantum) for c in self.costs]
         incoming = self._incoming()
-        spare = None if longest else self._spare_cost(budget_bytes, costs, need)
         # A label is one integer, cost << shift | m, so that a front is a flat sorted list.
         shift = (budget_bytes + max(self.cached_bytes)).bit_length() + 1
-        fronts = self._fronts(budget_bytes, costs, need, incoming, shift, spare)
+        fronts = self._fronts(budget_bytes, costs, need, incoming, shift)
         front = fronts[-1]
         label = front[-1] if longest else front[0]
         return self._trace(fronts, label, budget_bytes, costs, incoming, shift)
-
-    def _spare_cost(
-        self, budget_bytes: int, costs: Sequence[int], need: Sequence[int | None]
-    ) -> list[int]:
-        """For each state, a cost so far above which no path over it can be the cheapest.
-
-        The cost of one path within the budget, less the least cost of any way on from the state.
-        """
-        last = self.states - 1
-        onward: list[int] = [0] * self.states
-        unreachable = sum(costs) + 1
-        for s in range(last - 1, -1, -1):
-            row = range(self.row_start[s], self.row_start[s + 1])
-            onward[s] = min((costs[e] + onward[self.targets[e]] for e in row), default=unreachable)
-        bound = self._feasible_cost(budget_bytes, costs, need)
-        return [bound - rest for rest in onward]
-
-    def _feasible_cost(
-        self, budget_bytes: int, costs: Sequence[int], need: Sequence[int | None]
-    ) -> int:
-        """Cost of the best of some paths within the budget, found with one label a state."""
-        last = self.states - 1
-        cached = self.cached_bytes
-        top_cost, top_cached = max(1, sum(costs)), max(1, sum(cached))
-        best: int | None = None
-        for share in range(21):
-            # The price of a cached byte, from nothing to everything, on a geometric scale.
-            price, unit = (1 << share) - 1, top_cached // top_cost * 1024 + 1
-            labels: list[tuple[int, int, int] | None] = [None] * self.states
-            labels[0] = (0, 0, 0)
-            for s in range(last):
-                label = labels[s]
-                if label is None:
-                    continue
-                _, cost, m = label
-                for e in range(self.row_start[s], self.row_start[s + 1]):
-                    target = self.targets[e]
-                    further = need[target]
-                    if further is None or m + self.peak_bytes[e] > budget_bytes:
-                        continue
-                    m_next = m + cached[e]
-                    if target != last and m_next + further > budget_bytes:
-                        continue
-                    cost_next = cost + costs[e]
-                    merit = cost_next * unit + m_next * price
-                    known = labels[target]
-                    if known is None or merit < known[0]:
-                        labels[target] = (merit, cost_next, m_next)
-            end = labels[last]
-            assert end is not None  # labels that cannot go on are never kept
-            if best is None or end[1] < best:
-                best = end[1]
-        assert best is not None
-        return best
 
     def _fronts(
         self,
@@ -280,13 +225,11 @@ class EdgeTable:
         need: Sequence[int | None],
         incoming: Sequence[Sequence[int]],
         shift: int,
-        spare: Sequence[int] | None,
     ) -> list[list[int]]:
         """The Pareto front of each state, by rising cost and so by falling m.
 
-        Left out are labels from which the last state cannot be reached within the budget and, with
-        `spare`, labels of too high a cost: neither can be part of the answer, and what they
-        dominate is left out for the same reason.
+        Labels from which the last state cannot be reached within the budget are left out: they are
+        no part of an answer, and neither is what they dominate.
         """
         last = self.states - 1
         mask = (1 << shift) - 1
@@ -299,7 +242,6 @@ class EdgeTable:
             if further is None:
                 continue
             room = budget_bytes - further
-            ceiling = None if spare is None else (spare[s] + 1) << shift
             candidates: list[int] = []
             for e in incoming[s]:
                 source = sources[e]
@@ -311,11 +253,7 @@ class EdgeTable:
                     most = min(most, room - cached[e])
                 first = bisect_left(negative_m[source], -most)
                 step = costs[e] << shift | cached[e]
-                if ceiling is None:
-                    candidates += [label + step for label in front[first:]]
-                else:
-                    end = bisect_left(front, ceiling - step)
-                    candidates += [label + step for label in front[first:end]]
+                candidates += [label + step for label in front[first:]]
             candidates.sort()
             kept, keys = fronts[s], negative_m[s]
             least = mask + 1

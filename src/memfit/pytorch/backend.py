@@ -78,7 +78,7 @@ class StepBackend:
 
     Attributes:
         compiled: the graph and plan of every compilation so far (one for each input shape).
-        error: the error of memfit's own that ended the last compilation.
+        error: what ended the last compilation in memfit's own code; Dynamo wraps it.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class StepBackend:
         self._aot = aot_backend(self._partition)
         self.compiled: list[Compiled] = []
         self.captured: CapturedStep | None = None
-        self.error: MemfitError | None = None
+        self.error: Exception | None = None
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """Dynamo's entry."""
@@ -137,7 +137,9 @@ class StepBackend:
             modules = lower(step, plan.schedule)
             self.compiled.append(Compiled(step.graph, plan))
             return modules
-        except MemfitError as error:
+        except _Captured:
+            raise
+        except Exception as error:
             self.error = error
             raise
 
@@ -164,8 +166,10 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
         try:
             return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
-            if backend.error is not None:
+            if isinstance(backend.error, MemfitError):
                 raise backend.error from None
+            if backend.error is not None:
+                raise backend.error
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
             raise CaptureError(_explain(step, error)) from None

@@ -127,8 +127,8 @@ class OpCall:
         """Text that is equal for calls of equal cost; None where an argument has no stable text."""
         parts = [_argument_text(a) for a in self.args]
         parts += [_argument_text(self.kwargs[k], f"{k}=") for k in sorted(self.kwargs)]
-        if any(part is None for part in parts):
-            return None
+        if any(part is None for part in parts) or "<" in target_name(self.target):
+            return None  # closures and graphs of their own have no name that tells them apart
         return f"{target_name(self.target)}({', '.join(p for p in parts if p is not None)})"
 
 

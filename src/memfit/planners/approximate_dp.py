@@ -1,0 +1,20 @@
+"""The paper's approximate dynamic program: {L^v} (Kusumoto et al. 2019, section 4.3)."""
+
+from __future__ import annotations
+
+from memfit.graph import TrainingGraph
+from memfit.plan import Plan
+from memfit.planners.base import PlannerOptions
+from memfit.planners.paper_dp import plan_paper
+
+__all__ = ["plan"]
+
+
+def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+    """The best canonical strategy over {L^v}; see `memfit.planners.paper_dp`.
+
+    Raises:
+        InfeasibleBudgetError: nothing fits; names the smallest budget that does.
+        UsageError: an unknown mode or family.
+    """
+    return plan_paper(graph, budget_bytes, options, planner="approximate", family="pruned")

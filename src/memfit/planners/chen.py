@@ -1,0 +1,118 @@
+"""Sublinear memory after Chen et al. 2016 (arXiv 1604.06174), on general graphs.
+
+Their segments are cut where one value alone leads on: here after prefixes of the program order of
+which a single op is read outside. Segments are of about equal bytes; how many there are is searched
+for around the square root of the number of ops, as their Algorithm 3 searches for its budget.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph import TrainingGraph
+from memfit.liveness import simulate
+from memfit.lower_sets import boundary
+from memfit.plan import Plan, PlanStatus, make_plan
+from memfit.planners.base import PlannerOptions
+from memfit.schedule import Schedule
+from memfit.stages import store_all_schedule
+from memfit.strategy import (
+    cached_bytes,
+    canonical_schedule,
+    canonical_stages,
+    formula_overhead,
+    formula_peak_bytes,
+    node_bytes,
+)
+
+__all__ = ["articulation_cuts", "plan", "segmentations"]
+
+_REACH = 4
+
+
+def articulation_cuts(graph: TrainingGraph) -> list[int]:
+    """Prefixes of the program order with exactly one op in their boundary, as bitmasks."""
+    last_reader = [max(after, default=-1) for after in graph.forward_successors]
+    cuts = []
+    open_ops: set[int] = set()
+    for v in range(graph.forward_count):
+        open_ops = {p for p in open_ops if last_reader[p] > v}
+        if last_reader[v] > v:
+            open_ops.add(v)
+        if len(open_ops) == 1:
+            cuts.append((2 << v) - 1)
+    return cuts
+
+
+def segmentations(graph: TrainingGraph) -> list[tuple[int, ...]]:
+    """Sequences of articulation cuts that end in V, for 1 to 4 √n segments of about equal bytes."""
+    whole = (1 << graph.forward_count) - 1
+    sizes = node_bytes(graph)
+    sums = [0]
+    for size in sizes:
+        sums.append(sums[-1] + size)
+    cuts = articulation_cuts(graph)
+    found: dict[tuple[int, ...], None] = {}
+    for segments in range(1, _REACH * math.isqrt(graph.forward_count) + 2):
+        sequence = []
+        done = 0
+        for cut in cuts:
+            # A segment ends at the first cut at which it holds its share of the bytes.
+            at = sums[cut.bit_length()]
+            if (at - done) * segments >= sums[-1] and cut != whole:
+                sequence.append(cut)
+                done = at
+        found[*sequence, whole] = None
+    return list(found) if whole else [()]
+
+
+def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+    """The segmentation with the least recomputation whose simulated peak fits the budget.
+
+    Raises:
+        InfeasibleBudgetError: no segmentation fits; names the smallest budget of one.
+    """
+    began = time.perf_counter()
+    judged: list[tuple[int, int, int, tuple[int, ...], Schedule]] = []
+    sequences = segmentations(graph)
+    for i, sequence in enumerate(sequences):
+        if options.progress is not None:
+            options.progress("trying segmentations", i / len(sequences))
+        schedule = canonical_schedule(graph, sequence)
+        peak = simulate(graph, schedule).peak_bytes
+        judged.append((schedule.overhead(graph), peak, len(sequence), sequence, schedule))
+    smallest = min(judged, key=lambda found: found[1])
+    fitting = [found for found in judged if found[1] <= budget_bytes]
+    if not fitting:
+        timeline = simulate(graph, smallest[4])
+        op = graph.ops[smallest[4].steps[timeline.peak_step].op]
+        raise InfeasibleBudgetError(
+            budget_bytes=budget_bytes,
+            minimum_bytes=smallest[1],
+            binding_op=op.source or op.name,
+            detail="cuts at single ops only",
+        )
+    _, _, _, sequence, schedule = min(fitting, key=lambda found: found[:3])
+    return make_plan(
+        graph,
+        schedule,
+        planner="chen",
+        family="articulation",
+        mode=None,
+        status=PlanStatus.FEASIBLE,
+        budget_bytes=budget_bytes,
+        plain_peak_bytes=simulate(graph, store_all_schedule(graph)).peak_bytes,
+        smallest_feasible_budget_bytes=smallest[1],
+        lower_sets=len(articulation_cuts(graph)),
+        stages=canonical_stages(graph, sequence, schedule),
+        seconds=time.perf_counter() - began,
+        formula_overhead=formula_overhead(graph, sequence),
+        formula_peak_bytes=graph.resident_bytes + formula_peak_bytes(graph, sequence),
+        provenance={
+            "notes": [],
+            "segmentations": len(sequences),
+            "formula_cached_bytes": cached_bytes(graph, sequence),
+        },
+    )

@@ -1,0 +1,23 @@
+"""The paper's exact dynamic program: all lower sets (Kusumoto et al. 2019, section 4.2)."""
+
+from __future__ import annotations
+
+from memfit.graph import TrainingGraph
+from memfit.plan import Plan
+from memfit.planners.base import PlannerOptions
+from memfit.planners.paper_dp import plan_paper
+
+__all__ = ["plan"]
+
+
+def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+    """The best canonical strategy over all lower sets; see `memfit.planners.paper_dp`.
+
+    Where there are more than `options.max_lower_sets` of them, the next smaller family is searched,
+    and the plan says so.
+
+    Raises:
+        InfeasibleBudgetError: nothing fits; names the smallest budget that does.
+        UsageError: an unknown mode or family.
+    """
+    return plan_paper(graph, budget_bytes, options, planner="exact", family="all")

@@ -1,0 +1,147 @@
+"""Measured op costs, kept on disk between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memfit.errors import UsageError
+from memfit.files import write_text_whole
+from memfit.pytorch.op_calls import OpCall, OpCost
+
+__all__ = ["FORMAT_VERSION", "CostCache", "cache_folder", "open_cost_cache"]
+
+FORMAT_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where costs are kept: `$MEMFIT_CACHE_DIR`, or `memfit` in the user's cache folder (XDG)."""
+    chosen = os.environ.get("MEMFIT_CACHE_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "memfit"
+
+
+def open_cost_cache(enabled: bool | None = None) -> CostCache | None:
+    """The cache of this machine, or None where it is turned off.
+
+    Args:
+        enabled: on or off; None means on, unless the environment says `MEMFIT_CACHE=0`.
+    """
+    if enabled is None:
+        enabled = os.environ.get("MEMFIT_CACHE", "1").strip().lower() not in ("0", "off", "false")
+    return CostCache(cache_folder()) if enabled else None
+
+
+class CostCache:
+    """Op costs measured before under the same conditions.
+
+    A cost is found again only for the same op signature, PyTorch version, device, processor, thread
+    count and determinism setting. There is one JSON file for each set of conditions, written whole.
+    Processes that save at the same time do not damage it; at worst one's newest costs are missed
+    and measured again. A file that cannot be read is ignored, with a warning in the log.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, dict[str, OpCost]] = {}
+        self._fresh: dict[Path, dict[str, OpCost]] = {}
+
+    def get(self, call: OpCall) -> OpCost | None:
+        """The cost measured before, with source `cached`."""
+        signature = call.signature()
+        return None if signature is None else self._load(self._file(call)).get(signature)
+
+    def put(self, call: OpCall, cost: OpCost) -> None:
+        """Remember a measured cost until `save`; calls without a stable signature are left out."""
+        signature = call.signature()
+        if signature is not None:
+            cached = OpCost(cost.time_ns, cost.workspace_bytes, cost.output_bytes, "cached")
+            self._fresh.setdefault(self._file(call), {})[signature] = cached
+
+    def save(self) -> None:
+        """Write what was put since, merged with what other processes wrote meanwhile.
+
+        A cache that cannot be written costs time, not correctness: it is logged, not raised.
+        """
+        for path, fresh in self._fresh.items():
+            merged = {**_read(path), **fresh}
+            self._known[path] = merged
+            entries = {
+                key: [cost.time_ns, cost.workspace_bytes, cost.output_bytes]
+                for key, cost in sorted(merged.items())
+            }
+            payload = {"format_version": FORMAT_VERSION, "costs": entries}
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text_whole(path, json.dumps(payload, indent=0) + "\n")
+            except (OSError, UsageError) as error:
+                _log.warning("op costs were not kept in %s: %s", path, error)
+        self._fresh = {}
+
+    def _file(self, call: OpCall) -> Path:
+        text = json.dumps(_conditions(call.device), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return self._folder / f"op-costs-{call.device.type}-{digest}.json"
+
+    def _load(self, path: Path) -> dict[str, OpCost]:
+        if path not in self._known:
+            self._known[path] = _read(path)
+        return self._known[path]
+
+
+def _read(path: Path) -> dict[str, OpCost]:
+    try:
+        payload = json.loads(path.read_text(encoding="utf-8"))
+        if payload["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {payload['format_version']!r}")
+        return {str(key): _entry(value) for key, value in payload["costs"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("op costs in %s are ignored: %s: %s", path, type(error).__name__, error)
+        return {}
+
+
+def _entry(value: Any) -> OpCost:
+    time_ns, workspace_bytes, output_bytes = value
+    if any(type(v) is not int or v < 0 for v in value):
+        raise ValueError(f"cost {value!r} is not three integers of 0 or more")
+    return OpCost(time_ns, workspace_bytes, output_bytes, "cached")
+
+
+def _conditions(device: torch.device) -> dict[str, Any]:
+    """All that changes what the same op costs."""
+    cuda = device.type == "cuda" and torch.cuda.is_available()
+    return {
+        "format_version": FORMAT_VERSION,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "onednn": torch.backends.mkldnn.enabled,
+    }
+
+
+@cache
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

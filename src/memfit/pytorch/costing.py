@@ -1,0 +1,59 @@
+"""Costs of a captured step: time and workspace of each op, measured or analytic."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import fx
+
+from memfit.planners.base import Progress
+from memfit.pytorch.analytic_cost import analytic_cost
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.cost_cache import open_cost_cache
+from memfit.pytorch.op_calls import OpCall
+from memfit.pytorch.profile import profile_calls
+
+__all__ = ["cost_step"]
+
+logger = logging.getLogger("memfit")
+
+
+def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -> CapturedStep:
+    """The step with the time and the workspace of each op.
+
+    Args:
+        step: as captured, without costs.
+        cost: `measured` (on synthetic tensors, cached on disk) or `analytic`.
+        progress: called with a label and the share done.
+    """
+    ids = [i for i in range(len(step.graph.ops)) if i not in step.state_ops]
+    calls = [_call(step.node_of[i]) for i in ids]
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("measuring ops", done / max(1, total))
+
+    with plain_mode():
+        if cost == "analytic":
+            found = [analytic_cost(call) for call in calls]
+        else:
+            profile = profile_calls(calls, cache=open_cost_cache(), progress=report)
+            for note in profile.notes:
+                logger.info("cost of %s", note)
+            found = list(profile.costs)
+    costs = [(0, 0)] * len(step.graph.ops)
+    for i, one in zip(ids, found, strict=True):
+        planned = sum(step.graph.values[v].size_bytes for v in step.graph.ops[i].outputs)
+        workspace = max(0, one.workspace_bytes + one.output_bytes - planned)
+        costs[i] = (one.time_ns, workspace)
+    return step.with_costs(costs)
+
+
+def _call(node: fx.Node) -> OpCall:
+    def value(n: fx.Node) -> object:
+        return n.meta.get("val")
+
+    args = fx.node.map_arg(node.args, value)
+    kwargs = fx.node.map_arg(node.kwargs, value)
+    return OpCall.of(node.target, args, kwargs, name=node.name)  # type: ignore[arg-type]

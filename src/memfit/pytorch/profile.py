@@ -1,0 +1,290 @@
+"""What ops cost: time and workspace of each, measured on synthetic tensors.
+
+Each distinct call is measured once. Ops run outside of every mode that is active around (they are
+often profiled while a graph is being traced), and the random generators are left as they were, so
+that profiling never changes training.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from memfit.pytorch.analytic_cost import analytic_cost
+from memfit.pytorch.compat import (
+    MemoryEvent,
+    OpInterval,
+    kineto_memory_events,
+    kineto_op_intervals,
+    memory_profiler,
+    plain_mode,
+    profiler_active,
+)
+from memfit.pytorch.cost_cache import CostCache
+from memfit.pytorch.measure import allocated_peak, steady_allocator
+from memfit.pytorch.op_calls import OpCall, OpCost
+from memfit.pytorch.synthetic import SyntheticData
+
+__all__ = ["DEFAULT_TIME_BUDGET_S", "OpProfile", "profile_calls"]
+
+DEFAULT_TIME_BUDGET_S = 10.0
+_MAX_ROUNDS = 7
+_BATCH = 64  # calls per profiler session: starting one takes about a millisecond
+_MIN_SAMPLE_NS = 200_000  # shorter runs are repeated within a sample
+_MAX_REPEATS = 50
+_MARK = "memfit:op:"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class OpProfile:
+    """Costs of calls.
+
+    Attributes:
+        costs: one for each call, in order.
+        notes: what was estimated instead of measured and why, one line for each distinct call.
+        distinct: number of distinct calls.
+        cached: how many of them came from the cache.
+        rounds: timing rounds that the time budget allowed, 1 at least where anything was measured.
+        seconds: time it took.
+    """
+
+    costs: tuple[OpCost, ...]
+    notes: tuple[str, ...]
+    distinct: int
+    cached: int
+    rounds: int
+    seconds: float
+
+
+@dataclass
+class _Pending:
+    """A distinct call while it is being measured."""
+
+    call: OpCall
+    signature: str | None
+    workspace_bytes: int = 0
+    output_bytes: int = 0
+    first_ns: int = 0
+    samples_ns: list[int] = field(default_factory=list)
+    error: str = ""
+
+    def cost(self) -> OpCost:
+        if self.error:
+            return replace(analytic_cost(self.call), note=self.error)
+        samples = sorted(self.samples_ns or [self.first_ns])
+        # Disturbances only ever add: where half of the rounds meet a busy machine, a median
+        # is twice too long, the lower quartile is not; the minimum would reward lucky caches.
+        time_ns = max(1, samples[len(samples) // 4])
+        return OpCost(time_ns, self.workspace_bytes, self.output_bytes, "measured")
+
+
+def profile_calls(
+    calls: Sequence[OpCall],
+    *,
+    time_budget_s: float = DEFAULT_TIME_BUDGET_S,
+    cache: CostCache | None = None,
+    progress: Progress | None = None,
+) -> OpProfile:
+    """Time and workspace of each call.
+
+    Time is the lower quartile over interleaved rounds of the elapsed time of a warmed-up run; as
+    many rounds as the time budget allows, at most 7. Workspace is the largest of two runs' allocator
+    peaks, less the bytes of the storages that the op returns.
+
+    A call that fails on made-up data, or whose device is not there, gets an analytic estimate and a
+    note.
+
+    Args:
+        calls: the calls.
+        time_budget_s: seconds after which no further timing round starts. Whatever the budget,
+            each distinct call is run three times.
+        cache: costs measured before are taken from it, new ones are added and saved.
+        progress: called with the number of distinct calls done so far and of all that must be
+            measured; only measurements that are not cached count.
+    """
+    started = time.monotonic()
+    keys: list[object] = []
+    pending: dict[object, _Pending] = {}
+    known: dict[object, OpCost] = {}
+    for index, call in enumerate(calls):
+        signature = call.signature()
+        key: object = index if signature is None else signature
+        keys.append(key)
+        if key in pending or key in known:
+            continue
+        found = cache.get(call) if cache is not None else None
+        if found is not None:
+            known[key] = found
+        else:
+            pending[key] = _Pending(call, signature)
+    cached = len(known)
+    rounds = _measure(list(pending.values()), started + time_budget_s, progress) if pending else 0
+    notes = []
+    for key, item in pending.items():
+        known[key] = cost = item.cost()
+        if cost.note:
+            notes.append(f"{item.call.name or item.signature}: estimated, {cost.note}")
+        elif cache is not None:
+            cache.put(item.call, cost)
+    if cache is not None:
+        cache.save()
+    return OpProfile(
+        tuple(known[key] for key in keys),
+        tuple(notes),
+        len(known),
+        cached,
+        rounds,
+        time.monotonic() - started,
+    )
+
+
+def _measure(items: list[_Pending], deadline: float, progress: Progress | None) -> int:
+    data = SyntheticData()
+    with _quiet_process(items):
+        for start in range(0, len(items), _BATCH):
+            _measure_workspaces(items[start : start + _BATCH], data)
+            if progress is not None:
+                progress(min(start + _BATCH, len(items)), len(items))
+        rounds = 1
+        for number in range(_MAX_ROUNDS):
+            order = items if number % 2 == 0 else items[::-1]
+            for item in order:
+                if time.monotonic() > deadline:
+                    return rounds
+                if not item.error:
+                    _add_sample(item, data)
+            rounds = number + 1
+    return rounds
+
+
+@contextmanager
+def _quiet_process(items: list[_Pending]) -> Iterator[None]:
+    """No modes, random generators restored, allocator steady, no garbage collection."""
+    with plain_mode():
+        devices = {item.call.device for item in items if item.call.device.type == "cuda"}
+        indices = {d.index or 0 for d in devices} if torch.cuda.is_available() else set()
+        collecting = gc.isenabled()
+        gc.collect()
+        with torch.random.fork_rng(devices=sorted(indices)), steady_allocator():
+            gc.disable()
+            try:
+                yield
+            finally:
+                if collecting:
+                    gc.enable()
+
+
+def _measure_workspaces(items: list[_Pending], data: SyntheticData) -> None:
+    """Workspace and output bytes of each call, and a first time sample."""
+    on_cpu = []
+    for item in items:
+        device = item.call.device
+        if device.type == "cuda" and torch.cuda.is_available():
+            _try(item, lambda item=item: _cuda_workspace(item, data))
+        elif device.type == "cpu":
+            on_cpu.append(item)
+        else:
+            item.error = f"device {device} is not available"
+    if profiler_active():
+        for item in on_cpu:
+            item.error = "its workspace cannot be measured while a PyTorch profiler is running"
+        return
+    with memory_profiler() as profiler:
+        for number, item in enumerate(on_cpu):
+            _try(item, lambda item=item, number=number: _marked_runs(item, number, data))
+    events = kineto_memory_events(profiler)
+    position = 0
+    for interval in kineto_op_intervals(profiler, _MARK):
+        item = on_cpu[int(interval.name.removeprefix(_MARK))]
+        inside, position = _events_inside(events, interval, position)
+        peak, _ = allocated_peak(inside)
+        item.workspace_bytes = max(item.workspace_bytes, peak - item.output_bytes)
+
+
+def _events_inside(
+    events: list[MemoryEvent], interval: OpInterval, position: int
+) -> tuple[list[MemoryEvent], int]:
+    """Events in an interval, searched from `position`: intervals are in order and do not overlap."""
+    while position < len(events) and events[position].time_ns < interval.start_ns:
+        position += 1
+    end = position
+    while end < len(events) and events[end].time_ns <= interval.end_ns:
+        end += 1
+    return events[position:end], end
+
+
+def _try(item: _Pending, run: Callable[[], None]) -> None:
+    try:
+        run()
+    except Exception as error:  # an op may refuse made-up data in any way it likes
+        reason = str(error).strip().splitlines()
+        item.error = f"failed on made-up data ({type(error).__name__}: {(reason or [''])[0]})"
+
+
+def _marked_runs(item: _Pending, number: int, data: SyntheticData) -> None:
+    args, kwargs = data.arguments(item.call)
+    item.call.target(*args, **kwargs)  # first calls also build primitives and caches
+    for _ in range(2):
+        before = time.perf_counter_ns()
+        with torch.profiler.record_function(f"{_MARK}{number}"):
+            result = item.call.target(*args, **kwargs)
+        elapsed = time.perf_counter_ns() - before
+        item.output_bytes = _new_storage_bytes(result, (args, kwargs))
+        del result
+    item.first_ns = elapsed
+
+
+def _new_storage_bytes(result: Any, arguments: Any) -> int:
+    def storages(tree: Any) -> dict[int, int]:
+        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        memory = [tensor.untyped_storage() for tensor in tensors]
+        return {storage.data_ptr(): storage.nbytes() for storage in memory}
+
+    given = storages(arguments)
+    return sum(size for address, size in storages(result).items() if address not in given)
+
+
+def _add_sample(item: _Pending, data: SyntheticData) -> None:
+    args, kwargs = data.arguments(item.call)
+    target, device = item.call.target, item.call.device
+    repeats = max(1, min(_MAX_REPEATS, _MIN_SAMPLE_NS // max(1, item.first_ns)))
+    target(*args, **kwargs)
+    _wait(device)
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        target(*args, **kwargs)
+    _wait(device)
+    item.samples_ns.append((time.perf_counter_ns() - start) // repeats)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _cuda_workspace(item: _Pending, data: SyntheticData) -> None:
+    device = item.call.device
+    args, kwargs = data.arguments(item.call)
+    item.call.target(*args, **kwargs)
+    for _ in range(2):
+        _wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter_ns()
+        result = item.call.target(*args, **kwargs)
+        _wait(device)
+        elapsed = time.perf_counter_ns() - start
+        peak = torch.cuda.max_memory_allocated(device) - before
+        item.output_bytes = torch.cuda.memory_allocated(device) - before
+        item.workspace_bytes = max(item.workspace_bytes, peak - item.output_bytes)
+        del result
+    item.first_ns = elapsed

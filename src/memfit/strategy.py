@@ -1,0 +1,261 @@
+"""Canonical strategies: an increasing sequence of lower sets as a Schedule, and its formulas.
+
+After Kusumoto et al. 2019, section 3. For L_1 < L_2 < … < L_k = V, with V_i = L_i minus L_{i-1}:
+forward, compute V_i and keep the boundary of L_i; backward, for i = k … 1, compute V_i again from
+what is kept and run its backward ops. M of an op are the bytes of its outputs, T is its cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from memfit.errors import GraphError
+from memfit.graph import TrainingGraph
+from memfit.lower_sets import boundary, is_lower_set
+from memfit.plan import Stage
+from memfit.schedule import Schedule, make_schedule
+from memfit.stages import BackwardStages
+
+__all__ = [
+    "cached_bytes",
+    "canonical_schedule",
+    "canonical_stages",
+    "formula_overhead",
+    "formula_peak_bytes",
+    "formula_peaks",
+    "node_bytes",
+    "node_costs",
+]
+
+
+def node_bytes(graph: TrainingGraph) -> list[int]:
+    """M of each forward op: bytes of its outputs."""
+    return [sum(graph.values[v].size_bytes for v in op.outputs) for op in graph.forward_ops]
+
+
+def node_costs(graph: TrainingGraph) -> list[int]:
+    """T of each forward op, in the graph's cost unit."""
+    return [op.cost for op in graph.forward_ops]
+
+
+def formula_overhead(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
+    """Eq. (1): the sum of T(V_i minus boundary(L_i)) over every stage, the last one too."""
+    costs = node_costs(graph)
+    return sum(
+        _weight(upper & ~lower & ~boundary(graph, upper), costs)
+        for lower, upper in _pairs(graph, lower_sets)
+    )
+
+
+def cached_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
+    """The paper's m: M of the union of all boundaries."""
+    union = 0
+    for _, upper in _pairs(graph, lower_sets):
+        union |= boundary(graph, upper)
+    return _weight(union, node_bytes(graph))
+
+
+def formula_peaks(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[int]:
+    """Eq. (2) for each stage, in bytes, resident values left out.
+
+    M(U_{i-1}) + 2 M(V_i) + M(delta+(L_i) minus L_i) + M(delta-(delta+(L_i)) minus L_i), where U_i is
+    the union of the first i boundaries.
+    """
+    sizes = node_bytes(graph)
+    union = 0
+    peaks = []
+    for lower, upper in _pairs(graph, lower_sets):
+        after = partners = 0
+        for v in _bits(upper):
+            for s in graph.forward_successors[v]:
+                after |= 1 << s
+        after &= ~upper
+        for s in _bits(after):
+            for p in graph.forward_predecessors[s]:
+                partners |= 1 << p
+        peaks.append(
+            _weight(union, sizes)
+            + 2 * _weight(upper & ~lower, sizes)
+            + _weight(after, sizes)
+            + _weight(partners & ~upper, sizes)
+        )
+        union |= boundary(graph, upper)
+    return peaks
+
+
+def formula_peak_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
+    """Eq. (2): the largest of `formula_peaks`; 0 for a graph without forward ops."""
+    return max(formula_peaks(graph, lower_sets), default=0)
+
+
+def canonical_schedule(
+    graph: TrainingGraph,
+    lower_sets: Sequence[int],
+    *,
+    recompute: Literal["whole", "needed"] = "whole",
+) -> Schedule:
+    """The schedule of a canonical strategy.
+
+    Kept are the values of each L_i that an op outside it reads, forward outputs, outputs of ops
+    that must not run again, and all of the last stage, whose backward comes right after it. Stage i
+    runs the backward ops R(L_{i-1}) minus R(L_i), in program order (`BackwardStages`). A forward
+    value that a backward op reads though its stage is still to come is computed again right there.
+
+    Args:
+        graph: the graph.
+        lower_sets: bitmasks, strictly increasing; the empty set may come first, V comes last.
+        recompute: `whole`: every op of V_i that is not kept runs again, before the stage's backward
+            ops (the paper's way). `needed`: only those that these need.
+
+    Raises:
+        GraphError: the sequence is no increasing sequence of lower sets that ends in V.
+    """
+    pairs = _pairs(graph, lower_sets)
+    keep = _kept_values(graph, pairs)
+    stages = BackwardStages(graph)
+    finished = [stages.finished(0), *(stages.finished(upper) for _, upper in pairs)]
+    available = set(keep)
+    backward: list[int] = []
+
+    def run_again(op_id: int) -> None:
+        backward.append(op_id)
+        available.update(graph.ops[op_id].outputs)
+
+    def provide(values: Iterable[int]) -> None:
+        for op_id in _missing_ops(graph, values, available):
+            run_again(op_id)
+
+    for i in range(len(pairs), 0, -1):
+        lower, upper = pairs[i - 1]
+        ops = _backward_order(graph, stages, finished[i - 1] & ~finished[i])
+        if recompute == "whole":
+            for op_id in _bits(upper & ~lower):
+                op = graph.ops[op_id]
+                if op.recomputable and any(v not in keep for v in op.outputs):
+                    run_again(op_id)
+        else:
+            provide(v for b in ops for v in graph.ops[b].inputs)
+        for b in ops:
+            provide(graph.ops[b].inputs)
+            backward.append(b)
+    if not pairs:
+        backward = list(range(len(graph.ops)))
+    forward = [op_id for lower, upper in pairs for op_id in _bits(upper & ~lower)]
+    return make_schedule(graph, forward, backward, keep)
+
+
+def canonical_stages(
+    graph: TrainingGraph, lower_sets: Sequence[int], schedule: Schedule
+) -> tuple[Stage, ...]:
+    """The stages of a canonical strategy with what `schedule` keeps and computes again in each."""
+    kept = schedule.kept(graph)
+    again = schedule.recomputed_ops
+    stages = []
+    for lower, upper in _pairs(graph, lower_sets):
+        ops = _bits(upper & ~lower)
+        inside = set(ops)
+        stages.append(
+            Stage(
+                forward_ops=len(ops),
+                first_op=graph.ops[ops[0]].name,
+                last_op=graph.ops[ops[-1]].name,
+                kept_bytes=sum(
+                    graph.values[v].size_bytes
+                    for op_id in ops
+                    for v in graph.ops[op_id].outputs
+                    if v in kept
+                ),
+                recompute_cost=sum(graph.ops[op_id].cost for op_id in again if op_id in inside),
+            )
+        )
+    return tuple(stages)
+
+
+def _bits(mask: int) -> list[int]:
+    result = []
+    while mask:
+        low = mask & -mask
+        result.append(low.bit_length() - 1)
+        mask ^= low
+    return result
+
+
+def _weight(mask: int, weights: Sequence[int]) -> int:
+    return sum(weights[v] for v in _bits(mask))
+
+
+def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, int]]:
+    """(L_{i-1}, L_i) for each stage, checked."""
+    whole = (1 << graph.forward_count) - 1
+    sets = [0, *(lower_sets[1:] if lower_sets and lower_sets[0] == 0 else lower_sets)]
+    if sets[-1] != whole:
+        raise GraphError("the lower sets do not end in the whole graph; add it as the last one")
+    for lower, upper in zip(sets, sets[1:], strict=False):
+        if lower & ~upper or lower == upper:
+            raise GraphError("the lower sets do not increase; each must hold the one before it")
+        if not is_lower_set(graph, upper):
+            raise GraphError(
+                f"{upper:#x} is no lower set of {graph.name}: an op in it reads one outside it"
+            )
+    return list(zip(sets, sets[1:], strict=False))
+
+
+def _kept_values(graph: TrainingGraph, pairs: Sequence[tuple[int, int]]) -> set[int]:
+    keep: set[int] = set()
+    count = graph.forward_count
+    for i, (lower, upper) in enumerate(pairs):
+        last = i == len(pairs) - 1
+        for op_id in _bits(upper & ~lower):
+            op = graph.ops[op_id]
+            for v in op.outputs:
+                if (
+                    last
+                    or graph.values[v].is_output
+                    or not op.recomputable
+                    or any(c < count and not upper >> c & 1 for c in graph.consumers[v])
+                ):
+                    keep.add(v)
+    return keep
+
+
+def _missing_ops(graph: TrainingGraph, values: Iterable[int], available: set[int]) -> list[int]:
+    """Forward ops to run again, in program order, so that `values` are there."""
+    ops: set[int] = set()
+    stack = list(values)
+    while stack:
+        v = stack.pop()
+        op_id = graph.producer[v]
+        if v in available or op_id is None or op_id >= graph.forward_count or op_id in ops:
+            continue
+        ops.add(op_id)
+        stack.extend(graph.ops[op_id].inputs)
+    return sorted(ops)
+
+
+def _backward_order(graph: TrainingGraph, stages: BackwardStages, mask: int) -> list[int]:
+    """Op ids of a stage's backward ops: program order, constants right before their first use."""
+    start = graph.forward_count
+    waiting = {b for b in _bits(mask) if stages.constant[b]}
+    writers: dict[int, list[int]] = {}
+    for b in sorted(waiting):
+        for v in graph.ops[start + b].outputs:
+            writers.setdefault(v, []).append(b)
+    order: list[int] = []
+
+    def add(b: int) -> None:
+        for v in graph.ops[start + b].inputs:
+            for w in writers.get(v, ()):
+                if w in waiting and w != b:
+                    waiting.discard(w)
+                    add(w)
+        order.append(start + b)
+
+    for b in _bits(mask):
+        if not stages.constant[b]:
+            add(b)
+    for b in sorted(waiting):
+        if b in waiting:
+            waiting.discard(b)
+            add(b)
+    return order
