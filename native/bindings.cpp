@@ -131,6 +131,8 @@ EdgeTuple edge(const EdgeTable& table, std::int64_t index) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // A table may well be alive when the interpreter ends, held by a caught error's traceback.
+  nb::set_leak_warnings(false);
   m.doc() = "The native core of memfit; memfit._core wraps it.";
   m.attr("version") = MEMFIT_VERSION;
   m.attr("compiler") = MEMFIT_COMPILER;

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from memfit.plan import Plan
-    from memfit.pytorch.api import fit, plan, verify
+    from memfit.pytorch.api import fit, plan
+    from memfit.pytorch.verify import verify
 
 __all__ = [
     "CaptureError",
@@ -55,7 +56,7 @@ _HOME = {
     "Plan": "memfit.plan",
     "fit": "memfit.pytorch.api",
     "plan": "memfit.pytorch.api",
-    "verify": "memfit.pytorch.api",
+    "verify": "memfit.pytorch.verify",
 }
 
 

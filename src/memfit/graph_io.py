@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from memfit.errors import GraphError, GraphFileError
 from memfit.files import write_text_whole
@@ -23,6 +24,7 @@ from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 __all__ = [
     "GRAPH_FORMAT",
     "GRAPH_SCHEMA_VERSION",
+    "bare_graph",
     "graph_from_json",
     "graph_from_published",
     "graph_to_json",
@@ -35,6 +37,7 @@ GRAPH_SCHEMA_VERSION = 1
 
 _CONVOLUTION_COST = 10
 _OTHER_COST = 1
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def read_graph(path: str | Path) -> TrainingGraph:
@@ -71,9 +74,6 @@ def write_graph(graph: TrainingGraph, path: str | Path) -> None:
     write_text_whole(Path(path), graph_to_json(graph) + "\n")
 
 
-# --- JSON -----------------------------------------------------------------------------------------
-
-
 def graph_to_json(graph: TrainingGraph) -> str:
     """The graph as JSON text, read back by `graph_from_json`."""
     data = {
@@ -81,30 +81,8 @@ def graph_to_json(graph: TrainingGraph) -> str:
         "schema_version": GRAPH_SCHEMA_VERSION,
         "name": graph.name,
         "cost_unit": graph.cost_unit,
-        "values": [
-            {
-                "name": v.name,
-                "size_bytes": v.size_bytes,
-                "kind": v.kind.value,
-                "is_output": v.is_output,
-            }
-            for v in graph.values
-        ],
-        "ops": [
-            {
-                "name": op.name,
-                "target": op.target,
-                "phase": op.phase.value,
-                "inputs": list(op.inputs),
-                "outputs": list(op.outputs),
-                "cost": op.cost,
-                "workspace_bytes": op.workspace_bytes,
-                "recomputable": op.recomputable,
-                "forward_op": op.forward_op,
-                "source": op.source,
-            }
-            for op in graph.ops
-        ],
+        "values": [asdict(v) for v in graph.values],
+        "ops": [asdict(op) for op in graph.ops],
     }
     return json.dumps(data, separators=(",", ":"))
 
@@ -174,17 +152,11 @@ class _Fields:
         for i, item in enumerate(value):
             yield _Fields.of(item, f"{self.where}, {key}[{i}]")
 
-    def kind(self, key: str) -> ValueKind:
+    def choice(self, key: str, choices: type[_Choice]) -> _Choice:
         text = self.text(key)
-        if text not in {kind.value for kind in ValueKind}:
-            self._fail(key, text, "one of " + ", ".join(kind.value for kind in ValueKind))
-        return ValueKind(text)
-
-    def phase(self, key: str) -> Phase:
-        text = self.text(key)
-        if text not in {phase.value for phase in Phase}:
-            self._fail(key, text, "forward or backward")
-        return Phase(text)
+        if text not in [choice.value for choice in choices]:
+            self._fail(key, text, "one of " + ", ".join(choice.value for choice in choices))
+        return choices(text)
 
 
 def _kind(value: Any) -> str:
@@ -222,14 +194,19 @@ def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
             f"{GRAPH_SCHEMA_VERSION}; write the graph again with this version"
         )
     values = tuple(
-        Value(v.text("name"), v.number("size_bytes"), v.kind("kind"), v.flag("is_output", False))
+        Value(
+            v.text("name"),
+            v.number("size_bytes"),
+            v.choice("kind", ValueKind),
+            v.flag("is_output", False),
+        )
         for v in top.items("values")
     )
     ops = tuple(
         Op(
             name=op.text("name"),
             target=op.text("target"),
-            phase=op.phase("phase"),
+            phase=op.choice("phase", Phase),
             inputs=op.numbers("inputs"),
             outputs=op.numbers("outputs"),
             cost=op.number("cost"),
@@ -251,9 +228,6 @@ def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
         return TrainingGraph(values, ops, top.text("cost_unit"), top.text("name"))
     except GraphError as error:
         raise GraphFileError(f"{where}: {error}") from None
-
-
-# --- Published text format ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +265,7 @@ class _Lines:
     def variable(self, text: str) -> int:
         number = self.whole_number(text, "a variable's id")
         if number >= self.variables:
-            self.fail(
-                f"variable {number} does not exist", f"use ids 0 to {self.variables - 1}"
-            )
+            self.fail(f"variable {number} does not exist", f"use ids 0 to {self.variables - 1}")
         return number
 
     def pair(self, what: str) -> tuple[int, int]:
@@ -434,46 +406,94 @@ def _assemble(
     sizes: dict[int, int],
     name: str,
 ) -> TrainingGraph:
-    count = len(order)
     position = {v: i for i, v in enumerate(order)}
 
-    def positions(variables: Sequence[tuple[int, str]]) -> tuple[int, ...]:
-        return tuple(sorted({position[v] for v, _ in variables if v in position}))
+    def positions(variables: Sequence[tuple[int, str]]) -> list[int]:
+        return sorted({position[v] for v, _ in variables if v in position})
 
-    values = [Value(f"v{v}", sizes[v], ValueKind.ACTIVATION) for v in order]
-    values += [Value(f"v{v}.grad", sizes[v], ValueKind.GRADIENT) for v in order]
-    before = [positions(forward[producer[v]].variables) for v in order]
-    read = {p for preds in before for p in preds}
-    ops: list[Op] = []
-    for i, v in enumerate(order):
-        target = forward[producer[v]].name
-        cost = _CONVOLUTION_COST if target.startswith("Conv") else _OTHER_COST
-        ops.append(Op(f"{target}_{v}", target, Phase.FORWARD, before[i], (i,), cost))
-    for i in range(count - 1, -1, -1):
-        op = ops[i]
-        if i not in read:
-            tangent = len(values)
-            values.append(Value(f"v{order[i]}.tangent", 0, ValueKind.TANGENT))
-            ops.append(
-                Op(f"{op.name}.seed", "seed", Phase.BACKWARD, (tangent,), (count + i,), 0,
-                   forward_op=i)
-            )  # fmt: skip
-        needed = positions(
-            [entry for entry in backward[producer[order[i]]].variables if entry[1] != "gradient"]
-        )
-        ops.append(
-            Op(
-                name=f"{op.name}.backward",
-                target=f"{op.target}.backward",
-                phase=Phase.BACKWARD,
-                inputs=(*needed, count + i),
-                outputs=tuple(count + p for p in before[i]),
-                cost=op.cost,
-                forward_op=i,
-            )
-        )
+    targets = [forward[producer[v]].name for v in order]
+    reads = [
+        [entry for entry in backward[producer[v]].variables if entry[1] != "gradient"]
+        for v in order
+    ]
     try:
-        return TrainingGraph(tuple(values), tuple(ops), "unit", name)
+        return bare_graph(
+            [positions(forward[producer[v]].variables) for v in order],
+            [sizes[v] for v in order],
+            [_CONVOLUTION_COST if t.startswith("Conv") else _OTHER_COST for t in targets],
+            [positions(variables) for variables in reads],
+            targets=targets,
+            names=[f"{target}_{v}" for target, v in zip(targets, order, strict=True)],
+            name=name,
+        )
     except GraphError as error:
         lines.number = 1
         lines.fail(str(error), "get the file again")
+
+
+def bare_graph(
+    predecessors: Sequence[Sequence[int]],
+    size_bytes: Sequence[int],
+    costs: Sequence[int],
+    backward_reads: Sequence[Sequence[int]],
+    *,
+    targets: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    name: str = "graph",
+) -> TrainingGraph:
+    """The training graph of a forward graph with one value an op.
+
+    The backward op of v reads the gradient of v and the forward values that it needs, writes the
+    gradients of v's predecessors, and costs what v does; a gradient has its value's size. The
+    gradient of a value that nothing reads is written by a `seed` op, which costs nothing. Backward
+    ops stand in the opposite order of forward ops.
+
+    Args:
+        predecessors: for each op, the ops that it reads; all smaller than the op.
+        size_bytes: for each op, bytes of its value.
+        costs: for each op, its cost in the paper's units.
+        backward_reads: for each op, the ops whose values its backward op reads.
+        targets: for each op, what it computes; `op` where left out.
+        names: for each op, its name; target and number where left out.
+        name: the graph's name.
+
+    Raises:
+        GraphError: the graph breaks a rule of `TrainingGraph`.
+    """
+    count = len(size_bytes)
+    targets = ["op"] * count if targets is None else targets
+    names = [f"{t}_{i}" for i, t in enumerate(targets)] if names is None else names
+    values = [Value(n, b, ValueKind.ACTIVATION) for n, b in zip(names, size_bytes, strict=True)]
+    values += [Value(f"{v.name}.grad", v.size_bytes, ValueKind.GRADIENT) for v in values]
+    read = {p for before in predecessors for p in before}
+    ops = [
+        Op(names[i], targets[i], Phase.FORWARD, tuple(predecessors[i]), (i,), costs[i])
+        for i in range(count)
+    ]
+    for i in range(count - 1, -1, -1):
+        if i not in read:
+            tangent = len(values)
+            values.append(Value(f"{names[i]}.tangent", 0, ValueKind.TANGENT))
+            ops.append(
+                Op(
+                    name=f"{names[i]}.seed",
+                    target="seed",
+                    phase=Phase.BACKWARD,
+                    inputs=(tangent,),
+                    outputs=(count + i,),
+                    cost=0,
+                    forward_op=i,
+                )
+            )
+        ops.append(
+            Op(
+                name=f"{names[i]}.backward",
+                target=f"{targets[i]}.backward",
+                phase=Phase.BACKWARD,
+                inputs=(*backward_reads[i], count + i),
+                outputs=tuple(count + p for p in predecessors[i]),
+                cost=costs[i],
+                forward_op=i,
+            )
+        )
+    return TrainingGraph(tuple(values), tuple(ops), "unit", name)

@@ -83,17 +83,15 @@ def _all(graph: TrainingGraph, limit: int, useful: Sequence[bool]) -> set[int]:
         for p in before:
             found |= {p} if useful[p] else nearest[p]
         nearest.append(frozenset(found))
-    masks = _core.enumerate_lower_sets(
-        [sorted(number[p] for p in nearest[v]) for v in ops], limit
-    )
-    closures = [ancestor_sets(graph)[v] for v in ops]
+    masks = _core.enumerate_lower_sets([sorted(number[p] for p in nearest[v]) for v in ops], limit)
+    closures = ancestor_sets(graph)
     result: set[int] = set()
     for mask in masks:
         whole = 0
         while mask:
             low = mask & -mask
             mask ^= low
-            whole |= closures[low.bit_length() - 1]
+            whole |= closures[ops[low.bit_length() - 1]]
         result.add(whole)
     return result
 

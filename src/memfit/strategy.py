@@ -7,11 +7,13 @@ what is kept and run its backward ops. M of an op are the bytes of its outputs, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from memfit.errors import GraphError
 from memfit.graph import TrainingGraph
+from memfit.liveness import simulate
 from memfit.lower_sets import boundary, is_lower_set
 from memfit.plan import Stage
 from memfit.schedule import Schedule, make_schedule
@@ -26,6 +28,7 @@ __all__ = [
     "formula_peaks",
     "node_bytes",
     "node_costs",
+    "peak_op",
 ]
 
 
@@ -59,8 +62,8 @@ def cached_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
 def formula_peaks(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[int]:
     """Eq. (2) for each stage, in bytes, resident values left out.
 
-    M(U_{i-1}) + 2 M(V_i) + M(delta+(L_i) minus L_i) + M(delta-(delta+(L_i)) minus L_i), where U_i is
-    the union of the first i boundaries.
+    M(U_{i-1}) + 2 M(V_i) + M(delta+(L_i) minus L_i) + M(delta-(delta+(L_i)) minus L_i), where U_i
+    is the union of the first i boundaries.
     """
     sizes = node_bytes(graph)
     union = 0
@@ -172,6 +175,14 @@ def canonical_stages(
     return tuple(stages)
 
 
+def peak_op(graph: TrainingGraph, schedule: Schedule) -> str | None:
+    """Source or name of the op at which `schedule` reaches its simulated peak; None if empty."""
+    if not schedule.steps:
+        return None
+    op = graph.ops[schedule.steps[simulate(graph, schedule).peak_step].op]
+    return op.source or op.name
+
+
 def _bits(mask: int) -> list[int]:
     result = []
     while mask:
@@ -191,14 +202,14 @@ def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, i
     sets = [0, *(lower_sets[1:] if lower_sets and lower_sets[0] == 0 else lower_sets)]
     if sets[-1] != whole:
         raise GraphError("the lower sets do not end in the whole graph; add it as the last one")
-    for lower, upper in zip(sets, sets[1:], strict=False):
+    for lower, upper in itertools.pairwise(sets):
         if lower & ~upper or lower == upper:
             raise GraphError("the lower sets do not increase; each must hold the one before it")
         if not is_lower_set(graph, upper):
             raise GraphError(
                 f"{upper:#x} is no lower set of {graph.name}: an op in it reads one outside it"
             )
-    return list(zip(sets, sets[1:], strict=False))
+    return list(itertools.pairwise(sets))
 
 
 def _kept_values(graph: TrainingGraph, pairs: Sequence[tuple[int, int]]) -> set[int]:

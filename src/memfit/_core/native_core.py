@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from memfit._core import _native
+import memfit._core._native as _native
 from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import TooManyLowerSetsError
 
-__all__ = ["COMPILER", "VERSION", "EdgeTable", "canonical_edges", "enumerate_lower_sets",
-           "stage_edges"]
+__all__ = [
+    "COMPILER",
+    "VERSION",
+    "EdgeTable",
+    "canonical_edges",
+    "enumerate_lower_sets",
+    "stage_edges",
+]
 
 COMPILER = _native.compiler
 VERSION = _native.version
@@ -34,9 +40,7 @@ def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> l
     if data is None:
         raise TooManyLowerSetsError(limit)
     width = _width(len(predecessors))
-    return [
-        int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width)
-    ]
+    return [int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width)]
 
 
 def canonical_edges(
@@ -63,7 +67,7 @@ def stage_edges(
     progress: Callable[[float], None] | None = None,
     threads: int = 0,
 ) -> EdgeTable:
-    """See `memfit._core.python_stage.stage_edges`; `threads` is 0 for as many as there are cores."""
+    """See `memfit._core.python_stage.stage_edges`; `threads` 0 means one a CPU core."""
     native = _native.StageProblem(
         problem.value_bytes,
         problem.outlives,

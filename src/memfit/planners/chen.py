@@ -13,7 +13,6 @@ import time
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
-from memfit.lower_sets import boundary
 from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners.base import PlannerOptions
 from memfit.schedule import Schedule
@@ -25,6 +24,7 @@ from memfit.strategy import (
     formula_overhead,
     formula_peak_bytes,
     node_bytes,
+    peak_op,
 )
 
 __all__ = ["articulation_cuts", "plan", "segmentations"]
@@ -86,12 +86,10 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     smallest = min(judged, key=lambda found: found[1])
     fitting = [found for found in judged if found[1] <= budget_bytes]
     if not fitting:
-        timeline = simulate(graph, smallest[4])
-        op = graph.ops[smallest[4].steps[timeline.peak_step].op]
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes,
             minimum_bytes=smallest[1],
-            binding_op=op.source or op.name,
+            binding_op=peak_op(graph, smallest[4]),
             detail="cuts at single ops only",
         )
     _, _, _, sequence, schedule = min(fitting, key=lambda found: found[:3])

@@ -31,6 +31,7 @@ from memfit.strategy import (
     formula_peaks,
     node_bytes,
     node_costs,
+    peak_op,
 )
 
 __all__ = ["MODES", "PaperTable", "build_table", "plan_paper"]
@@ -47,14 +48,12 @@ class Strategy:
         lower_sets: L_1 … L_k.
         schedule: its schedule.
         peak_bytes: simulated peak of the whole step, with liveness analysis.
-        binding_op: name of the op at which it is reached.
     """
 
     mode: str
     lower_sets: tuple[int, ...]
     schedule: Schedule
     peak_bytes: int
-    binding_op: str | None
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,7 @@ class PaperTable:
     def _judge(self, path: Sequence[int], mode: str) -> Strategy:
         sets = tuple(self.lower_sets[self.edges.edge(e)[1]] for e in path)
         schedule = canonical_schedule(self.graph, sets)
-        timeline = simulate(self.graph, schedule)
-        op = schedule.steps[timeline.peak_step].op if schedule.steps else None
-        name = None if op is None else self.graph.ops[op].source or self.graph.ops[op].name
-        return Strategy(mode, sets, schedule, timeline.peak_bytes, name)
+        return Strategy(mode, sets, schedule, simulate(self.graph, schedule).peak_bytes)
 
 
 def build_table(graph: TrainingGraph, family: str, options: PlannerOptions) -> PaperTable:
@@ -212,7 +208,7 @@ def _choose_auto(table: PaperTable, budget_bytes: int, mode: str) -> tuple[Strat
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes,
             minimum_bytes=least.peak_bytes,
-            binding_op=least.binding_op,
+            binding_op=peak_op(table.graph, least.schedule),
             detail=f"family {table.family}, with liveness analysis",
         )
     return candidates[0], min(least.peak_bytes, budget_bytes)

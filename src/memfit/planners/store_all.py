@@ -10,6 +10,7 @@ from memfit.liveness import simulate
 from memfit.plan import Plan, PlanStatus, Stage, make_plan
 from memfit.planners.base import PlannerOptions
 from memfit.stages import store_all_schedule
+from memfit.strategy import peak_op
 
 __all__ = ["plan"]
 
@@ -22,13 +23,12 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     """
     began = time.perf_counter()
     schedule = store_all_schedule(graph)
-    timeline = simulate(graph, schedule)
-    if timeline.peak_bytes > budget_bytes:
-        op = graph.ops[schedule.steps[timeline.peak_step].op] if schedule.steps else None
+    peak = simulate(graph, schedule).peak_bytes
+    if peak > budget_bytes:
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes,
-            minimum_bytes=timeline.peak_bytes,
-            binding_op=None if op is None else op.source or op.name,
+            minimum_bytes=peak,
+            binding_op=peak_op(graph, schedule),
             detail="store-all recomputes nothing",
         )
     kept = sum(graph.values[v].size_bytes for v in schedule.kept(graph))
@@ -42,8 +42,8 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         mode=None,
         status=PlanStatus.OPTIMAL_IN_FAMILY,
         budget_bytes=budget_bytes,
-        plain_peak_bytes=timeline.peak_bytes,
-        smallest_feasible_budget_bytes=timeline.peak_bytes,
+        plain_peak_bytes=peak,
+        smallest_feasible_budget_bytes=peak,
         lower_sets=2 if forward else 1,
         stages=stages,
         seconds=time.perf_counter() - began,

@@ -74,7 +74,7 @@ class FittedModule(nn.Module):
     ) -> None:
         super().__init__()
         self.__dict__["_model"] = model
-        self._loss_fn = loss_fn
+        self.__dict__["_loss_fn"] = loss_fn  # not a submodule: the model's are shared as they are
         self._make_backend = make_backend
         self._call: Callable[..., Any] | None = None
         self._backend: StepBackend | None = None

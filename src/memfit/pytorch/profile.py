@@ -37,7 +37,9 @@ __all__ = ["DEFAULT_TIME_BUDGET_S", "OpProfile", "profile_calls"]
 DEFAULT_TIME_BUDGET_S = 10.0
 _MAX_ROUNDS = 7
 _BATCH = 64  # calls per profiler session: starting one takes about a millisecond
-_MIN_SAMPLE_NS = 200_000  # shorter runs are repeated within a sample
+_MIN_SAMPLE_NS = 100_000  # shorter runs are repeated within a sample
+_LONG_NS = 20_000_000  # longer runs get one sample a round, shorter ones `_RUNS_A_ROUND`
+_RUNS_A_ROUND = 4  # right after one another: the threads that a run had to wait for are awake
 _MAX_REPEATS = 50
 _MARK = "memfit:op:"
 
@@ -73,18 +75,52 @@ class _Pending:
     signature: str | None
     workspace_bytes: int = 0
     output_bytes: int = 0
-    first_ns: int = 0
-    samples_ns: list[int] = field(default_factory=list)
+    first: _Sample | None = None
+    samples: list[_Sample] = field(default_factory=list)
     error: str = ""
 
     def cost(self) -> OpCost:
-        if self.error:
+        if self.error or self.first is None:
             return replace(analytic_cost(self.call), note=self.error)
-        samples = sorted(self.samples_ns or [self.first_ns])
-        # Disturbances only ever add: where half of the rounds meet a busy machine, a median
-        # is twice too long, the lower quartile is not; the minimum would reward lucky caches.
-        time_ns = max(1, samples[len(samples) // 4])
+        time_ns = max(1, _undisturbed_ns(self.samples or [self.first]))
         return OpCost(time_ns, self.workspace_bytes, self.output_bytes, "measured")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One timed run: elapsed time, processor time of this thread and of the whole process."""
+
+    wall_ns: int
+    thread_ns: int
+    process_ns: int
+
+
+class _Clock:
+    """Times one sample."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[int, int, int]:
+        return time.perf_counter_ns(), time.thread_time_ns(), time.process_time_ns()
+
+    def sample(self, repeats: int = 1) -> _Sample:
+        return _Sample(*((b - a) // repeats for a, b in zip(self._start, self._now(), strict=True)))
+
+
+def _undisturbed_ns(samples: Sequence[_Sample]) -> int:
+    """Time of a run on a machine that does nothing else.
+
+    Other processes only ever add to elapsed time, and where they hold the processors a wait lasts
+    milliseconds, many times a short op. Minima over rounds meet that, and where no round is clean,
+    processor time: of this thread, which takes part in every parallel loop, and at least its share
+    of the whole process's. Without disturbance all of it equals the elapsed time.
+    """
+    wall = min(sample.wall_ns for sample in samples)
+    own = min(sample.thread_ns for sample in samples)
+    share = min(sample.process_ns for sample in samples) // max(1, torch.get_num_threads())
+    return min(wall, max(own, share))
 
 
 def profile_calls(
@@ -96,7 +132,7 @@ def profile_calls(
 ) -> OpProfile:
     """Time and workspace of each call.
 
-    Time is the lower quartile over interleaved rounds of the elapsed time of a warmed-up run; as
+    Time is that of a warmed-up run on an undisturbed machine, estimated from interleaved rounds; as
     many rounds as the time budget allows, at most 7. Workspace is the largest of two runs' allocator
     peaks, less the bytes of the storages that the op returns.
 
@@ -234,13 +270,12 @@ def _marked_runs(item: _Pending, number: int, data: SyntheticData) -> None:
     args, kwargs = data.arguments(item.call)
     item.call.target(*args, **kwargs)  # first calls also build primitives and caches
     for _ in range(2):
-        before = time.perf_counter_ns()
+        clock = _Clock()
         with torch.profiler.record_function(f"{_MARK}{number}"):
             result = item.call.target(*args, **kwargs)
-        elapsed = time.perf_counter_ns() - before
+        item.first = clock.sample()
         item.output_bytes = _new_storage_bytes(result, (args, kwargs))
         del result
-    item.first_ns = elapsed
 
 
 def _new_storage_bytes(result: Any, arguments: Any) -> int:
@@ -256,14 +291,22 @@ def _new_storage_bytes(result: Any, arguments: Any) -> int:
 def _add_sample(item: _Pending, data: SyntheticData) -> None:
     args, kwargs = data.arguments(item.call)
     target, device = item.call.target, item.call.device
-    repeats = max(1, min(_MAX_REPEATS, _MIN_SAMPLE_NS // max(1, item.first_ns)))
+    first_ns = _undisturbed_ns([item.first]) if item.first else _MIN_SAMPLE_NS
+    repeats = max(1, min(_MAX_REPEATS, _MIN_SAMPLE_NS // max(1, first_ns)))
     target(*args, **kwargs)
     _wait(device)
-    start = time.perf_counter_ns()
-    for _ in range(repeats):
-        target(*args, **kwargs)
-    _wait(device)
-    item.samples_ns.append((time.perf_counter_ns() - start) // repeats)
+    for _ in range(_RUNS_A_ROUND if first_ns < _LONG_NS else 1):
+        clock = _Clock()
+        for _ in range(repeats):
+            target(*args, **kwargs)
+        _wait(device)
+        sample = clock.sample(repeats)
+        item.samples.append(_elapsed_only(sample) if device.type == "cuda" else sample)
+
+
+def _elapsed_only(sample: _Sample) -> _Sample:
+    """A device's work takes no processor time."""
+    return _Sample(sample.wall_ns, sample.wall_ns, 0)
 
 
 def _wait(device: torch.device) -> None:
@@ -279,12 +322,11 @@ def _cuda_workspace(item: _Pending, data: SyntheticData) -> None:
         _wait(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        start = time.perf_counter_ns()
+        clock = _Clock()
         result = item.call.target(*args, **kwargs)
         _wait(device)
-        elapsed = time.perf_counter_ns() - start
+        item.first = _elapsed_only(clock.sample())
         peak = torch.cuda.max_memory_allocated(device) - before
         item.output_bytes = torch.cuda.memory_allocated(device) - before
         item.workspace_bytes = max(item.workspace_bytes, peak - item.output_bytes)
         del result
-    item.first_ns = elapsed

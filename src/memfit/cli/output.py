@@ -1,0 +1,120 @@
+"""What the command line writes: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from memfit.errors import InfeasibleBudgetError
+from memfit.planners.base import Progress as Report
+
+__all__ = [
+    "add_output_arguments",
+    "error_payload",
+    "foreign_prints_to_stderr",
+    "one_line",
+    "print_json",
+    "progress",
+    "stdout_console",
+]
+
+PROGRESS_AFTER_S = 1.0
+"""Nothing is shown for what takes less."""
+
+_PIPED_WIDTH = 120
+
+
+def add_output_arguments(parser: ArgumentParser) -> None:
+    """`--json` and `--quiet`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout and nothing else"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on stderr")
+
+
+def print_json(payload: Mapping[str, Any]) -> None:
+    """One JSON object on stdout. Infinite and undefined numbers, which JSON lacks, become null."""
+    print(json.dumps(_finite(payload), indent=2, sort_keys=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+def stdout_console() -> Console:
+    """A console on stdout; wide enough for tables where stdout is a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(text.split())
+
+
+def error_payload(error: BaseException) -> dict[str, Any]:
+    """The JSON object that stands for an error: `status`, `message` and the smallest budget."""
+    infeasible = isinstance(error, InfeasibleBudgetError)
+    return {
+        "status": "INFEASIBLE" if infeasible else "ERROR",
+        "message": one_line(str(error)),
+        "smallest_feasible_budget": error.minimum_bytes if infeasible else None,
+    }
+
+
+@contextmanager
+def foreign_prints_to_stderr() -> Iterator[None]:
+    """While the user's code runs, what it prints goes to stderr; stdout is for results."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
+def progress(label: str, *, shown: bool) -> Iterator[Report | None]:
+    """A progress callback `(label, share done)` that draws a bar on stderr once a second has passed.
+
+    Yields None, and draws nothing, where it is not wanted or stderr is no terminal.
+    """
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield None
+        return
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    task: TaskID = bar.add_task(label, total=None)
+    timer = threading.Timer(PROGRESS_AFTER_S, bar.start)
+    timer.daemon = True
+    timer.start()
+
+    def report(text: str, share: float) -> None:
+        bar.update(task, description=text, completed=share, total=1.0)
+
+    try:
+        yield report
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()

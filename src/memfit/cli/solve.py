@@ -1,0 +1,221 @@
+"""`memfit solve`: plan a bare graph file, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from memfit.cli.output import (
+    add_output_arguments,
+    one_line,
+    print_json,
+    progress,
+    stdout_console,
+)
+from memfit.errors import InfeasibleBudgetError, UsageError
+from memfit.graph import TrainingGraph
+from memfit.graph_io import read_graph
+from memfit.liveness import simulate
+from memfit.lower_sets import FAMILIES
+from memfit.plan import Plan
+from memfit.planners import (
+    DEFAULT_MAX_LOWER_SETS,
+    DEFAULT_PLANNER,
+    PLANNERS,
+    PlannerOptions,
+    get_planner,
+)
+from memfit.planners.paper_dp import MODES
+from memfit.stages import store_all_schedule
+from memfit.units import format_bytes, parse_budget
+
+__all__ = ["EXIT_INFEASIBLE", "add_parser", "run", "solve_json"]
+
+EXIT_INFEASIBLE = 3
+
+_FORMULA_PLANNERS = ("exact", "approximate")
+_DESCRIPTION = """\
+Plan a graph file: memfit's JSON, or the text format of the published graphs under the paper's cost
+model (10 for functions whose names start with Conv, else 1). Overheads are in the graph's cost
+unit. Exit codes: 0 a plan, 2 wrong usage or input, 3 infeasible budget, 1 a failure of ours.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `solve` to the subcommands."""
+    parser = subparsers.add_parser("solve", help="plan a bare graph file", description=_DESCRIPTION)
+    parser.add_argument("graph", metavar="GRAPH", help="graph file, JSON or published text format")
+    parser.add_argument(
+        "--planner", default="auto", help=f"auto, {', '.join(PLANNERS)} (default: auto, liveness)"
+    )
+    parser.add_argument(
+        "--mode",
+        default="auto",
+        help="for exact and approximate: time (least overhead), memory (most overhead on the "
+        "Pareto front), auto (time, then memory, both with liveness analysis; default)",
+    )
+    parser.add_argument(
+        "--budget",
+        required=True,
+        help='peak of the whole step: bytes ("3GiB", "800MB", 3221225472), or a share of the plain '
+        'step\'s peak ("60%%")',
+    )
+    parser.add_argument(
+        "--family",
+        default="auto",
+        help=f"lower sets to search: auto (the planner's own), {', '.join(FAMILIES)}",
+    )
+    parser.add_argument(
+        "--max-lower-sets",
+        type=int,
+        default=DEFAULT_MAX_LOWER_SETS,
+        metavar="N",
+        help="with more lower sets than this, the next smaller family is searched "
+        "(default: %(default)s)",
+    )
+    add_output_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, and print the result to stdout.
+
+    Returns:
+        0, or 3 for an infeasible budget.
+
+    Raises:
+        UsageError: a wrong argument or graph file.
+    """
+    planner = get_planner(args.planner)
+    name = DEFAULT_PLANNER if args.planner == "auto" else args.planner
+    if args.mode not in MODES:
+        raise UsageError(f"unknown mode {args.mode!r}; known modes: {', '.join(MODES)}")
+    if args.max_lower_sets < 2:
+        raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
+    budget = parse_budget(args.budget)
+    if budget.auto:
+        raise UsageError(
+            'budget "auto" needs a device; give bytes ("3GiB") or a share of the plain step\'s '
+            'peak ("60%")'
+        )
+    graph = read_graph(args.graph)
+    plain_peak = simulate(graph, store_all_schedule(graph)).peak_bytes
+    budget_bytes = budget.resolve(plain_peak_bytes=plain_peak, free_bytes=0)
+    try:
+        with progress("planning", shown=not (args.json or args.quiet)) as report:
+            plan = planner(
+                graph,
+                budget_bytes,
+                PlannerOptions(
+                    mode=args.mode,
+                    family=args.family,
+                    max_lower_sets=args.max_lower_sets,
+                    progress=report,
+                ),
+            )
+    except InfeasibleBudgetError as error:
+        if args.json:
+            print_json(_infeasible_json(error, graph, name, args.mode))
+        else:
+            print(f"memfit: {one_line(str(error))}", file=sys.stderr)
+        return EXIT_INFEASIBLE
+    result = solve_json(plan, graph)
+    if args.json:
+        print_json(result)
+    else:
+        console = stdout_console()
+        console.print(_table(result))
+        for note in result["notes"]:
+            console.print(f"note: {note}", soft_wrap=True)
+    return 0
+
+
+def solve_json(plan: Plan, graph: TrainingGraph) -> dict[str, Any]:
+    """What `--json` writes.
+
+    `overhead` and `cached_bytes` are the paper's for its planners (every stage counted, the last
+    one too; M of all boundaries), and those of the schedule for all others. `executed_overhead` and
+    `kept_bytes` are always the schedule's. `total_time` is the cost of one forward pass, to which
+    `overhead_percent` refers.
+    """
+    formula = plan.planner in _FORMULA_PLANNERS
+    overhead = plan.overhead
+    cached = plan.cached_bytes
+    if formula and plan.formula_overhead is not None:
+        overhead = plan.formula_overhead
+        cached = int(plan.provenance["formula_cached_bytes"])
+    return {
+        "status": plan.status.value,
+        "graph": graph.name,
+        "planner": plan.planner,
+        "family": plan.family,
+        "mode": plan.mode,
+        "lower_sets": plan.lower_sets,
+        "budget_bytes": plan.budget_bytes,
+        "overhead": overhead,
+        "overhead_percent": 100.0 * overhead / plan.forward_cost if plan.forward_cost else 0.0,
+        "executed_overhead": plan.overhead,
+        "formula_overhead": plan.formula_overhead,
+        "total_time": plan.forward_cost,
+        "cost_unit": plan.cost_unit,
+        "cached_bytes": cached,
+        "kept_bytes": plan.cached_bytes,
+        "formula_peak_bytes": plan.formula_peak_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "plain_peak_bytes": plan.plain_peak_bytes,
+        "stages": [asdict(stage) for stage in plan.stages],
+        "seconds": plan.seconds,
+        "smallest_feasible_budget": plan.smallest_feasible_budget_bytes,
+        "notes": list(plan.provenance.get("notes", ())),
+        "graph_fingerprint": plan.graph_fingerprint,
+    }
+
+
+def _infeasible_json(
+    error: InfeasibleBudgetError, graph: TrainingGraph, planner: str, mode: str
+) -> dict[str, Any]:
+    return {
+        "status": "INFEASIBLE",
+        "graph": graph.name,
+        "planner": planner,
+        "mode": mode if planner in _FORMULA_PLANNERS else None,
+        "budget_bytes": error.budget_bytes,
+        "smallest_feasible_budget": error.minimum_bytes,
+        "binding_op": error.binding_op,
+        "message": one_line(str(error)),
+    }
+
+
+def _table(result: dict[str, Any]) -> Table:
+    planner = result["planner"] + (f", {result['mode']}-centric" if result["mode"] else "")
+    unit = "" if result["cost_unit"] == "unit" else f" {result['cost_unit']}"
+    table = Table(title=f"{result['graph']}: {planner}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+
+    def size(label: str, value: int | None) -> None:
+        if value is not None:
+            table.add_row(label, f"{format_bytes(value)} ({value:,} bytes)")
+
+    table.add_row("status", result["status"])
+    table.add_row("family", f"{result['family']} ({result['lower_sets']} lower sets)")
+    size("budget", result["budget_bytes"])
+    size("peak, simulated with liveness", result["peak_bytes"])
+    size("peak, the paper's formula", result["formula_peak_bytes"])
+    size("peak of the plain step", result["plain_peak_bytes"])
+    size("smallest feasible budget", result["smallest_feasible_budget"])
+    size("kept for the backward pass", result["kept_bytes"])
+    table.add_row(
+        "overhead",
+        f"{result['overhead']}{unit}, {result['overhead_percent']:.1f}% of a forward pass "
+        f"({result['total_time']}{unit})",
+    )
+    if result["executed_overhead"] != result["overhead"]:
+        table.add_row("overhead as scheduled", f"{result['executed_overhead']}{unit}")
+    table.add_row("stages", str(len(result["stages"])))
+    table.add_row("planned in", f"{result['seconds']:.2f} s")
+    return table
