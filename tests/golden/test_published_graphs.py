@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memfit.cli import solve
+from memfit.cli import main
 from memfit.graph_io import graph_from_json, graph_to_json, read_graph
 from memfit.lower_sets import lower_sets
 
@@ -41,14 +40,11 @@ def solved(
     reference_dir: Path, capsys: pytest.CaptureFixture[str], core: str
 ) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Runs `memfit solve --json` in this process: exit code and what it wrote."""
-    parser = argparse.ArgumentParser()
-    solve.add_parser(parser.add_subparsers())
 
     def run(graph: str, planner: str, mode: str, budget_bytes: int) -> tuple[int, dict[str, Any]]:
         file = reference_dir / "graphs" / f"cg_{graph}.txt"
         words = ["solve", str(file), "--planner", planner, "--mode", mode]
-        args = parser.parse_args([*words, "--budget", str(budget_bytes), "--json"])
-        code = solve.run(args)
+        code = main([*words, "--budget", str(budget_bytes), "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return run

@@ -56,9 +56,7 @@ class Oracle:
         """What every sequence that ends in V comes to."""
         found: set[Outcome] = set()
 
-        def extend(
-            lower: frozenset[int], union: frozenset[int], overhead: int, peak: int
-        ) -> None:
+        def extend(lower: frozenset[int], union: frozenset[int], overhead: int, peak: int) -> None:
             if lower == self.nodes:
                 found.add((overhead, self._memory(union), peak))
                 return

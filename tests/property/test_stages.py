@@ -47,8 +47,16 @@ def joint_graphs(draw: st.DrawFn, most_ops: int = 6) -> TrainingGraph:
             )
         made.append(outputs)
         forward.append(
-            Op(f"f{i}", "f", Phase.FORWARD, tuple(inputs), tuple(outputs), draw(st.integers(1, 9)),
-               draw(st.integers(0, 3000)), recomputable=draw(st.integers(0, 5)) > 0)
+            Op(
+                f"f{i}",
+                "f",
+                Phase.FORWARD,
+                tuple(inputs),
+                tuple(outputs),
+                draw(st.integers(1, 9)),
+                draw(st.integers(0, 3000)),
+                recomputable=draw(st.integers(0, 5)) > 0,
+            )
         )
     gradient: dict[int, int] = {}
     backward: list[Op] = []
@@ -64,9 +72,7 @@ def joint_graphs(draw: st.DrawFn, most_ops: int = 6) -> TrainingGraph:
             p = next((k for k, outs in enumerate(made) if v in outs), None)
             if p is None:
                 writes.append(len(values))
-                values.append(
-                    Value(f"w{i}", draw(size) * 300, ValueKind.GRADIENT, is_output=True)
-                )
+                values.append(Value(f"w{i}", draw(size) * 300, ValueKind.GRADIENT, is_output=True))
             else:
                 if p not in gradient:
                     gradient[p] = len(values)
@@ -74,8 +80,16 @@ def joint_graphs(draw: st.DrawFn, most_ops: int = 6) -> TrainingGraph:
                 if gradient[p] not in writes:
                     writes.append(gradient[p])
         backward.append(
-            Op(f"b{i}", "b", Phase.BACKWARD, tuple(sorted(reads)), tuple(writes),
-               draw(st.integers(1, 9)), draw(st.integers(0, 3000)), recomputable=False)
+            Op(
+                f"b{i}",
+                "b",
+                Phase.BACKWARD,
+                tuple(sorted(reads)),
+                tuple(writes),
+                draw(st.integers(1, 9)),
+                draw(st.integers(0, 3000)),
+                recomputable=False,
+            )
         )
     return TrainingGraph(tuple(values), (*forward, *backward))
 
@@ -193,9 +207,7 @@ def test_plans_fit_their_budget_and_cost_no_more_with_more_memory(
 
 def test_stages_are_nested_pairs() -> None:
     values = tuple(Value(f"v{i}", 10, ValueKind.ACTIVATION) for i in range(3))
-    ops = tuple(
-        Op(f"f{i}", "f", Phase.FORWARD, (i - 1,) if i else (), (i,), 1) for i in range(3)
-    )
+    ops = tuple(Op(f"f{i}", "f", Phase.FORWARD, (i - 1,) if i else (), (i,), 1) for i in range(3))
     graph = TrainingGraph(values, ops)
     problem = stage_problem(graph, keep_variants(graph))
     assert len(list(_stages(_cuts(graph, problem)))) == 6

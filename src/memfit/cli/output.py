@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import threading
 from argparse import ArgumentParser
@@ -18,6 +20,7 @@ from memfit.planners.base import Progress as Report
 
 __all__ = [
     "add_output_arguments",
+    "debugging",
     "error_payload",
     "foreign_prints_to_stderr",
     "one_line",
@@ -68,24 +71,37 @@ def one_line(text: str) -> str:
 
 def error_payload(error: BaseException) -> dict[str, Any]:
     """The JSON object that stands for an error: `status`, `message` and the smallest budget."""
-    infeasible = isinstance(error, InfeasibleBudgetError)
+    smallest = error.minimum_bytes if isinstance(error, InfeasibleBudgetError) else None
     return {
-        "status": "INFEASIBLE" if infeasible else "ERROR",
+        "status": "ERROR" if smallest is None else "INFEASIBLE",
         "message": one_line(str(error)),
-        "smallest_feasible_budget": error.minimum_bytes if infeasible else None,
+        "smallest_feasible_budget": smallest,
     }
+
+
+def debugging() -> bool:
+    """Whether the environment asks for tracebacks (`MEMFIT_DEBUG=1`)."""
+    return os.environ.get("MEMFIT_DEBUG", "") not in ("", "0")
 
 
 @contextmanager
 def foreign_prints_to_stderr() -> Iterator[None]:
-    """While the user's code runs, what it prints goes to stderr; stdout is for results."""
+    """While PyTorch and the user's code run: what they print goes to stderr, stdout is for results.
+
+    PyTorch logs a traceback where it cannot trace a model; an error is one line here, so its log is
+    off unless `MEMFIT_DEBUG` or PyTorch's own `TORCH_LOGS` asks for it.
+    """
+    import torch._logging
+
+    if not debugging() and "TORCH_LOGS" not in os.environ:
+        torch._logging.set_logs(all=logging.CRITICAL)
     with redirect_stdout(sys.stderr):
         yield
 
 
 @contextmanager
 def progress(label: str, *, shown: bool) -> Iterator[Report | None]:
-    """A progress callback `(label, share done)` that draws a bar on stderr once a second has passed.
+    """A progress callback `(label, share done)` that draws a bar on stderr after one second.
 
     Yields None, and draws nothing, where it is not wanted or stderr is no terminal.
     """

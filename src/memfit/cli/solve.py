@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -85,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
     """Plan, and print the result to stdout.
 
     Returns:
-        0, or 3 for an infeasible budget.
+        0, or 3 for an infeasible budget with `--json`.
 
     Raises:
+        InfeasibleBudgetError: an infeasible budget, without `--json`.
         UsageError: a wrong argument or graph file.
     """
     planner = get_planner(args.planner)
@@ -118,10 +118,9 @@ def run(args: argparse.Namespace) -> int:
                 ),
             )
     except InfeasibleBudgetError as error:
-        if args.json:
-            print_json(_infeasible_json(error, graph, name, args.mode))
-        else:
-            print(f"memfit: {one_line(str(error))}", file=sys.stderr)
+        if not args.json:
+            raise
+        print_json(_infeasible_json(error, graph, name, args.mode))
         return EXIT_INFEASIBLE
     result = solve_json(plan, graph)
     if args.json:

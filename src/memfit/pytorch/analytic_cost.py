@@ -9,6 +9,7 @@ count as memory traffic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def analytic_cost(call: OpCall) -> OpCost:
     rates = device_rates(call.device)
     arithmetic = flops / (rates.flops_per_ns * _type_speed(call))
     traffic = (inputs + made) / rates.bytes_per_ns
-    workspace = workspace_estimate_bytes(call, made)
+    workspace = workspace_estimate_bytes(call)
     return OpCost(int(max(arithmetic, traffic)) + rates.call_ns, workspace, made, "analytic")
 
 
@@ -126,9 +127,7 @@ def _is_mutable(target: Callable[..., Any]) -> bool:
     return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable)
 
 
-def _flops(
-    target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any
-) -> int:
+def _flops(target: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> int:
     packet = getattr(target, "overloadpacket", None)
     formula = flop_registry.get(packet)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
@@ -143,7 +142,9 @@ def _type_speed(call: OpCall) -> float:
 
 
 # What the CPU kernels copy or buffer beyond inputs and outputs, seen from above.
-_ALL_OPERANDS = frozenset({"convolution", "convolution_backward"})
+_CONVOLUTIONS = frozenset({"convolution", "convolution_backward"})
+_CHANNEL_BLOCK = 16  # floats of the widest vector
+_SCRATCH_BYTES = 32 * 2**10  # of each thread
 _INPUTS = frozenset(
     {
         "_log_softmax_backward_data",
@@ -161,25 +162,21 @@ _INPUTS = frozenset(
 _LARGEST_INPUT = frozenset({"native_batch_norm_backward", "native_group_norm_backward"})
 
 
-def workspace_estimate_bytes(call: OpCall, output_bytes: int) -> int:
+def workspace_estimate_bytes(call: OpCall) -> int:
     """Workspace of a call on CPU, an estimate that means to err on the high side.
 
-    Convolutions and their backward convert every operand and result to a blocked layout: as much
-    again as all of them. Matrix products copy operands that are not contiguous, the backward of
+    Convolutions and their backward convert every operand and result to a layout in blocks of 16
+    channels: as much again as all of them, channels rounded up. Matrix products copy operands that are not contiguous, the backward of
     batch norm one activation. Normalisations buffer sums for each channel and thread. Other ops:
     none.
-
-    Args:
-        call: the call.
-        output_bytes: bytes that it returns.
     """
     target = call.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return 0
     name = str(target._schema.name).removeprefix("aten::")
     inputs = [spec.extent_bytes for spec in call.tensors]
-    if name in _ALL_OPERANDS:
-        return sum(inputs) + output_bytes
+    if name in _CONVOLUTIONS:
+        return _convolution_workspace_bytes(call)
     if name in _INPUTS:
         return sum(inputs)
     estimate = max(inputs, default=0) if name in _LARGEST_INPUT else 0
@@ -187,3 +184,17 @@ def workspace_estimate_bytes(call: OpCall, output_bytes: int) -> int:
         channels = sum(spec.extent_bytes for spec in call.tensors if len(spec.shape) == 1)
         estimate += 2 * channels * torch.get_num_threads()
     return estimate
+
+
+def _convolution_workspace_bytes(call: OpCall) -> int:
+    # Tensors are (gradient,) input, weight, …; the weight has channels on its first two axes.
+    weight = call.tensors[2 if "backward" in str(call.target) else 1].shape
+    padded = 0
+    for spec in (*call.tensors, *(output_specs(call) or ())):
+        channel_axes = (0, 1) if spec.shape == weight else (1,)
+        lengths = [
+            -(-length // _CHANNEL_BLOCK) * _CHANNEL_BLOCK if axis in channel_axes else length
+            for axis, length in enumerate(spec.shape)
+        ]
+        padded += math.prod(lengths) * spec.dtype.itemsize
+    return padded + _SCRATCH_BYTES * torch.get_num_threads()

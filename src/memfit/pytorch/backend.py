@@ -201,10 +201,13 @@ def captured_graph(
 
 
 _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
+_OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 
 
 def _explain(step: StepModule, error: Exception) -> str:
+    """One line on why a model was not captured: its own error, or what cannot be traced."""
     text = str(error)
+    name = type(step.model).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
@@ -214,8 +217,14 @@ def _explain(step: StepModule, error: Exception) -> str:
         if "/torch/" not in m[0] and not m[0].endswith("memfit/pytorch/backend.py")
     ]
     where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
+    own = _OWN_ERROR.search(text)
+    if own is not None:
+        return (
+            f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, shapes and "
+            "dtypes of the inputs"
+        )
     return (
-        f"{type(step.model).__name__} cannot be captured as one graph{where}: {reason}"
+        f"{name} cannot be captured as one graph{where}: {reason}"
         f"{' (' + detail.removeprefix('Explanation: ') + ')' if detail else ''}; rewrite that line "
         "without a branch on tensor data or a call that PyTorch cannot trace (torch.where, "
         "torch.cond), or fit the parts of the model before and after it one by one"

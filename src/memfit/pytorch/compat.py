@@ -19,6 +19,8 @@ from memfit.errors import CaptureError, UnsupportedTorchError
 
 __all__ = [
     "BackendCompilerFailed",
+    "MemoryEvent",
+    "OpInterval",
     "TorchDynamoException",
     "aot_backend",
     "backward_keeps_graph",
@@ -26,8 +28,6 @@ __all__ = [
     "kineto_memory_events",
     "kineto_op_intervals",
     "memory_profiler",
-    "MemoryEvent",
-    "OpInterval",
     "plain_mode",
     "profiler_active",
     "saved_output_description",
@@ -161,7 +161,7 @@ def memory_profiler() -> Iterator[torch.profiler.profile]:
 
 
 def _profiled_events(profiler: torch.profiler.profile) -> Iterator[Any]:
-    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results = profiler.profiler.kineto_results
     stack = list(results.experimental_event_tree())
     while stack:
         event = stack.pop()

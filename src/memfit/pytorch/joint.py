@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from memfit.errors import CaptureError
+from memfit.pytorch.compat import size_hint
 
 __all__ = [
     "forward_nodes",
@@ -40,7 +41,7 @@ def storages(node: fx.Node) -> dict[int, int]:
     result: dict[int, int] = {}
     for tensor in tensors(node):
         storage = tensor.untyped_storage()
-        result[storage._cdata] = int(storage.nbytes())
+        result[storage._cdata] = int(size_hint(storage.nbytes()))
     return result
 
 

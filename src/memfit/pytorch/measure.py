@@ -243,7 +243,7 @@ def _time_once(step: Callable[[], object], device: torch.device) -> tuple[int, i
 def free_bytes(device: torch.device | str = "cpu") -> int:
     """Bytes that can still be allocated on `device`, less `FREE_MARGIN_PERCENT` percent.
 
-    What already lives there (parameters) is not in it: a budget for a whole step is this plus those.
+    What already lives there (parameters) is not in it: a budget for a whole step is this and those.
     CPU: the system's available memory, or what the control groups of this process leave, whichever
     is less. CUDA: what the driver has free plus what PyTorch's cache holds unused.
 

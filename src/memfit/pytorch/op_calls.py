@@ -117,9 +117,7 @@ class OpCall:
         """Where it runs: the first device that is no CPU, of tensors or of a `device` argument."""
         devices = [spec.device for spec in self.tensors]
         devices += [
-            leaf
-            for leaf in tree_leaves((self.args, self.kwargs))
-            if isinstance(leaf, torch.device)
+            leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.device)
         ]
         return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 

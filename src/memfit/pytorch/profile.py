@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,8 +134,8 @@ def profile_calls(
     """Time and workspace of each call.
 
     Time is that of a warmed-up run on an undisturbed machine, estimated from interleaved rounds; as
-    many rounds as the time budget allows, at most 7. Workspace is the largest of two runs' allocator
-    peaks, less the bytes of the storages that the op returns.
+    many rounds as the time budget allows, at most 7. Workspace is the largest of two runs'
+    allocator peaks, less the bytes of the storages that the op returns.
 
     A call that fails on made-up data, or whose device is not there, gets an analytic estimate and a
     note.
@@ -225,7 +226,7 @@ def _measure_workspaces(items: list[_Pending], data: SyntheticData) -> None:
     for item in items:
         device = item.call.device
         if device.type == "cuda" and torch.cuda.is_available():
-            _try(item, lambda item=item: _cuda_workspace(item, data))
+            _try(item, partial(_cuda_workspace, item, data))
         elif device.type == "cpu":
             on_cpu.append(item)
         else:
@@ -236,7 +237,7 @@ def _measure_workspaces(items: list[_Pending], data: SyntheticData) -> None:
         return
     with memory_profiler() as profiler:
         for number, item in enumerate(on_cpu):
-            _try(item, lambda item=item, number=number: _marked_runs(item, number, data))
+            _try(item, partial(_marked_runs, item, number, data))
     events = kineto_memory_events(profiler)
     position = 0
     for interval in kineto_op_intervals(profiler, _MARK):
@@ -249,7 +250,7 @@ def _measure_workspaces(items: list[_Pending], data: SyntheticData) -> None:
 def _events_inside(
     events: list[MemoryEvent], interval: OpInterval, position: int
 ) -> tuple[list[MemoryEvent], int]:
-    """Events in an interval, searched from `position`: intervals are in order and do not overlap."""
+    """Events in an interval, searched from `position`: intervals are in order, none overlap."""
     while position < len(events) and events[position].time_ns < interval.start_ns:
         position += 1
     end = position

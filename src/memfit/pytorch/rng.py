@@ -34,7 +34,12 @@ def read_state(device: torch.device) -> torch.Tensor:
 
 
 def replay(
-    state: torch.Tensor, device: torch.device, target: Callable[..., Any], *args: Any, **kwargs: Any
+    state: torch.Tensor,
+    device: torch.device,
+    target: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """Run a random op from a state read before; the generator is left as it was found."""
     now = read_state(device)

@@ -1,4 +1,4 @@
-"""Made-up data for the tensors of an `OpCall`, valid enough for the op to run as it does in a step."""
+"""Made-up data for the tensors of an `OpCall`, good enough to run it as in a real step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _rows(argument: int) -> Callable[[OpCall], int]:
 
 
 def _classes(argument: int) -> Callable[[OpCall], int]:
-    return lambda call: int(call.args[argument].shape[-1 if call.args[argument].shape[1:] == () else 1])
+    return lambda call: int(call.args[argument].shape[:2][-1])
 
 
 def _along_dim(call: OpCall) -> int:

@@ -1,0 +1,122 @@
+"""The command line: parse, call, print.
+
+Exit codes: 0 done, 1 a failure of ours, 2 wrong usage or input, 3 infeasible budget, 130
+interrupted, 141 the reader of stdout went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from memfit import __version__, build_info
+from memfit.cli import demo_command, plan_command, solve, verify_command
+from memfit.cli.output import debugging, error_payload, one_line, print_json
+from memfit.errors import InfeasibleBudgetError, MemfitError, UsageError
+
+__all__ = ["EXIT_DONE", "EXIT_FAILURE", "EXIT_INFEASIBLE", "EXIT_USAGE", "build_parser", "main"]
+
+EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_INFEASIBLE = 0, 1, 2, 3
+_EXIT_INTERRUPTED, _EXIT_BROKEN_PIPE = 130, 141
+
+_EPILOG = """\
+A budget is the peak of the whole training step: bytes ("3GiB", "800MB", 3221225472), a share of
+the plain step's peak ("60%"), or "auto" (what the device has free). GiB is not GB.
+
+Exit codes: 0 done, 2 wrong usage or input, 3 infeasible budget, 1 a failure of ours.
+MEMFIT_DEBUG=1 shows tracebacks.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing the usage, so that an error is one line, or one JSON object."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="version and core, and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        info = build_info()
+        built = f", {info['compiler']}" if info["compiler"] else ""
+        parser.exit(message=f"memfit {info['version']} ({info['core']} core{built})\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each subcommand sets `run`."""
+    parser = _Parser(
+        prog="memfit",
+        description=f"memfit {__version__}: fit a PyTorch training step into a memory budget given "
+        "in bytes, with the same gradients.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (demo_command, plan_command, verify_command, solve):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; those of the process where None.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; give it somewhere to go.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        args = build_parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = args.run
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print("memfit: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except MemfitError as error:
+        return _fail(error, str(error), arguments)
+    except Exception as error:
+        text = (
+            f"unexpected {type(error).__name__}: {error}; set MEMFIT_DEBUG=1 for the traceback, "
+            "and please report it"
+        )
+        return _fail(error, text, arguments)
+
+
+def _fail(error: Exception, text: str, arguments: Sequence[str]) -> int:
+    """One line on stderr, one object on stdout with `--json`; the exit code."""
+    if debugging():
+        traceback.print_exception(error)
+    print(f"memfit: error: {one_line(text)}", file=sys.stderr)
+    if "--json" in arguments:
+        print_json({**error_payload(error), "message": one_line(text)})
+        sys.stdout.flush()
+    if isinstance(error, InfeasibleBudgetError):
+        return EXIT_INFEASIBLE
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE

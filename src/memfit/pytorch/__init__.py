@@ -1,0 +1,1 @@
+"""What needs PyTorch: capture, costs, execution, measuring. No other folder imports torch."""

@@ -1,0 +1,27 @@
+"""What people look at: tables and pictures of plans and of what they do."""
+
+from memfit.report.figure import Trace, save_timeline_figure, trace_of
+from memfit.report.tables import (
+    DemoRow,
+    binding_text,
+    demo_row,
+    demo_table,
+    plan_table,
+    print_tables,
+    stages_table,
+    verify_table,
+)
+
+__all__ = [
+    "DemoRow",
+    "Trace",
+    "binding_text",
+    "demo_row",
+    "demo_table",
+    "plan_table",
+    "print_tables",
+    "save_timeline_figure",
+    "stages_table",
+    "trace_of",
+    "verify_table",
+]

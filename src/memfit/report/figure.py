@@ -1,0 +1,224 @@
+"""Picture of live memory over one training step: plain against planned."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memfit.errors import UsageError
+from memfit.files import write_bytes_whole
+from memfit.graph import TrainingGraph
+from memfit.liveness import CATEGORIES, Category, MemoryTimeline, simulate
+from memfit.schedule import Schedule
+from memfit.units import format_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Trace", "save_timeline_figure", "trace_of"]
+
+# Okabe and Ito's colour-blind safe palette; what a planner decides about gets the strong colours.
+_BANDS: tuple[tuple[str, str, tuple[Category, ...]], ...] = (
+    (
+        "parameters, buffers, inputs",
+        "#c8c8c8",
+        (Category.PARAMETERS, Category.BUFFERS, Category.INPUTS, Category.OPTIMIZER),
+    ),
+    ("parameter gradients", "#8c8c8c", (Category.PARAMETER_GRADIENTS,)),
+    ("outputs", "#f0e442", (Category.OUTPUTS,)),
+    ("kept activations", "#0072b2", (Category.KEPT,)),
+    ("other activations", "#56b4e9", (Category.TRANSIENT,)),
+    ("recomputed", "#e69f00", (Category.RECOMPUTED,)),
+    ("activation gradients", "#009e73", (Category.ACTIVATION_GRADIENTS,)),
+    ("workspace", "#cc79a7", (Category.WORKSPACE,)),
+)
+_PLAIN = "#222222"
+_BUDGET = "#d55e00"
+_FORMATS = (".svg", ".png")
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Memory over the time of one step.
+
+    Attributes:
+        edges: when each step of the schedule starts, and when the last one ends, in units of cost.
+        timeline: live bytes while each step runs.
+    """
+
+    edges: tuple[int, ...]
+    timeline: MemoryTimeline
+
+    @property
+    def total(self) -> int:
+        """Time of the whole step, recomputations included."""
+        return self.edges[-1]
+
+    @property
+    def backward_start(self) -> int:
+        """When the backward pass starts."""
+        return self.edges[self.timeline.backward_start]
+
+    @property
+    def peak_time(self) -> float:
+        """Middle of the step of the schedule that reaches the peak."""
+        step = self.timeline.peak_step
+        return (self.edges[step] + self.edges[step + 1]) / 2
+
+
+def trace_of(graph: TrainingGraph, schedule: Schedule) -> Trace:
+    """Simulated memory of a schedule over the cumulated cost of its ops.
+
+    Ops that cost nothing get one unit in ten thousand of the whole, so that their memory shows.
+
+    Raises:
+        UsageError: the schedule is empty.
+    """
+    costs = [graph.ops[step.op].cost for step in schedule.steps]
+    if not costs:
+        raise UsageError("the schedule has no steps; there is no memory over time to draw")
+    least = max(1, sum(costs) // 10_000)
+    edges = accumulate((max(cost, least) for cost in costs), initial=0)
+    return Trace(tuple(edges), simulate(graph, schedule))
+
+
+def save_timeline_figure(
+    path: str | Path,
+    *,
+    plain: Trace,
+    planned: Trace,
+    budget_bytes: int | None = None,
+    title: str = "",
+) -> None:
+    """Draw plain (outline) against planned (stacked by what the memory is for), and save it.
+
+    Args:
+        path: ends in `.svg` or `.png`; written whole or not at all.
+        plain: the step that keeps everything.
+        planned: the step as planned. Both times are shown in percent of the plain step's.
+        budget_bytes: drawn as a line.
+        title: above the picture.
+
+    Raises:
+        UsageError: matplotlib is missing, or the suffix is another.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in _FORMATS:
+        raise UsageError(
+            f"picture {path} ends in {path.suffix!r}; name it with {' or '.join(_FORMATS)}"
+        )
+    figure = _draw(plain, planned, budget_bytes, title)
+    buffer = io.BytesIO()
+    # No date and no random ids: the same picture gives the same file.
+    metadata: dict[str, Any] = {"Date": None} if kind == ".svg" else {"Software": None}
+    figure.savefig(buffer, format=kind[1:], dpi=150, metadata=metadata)
+    write_bytes_whole(path, buffer.getvalue())
+
+
+def _draw(plain: Trace, planned: Trace, budget_bytes: int | None, title: str) -> Figure:
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError(
+            'pictures need matplotlib, which is not installed; run: pip install "memfit[plot]"'
+        ) from None
+    style = {"svg.hashsalt": "memfit", "svg.fonttype": "path", "font.size": 11}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(11, 6.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        tallest = max(plain.timeline.peak_bytes, planned.timeline.peak_bytes, budget_bytes or 0)
+        scale, unit = next((s, u) for s, u in _UNITS if tallest >= s or s == 1)
+        _stack(axes, planned, plain.total, scale)
+        axes.stairs(
+            [b / scale for b in plain.timeline.live_bytes],
+            _percent(plain.edges, plain.total),
+            baseline=None,
+            color=_PLAIN,
+            linewidth=1.4,
+            label="plain step, everything kept",
+        )
+        if budget_bytes is not None:
+            axes.axhline(
+                budget_bytes / scale,
+                color=_BUDGET,
+                linewidth=1.6,
+                linestyle=(0, (6, 3)),
+                label=f"budget {format_bytes(budget_bytes)}",
+            )
+        _mark_passes(axes, plain, planned)
+        _mark_peaks(axes, plain, planned, scale)
+        width = 100 * max(1.0, planned.total / plain.total)
+        axes.set_xlim(0, width)
+        axes.set_ylim(0, 1.2 * tallest / scale)
+        axes.set_xlabel("progress through the step, in percent of the plain step's time")
+        axes.set_ylabel(f"live memory ({unit})")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(title or "Memory over one training step", loc="left", fontsize=13)
+        figure.legend(loc="outside right upper", fontsize=10, frameon=False)
+    return figure
+
+
+def _percent(edges: Sequence[int], total: int) -> list[float]:
+    return [100 * edge / total for edge in edges]
+
+
+def _stack(axes: Axes, trace: Trace, total: int, scale: int) -> None:
+    """Stacked areas; empty bands are left out, those too thin to be seen have no legend entry."""
+    visible = trace.timeline.peak_bytes / scale / 500
+    index = {category: i for i, category in enumerate(CATEGORIES)}
+    edges = _percent(trace.edges, total)
+    floor = [0.0] * len(trace.timeline.parts_bytes)
+    for label, color, categories in _BANDS:
+        columns = [index[c] for c in categories]
+        heights = [sum(row[c] for c in columns) / scale for row in trace.timeline.parts_bytes]
+        if not any(heights):
+            continue
+        top = [low + high for low, high in zip(floor, heights, strict=True)]
+        shown = label if max(heights) >= visible else None
+        axes.stairs(top, edges, baseline=floor, fill=True, color=color, label=shown, linewidth=0)
+        floor = top
+
+
+def _mark_passes(axes: Axes, plain: Trace, planned: Trace) -> None:
+    """Where each backward pass starts."""
+    for trace, color in ((plain, _PLAIN), (planned, "#0072b2")):
+        axes.axvline(
+            100 * trace.backward_start / plain.total, color=color, linewidth=0.9, linestyle=":"
+        )
+    axes.text(
+        100 * plain.backward_start / plain.total,
+        0.99,
+        " backward pass ",
+        transform=axes.get_xaxis_transform(),
+        verticalalignment="top",
+        fontsize=9,
+        color="#444444",
+    )
+
+
+def _mark_peaks(axes: Axes, plain: Trace, planned: Trace, scale: int) -> None:
+    for trace, name, color in ((plain, "plain", _PLAIN), (planned, "planned", "#0072b2")):
+        x, y = 100 * trace.peak_time / plain.total, trace.timeline.peak_bytes / scale
+        axes.plot([x], [y], marker="o", markersize=6, color=color, markeredgecolor="white")
+        left = trace.peak_time > 0.6 * plain.total
+        axes.annotate(
+            f"{name} peak {format_bytes(trace.timeline.peak_bytes)}",
+            (x, y),
+            xytext=(-10 if left else 10, 10),
+            textcoords="offset points",
+            horizontalalignment="right" if left else "left",
+            fontsize=11,
+            fontweight="bold",
+            color=color,
+            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85},
+        )

@@ -1,0 +1,195 @@
+"""Planners by name, and what each gives on small graphs."""
+
+from __future__ import annotations
+
+import pytest
+
+from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
+from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph_io import bare_graph
+from memfit.plan import Plan, PlanStatus
+from memfit.planners import PLANNERS, PlannerOptions, get_planner
+from memfit.planners.chen import articulation_cuts, segmentations
+
+
+def chain(n: int, size_bytes: int = 10) -> TrainingGraph:
+    before = [[v - 1] if v else [] for v in range(n)]
+    return bare_graph(before, [size_bytes] * n, [1] * n, [[*before[v], v] for v in range(n)])
+
+
+def smallest(planner: str, graph: TrainingGraph, mode: str = "auto") -> int:
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        get_planner(planner)(graph, 0, PlannerOptions(mode=mode))
+    assert caught.value.budget_bytes == 0
+    assert caught.value.binding_op in {op.name for op in graph.ops}
+    return caught.value.minimum_bytes
+
+
+def test_names() -> None:
+    assert list(PLANNERS) == ["liveness", "exact", "approximate", "chen", "store-all"]
+    assert get_planner("auto") is get_planner("liveness")
+    with pytest.raises(UnknownPlannerError) as caught:
+        get_planner("fastest")
+    assert str(caught.value) == (
+        "unknown planner 'fastest'; known planners: auto, liveness, exact, approximate, chen, "
+        "store-all"
+    )
+
+
+@pytest.mark.parametrize("name", list(PLANNERS))
+def test_every_planner_meets_its_smallest_budget_and_no_less(name: str, core: str) -> None:
+    graph = chain(9)
+    least = smallest(name, graph)
+    plan = get_planner(name)(graph, least, PlannerOptions())
+    plan.schedule.validate(graph)
+    assert plan.peak_bytes <= least == plan.smallest_feasible_budget_bytes
+    assert (plan.planner, plan.budget_bytes) == (name, least)
+    assert plan.plain_peak_bytes == smallest("store-all", graph)
+    with pytest.raises(InfeasibleBudgetError):
+        get_planner(name)(graph, least - 1, PlannerOptions())
+
+
+@pytest.mark.parametrize("name", list(PLANNERS))
+def test_every_plan_survives_json(name: str) -> None:
+    graph = chain(5)
+    plan = get_planner(name)(graph, 1000, PlannerOptions())
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    again.check_graph(graph)
+
+
+def test_modes_of_the_papers_planners() -> None:
+    graph = chain(9)
+    plan = get_planner("exact")
+    time = plan(graph, 120, PlannerOptions(mode="time"))
+    memory = plan(graph, 120, PlannerOptions(mode="memory"))
+    assert (time.mode, time.status) == ("time", PlanStatus.OPTIMAL_IN_FAMILY)
+    assert (memory.mode, memory.status) == ("memory", PlanStatus.FEASIBLE)
+    assert time.formula_overhead is not None
+    assert memory.formula_overhead is not None
+    assert time.formula_overhead < memory.formula_overhead
+    assert (
+        memory.provenance["formula_cached_bytes"] < time.provenance["formula_cached_bytes"] <= 120
+    )
+    with pytest.raises(UsageError, match="unknown mode 'space'; known modes: time, memory, auto"):
+        plan(graph, 120, PlannerOptions(mode="space"))
+    with pytest.raises(UsageError, match="unknown family 'some'"):
+        plan(graph, 120, PlannerOptions(family="some"))
+
+
+def test_auto_is_time_centric_where_that_fits_and_memory_centric_below() -> None:
+    graph = chain(20)
+    plan = get_planner("exact")
+    modes = []
+    peaks = []
+    for budget in range(smallest("exact", graph), 400):
+        found = plan(graph, budget, PlannerOptions(mode="auto"))
+        assert found.peak_bytes <= budget
+        assert found.provenance["requested_mode"] == "auto"
+        modes.append(found.mode)
+        peaks.append(found.peak_bytes)
+    assert modes[-1] == "time"
+    assert "memory" in modes
+    assert modes == sorted(modes)
+
+
+def test_budgets_include_resident_values() -> None:
+    graph = chain(6)
+    parameter = Value("parameter", 1000, ValueKind.PARAMETER)
+    larger = TrainingGraph((*graph.values, parameter), graph.ops, "unit")
+    for name in ("exact", "approximate", "chen", "store-all"):
+        assert smallest(name, larger) == smallest(name, graph) + 1000
+    for mode in ("time", "memory"):
+        least = smallest("exact", larger, mode)
+        assert least == smallest("exact", graph, mode) + 1000
+        plan = get_planner("exact")(larger, least, PlannerOptions(mode=mode))
+        assert plan.formula_peak_bytes == least
+
+
+def test_a_family_that_was_reduced_is_said() -> None:
+    n = 12
+    graph = bare_graph([[] for _ in range(n)], [1] * n, [1] * n, [[] for _ in range(n)])
+    plan = get_planner("exact")(graph, 100, PlannerOptions(max_lower_sets=100))
+    assert plan.family == "pruned+prefix"
+    assert plan.provenance["notes"] == [
+        "family all has more than 100 lower sets; family pruned+prefix was searched instead"
+    ]
+
+
+@pytest.mark.parametrize("name", ["exact", "approximate", "chen"])
+def test_progress_is_reported(name: str) -> None:
+    told: list[tuple[str, float]] = []
+
+    def report(label: str, share: float) -> None:
+        told.append((label, share))
+
+    get_planner(name)(chain(9), 1000, PlannerOptions(progress=report))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[0] >= 0
+    assert len(told) > 1
+    assert shares[-1] <= 1
+    assert all(label for label, _ in told)
+
+
+#         1 - 2
+#        /     \
+#   0 --        4 -- 5 -- 6      with 3 on the other branch
+#        \     /
+#         -3---
+BRANCHED = bare_graph(
+    [[], [0], [1], [0], [2, 3], [4], [5]], [10] * 7, [1] * 7, [[v] for v in range(7)]
+)
+
+
+def test_chen_cuts_where_one_op_leads_on() -> None:
+    # Nothing leads on from the whole graph, so it is no cut.
+    assert articulation_cuts(BRANCHED) == [0b0000001, 0b0011111, 0b0111111]
+    assert articulation_cuts(chain(4)) == [0b0001, 0b0011, 0b0111]
+
+
+def test_chen_tries_segments_of_about_equal_bytes() -> None:
+    found = segmentations(chain(9))
+    assert found[0] == ((1 << 9) - 1,)
+    assert (0b111, 0b111111, 0b111111111) in found
+    assert all(sequence[-1] == (1 << 9) - 1 for sequence in found)
+
+
+def test_chen_takes_the_least_recomputation_that_fits() -> None:
+    graph = chain(16)
+    options = PlannerOptions()
+    least = smallest("chen", graph)
+    plain = smallest("store-all", graph)
+    assert least <= plain // 2
+    overheads = [
+        get_planner("chen")(graph, budget, options).overhead for budget in range(least, plain + 1)
+    ]
+    assert overheads == sorted(overheads, reverse=True)
+    assert overheads[0] > overheads[-1] == 0
+
+
+def test_no_forward_ops() -> None:
+    values = (Value("t", 3, ValueKind.TANGENT), Value("g", 5, ValueKind.GRADIENT, True))
+    graph = TrainingGraph(values, (Op("b", "b", Phase.BACKWARD, (0,), (1,), 1),))
+    for name in ("exact", "approximate", "chen", "store-all"):
+        assert smallest(name, graph) == 8
+        plan = get_planner(name)(graph, 8, PlannerOptions())
+        assert (plan.peak_bytes, plan.overhead, plan.stages) == (8, 0, ())
+
+
+def test_a_plan_over_its_budget_says_so() -> None:
+    """The paper's formula knows no gradients of parameters; mode time goes by the formula alone."""
+    values = (
+        Value("x", 10, ValueKind.ACTIVATION),
+        Value("t", 0, ValueKind.TANGENT),
+        Value("g", 500, ValueKind.GRADIENT, True),
+    )
+    ops = (
+        Op("f", "f", Phase.FORWARD, (), (0,), 1),
+        Op("b", "b", Phase.BACKWARD, (0, 1), (2,), 1),
+    )
+    graph = TrainingGraph(values, ops)
+    plan = get_planner("exact")(graph, 100, PlannerOptions(mode="time"))
+    assert plan.peak_bytes == 510
+    assert "the simulated peak is 510 bytes, over the budget" in plan.provenance["notes"][0]
+    assert smallest("exact", graph) == 510
