@@ -88,9 +88,7 @@ def run(name: str) -> tuple[list[dict[str, Any]], list[str]]:
         if rows and rows[-1]["label"] == "smallest":
             break
         torch._dynamo.reset()
-        result = memfit.verify(
-            case.model, case.args, case.loss_fn, budget=budget, rounds=ROUNDS
-        )
+        result = memfit.verify(case.model, case.args, case.loss_fn, budget=budget, rounds=ROUNDS)
         row = {
             "network": case.name,
             "label": label,

@@ -51,9 +51,7 @@ class ValueKind(StrEnum):
         return self in _RESIDENT
 
 
-_RESIDENT = frozenset(
-    {ValueKind.PARAMETER, ValueKind.BUFFER, ValueKind.INPUT, ValueKind.OPTIMIZER}
-)
+_RESIDENT = frozenset({ValueKind.PARAMETER, ValueKind.BUFFER, ValueKind.INPUT, ValueKind.OPTIMIZER})
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,7 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
             last_touch[value, copy] = index
         for value in op.outputs:
             last_touch[value, step.copy] = index
-    forward_written = {
-        (v, s.copy) for s in steps[:start] for v in graph.ops[s.op].outputs
-    }
+    forward_written = {(v, s.copy) for s in steps[:start] for v in graph.ops[s.op].outputs}
     for key, index in last_touch.items():
         if index >= start and key in forward_written:
             kept.add(key)
@@ -122,7 +120,8 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
     rows: list[tuple[int, ...]] = []
     live: dict[tuple[int, int], int] = {}
     total = peak = -1
-    peak_step, live_at_peak = -1, ()
+    peak_step = -1
+    live_at_peak: tuple[tuple[int, int], ...] = ()
     for index, step in enumerate(steps):
         op = graph.ops[step.op]
         if index == start:
@@ -149,5 +148,3 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
 def _outlives(graph: TrainingGraph, value: int, copy: int) -> bool:
     v = graph.values[value]
     return v.is_output and (copy == 0 or v.kind is ValueKind.GRADIENT)
-
-

@@ -62,7 +62,7 @@ class Plan:
         overhead: cost of all recomputations in the schedule.
         forward_cost: cost of one forward pass without recomputation.
         total_cost: cost of one step without recomputation.
-        cached_bytes: bytes kept from the forward to the backward pass (the paper's M(U_k)).
+        cached_bytes: bytes that the schedule keeps from the forward to the backward pass.
         plain_peak_bytes: simulated peak of the step that keeps everything.
         smallest_feasible_budget_bytes: smallest budget that this planner can meet.
         lower_sets: number of lower sets searched.
@@ -70,8 +70,8 @@ class Plan:
         schedule: the exact order of computations.
         graph_fingerprint: digest of the graph it belongs to.
         seconds: time planning took.
-        formula_overhead, formula_peak_bytes: the paper's overhead and peak formulas, for canonical
-            strategies of the paper's planners; None otherwise.
+        formula_overhead, formula_peak_bytes, formula_cached_bytes: the paper's overhead, peak and
+            M(U_k), for canonical strategies of the paper's planners; None otherwise.
         provenance: versions, device, cost source, notes (such as a family that was reduced).
     """
 
@@ -96,6 +96,7 @@ class Plan:
     seconds: float
     formula_overhead: int | None = None
     formula_peak_bytes: int | None = None
+    formula_cached_bytes: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = PLAN_SCHEMA_VERSION
 
@@ -214,6 +215,7 @@ def make_plan(
     seconds: float,
     formula_overhead: int | None = None,
     formula_peak_bytes: int | None = None,
+    formula_cached_bytes: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Plan:
     """A Plan whose peak, parts, overhead and kept bytes are those of the simulated schedule."""
@@ -241,5 +243,6 @@ def make_plan(
         seconds=seconds,
         formula_overhead=formula_overhead,
         formula_peak_bytes=formula_peak_bytes,
+        formula_cached_bytes=formula_cached_bytes,
         provenance=dict(provenance or {}),
     )

@@ -47,8 +47,9 @@ class Schedule:
     def kept(self, graph: TrainingGraph) -> frozenset[int]:
         """Ids of the forward values that are kept from the forward to the backward pass."""
         kept: set[int] = set()
-        forward = {(v, s.copy) for s in self.steps[: self.backward_start]
-                   for v in graph.ops[s.op].outputs}
+        forward = {
+            (v, s.copy) for s in self.steps[: self.backward_start] for v in graph.ops[s.op].outputs
+        }
         for step in self.steps[self.backward_start :]:
             for value, copy in zip(graph.ops[step.op].inputs, step.reads, strict=True):
                 if (value, copy) in forward:

@@ -27,8 +27,33 @@ class BackwardStages:
 
     @cached_property
     def paired(self) -> bool:
-        """Whether every backward op names its forward op."""
-        return all(op.forward_op is not None for op in self.graph.backward_ops)
+        """Whether every backward op names its forward op, and reads only what that op leaves it.
+
+        Where the way back has come down to L, the backward of an op f outside L may read what f
+        reads (the boundary) or what is made outside L whenever f is: by f and its descendants.
+        """
+        graph = self.graph
+        before: list[int] = []
+        for v, predecessors in enumerate(graph.forward_predecessors):
+            mask = 1 << v
+            for p in predecessors:
+                mask |= before[p]
+            before.append(mask)
+        for op in graph.backward_ops:
+            f = op.forward_op
+            if f is None:
+                return False
+            reads = graph.ops[f].inputs
+            for v in op.inputs:
+                maker = graph.producer[v]
+                if maker is not None and maker < graph.forward_count:
+                    if v not in reads and not before[maker] >> f & 1:
+                        return False
+                for w in self._writers.get(v, ()):
+                    g = graph.backward_ops[w].forward_op
+                    if g is None or not before[g] >> f & 1:
+                        return False
+        return True
 
     @cached_property
     def _writers(self) -> dict[int, list[int]]:
@@ -134,9 +159,7 @@ def stage_problem(graph: TrainingGraph, keep_flags: Sequence[Sequence[bool]]) ->
 
     forward, backward = graph.forward_ops, graph.backward_ops
     return StageProblem(
-        value_bytes=[
-            v.size_bytes if p else 0 for v, p in zip(graph.values, planned, strict=True)
-        ],
+        value_bytes=[v.size_bytes if p else 0 for v, p in zip(graph.values, planned, strict=True)],
         outlives=[v.is_output and p for v, p in zip(graph.values, planned, strict=True)],
         forward_inputs=[only_planned(op.inputs) for op in forward],
         forward_outputs=[list(op.outputs) for op in forward],

@@ -113,7 +113,7 @@ def test_plans_equal_brute_force(seed: int, planner: str, core: str) -> None:
                 assert caught.value.minimum_bytes == peaks[0]
                 continue
             found = plan(graph, budget, PlannerOptions(mode=mode))
-            assert (found.formula_overhead, found.provenance["formula_cached_bytes"]) == best(front)
+            assert (found.formula_overhead, found.formula_cached_bytes) == best(front)
             assert found.formula_peak_bytes is not None
             assert found.formula_peak_bytes <= budget
             assert found.smallest_feasible_budget_bytes == peaks[0]

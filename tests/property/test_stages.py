@@ -111,7 +111,7 @@ def _paths(cuts: list[Cut], variants: int) -> Iterator[list[tuple[Cut, Cut, int]
     inner = cuts[1:-1]
     chains = [[cuts[0]]]
     for cut in inner:
-        chains += [c + [cut] for c in chains if not c[-1].lower & ~cut.lower]
+        chains += [[*c, cut] for c in chains if not c[-1].lower & ~cut.lower]
     for chain in chains:
         nodes = [*chain, cuts[-1]]
         pairs = list(itertools.pairwise(nodes))

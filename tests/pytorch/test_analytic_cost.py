@@ -116,6 +116,18 @@ WORKSPACE_CALLS = [
         ),
     ),
     OpCall(aten.mm.default, (TensorSpec.of(torch.empty(90, 70).t()), spec(90, 50))),
+    OpCall(aten.mm.default, (TensorSpec.of(torch.empty(70, 180)[:, ::2]), spec(90, 50))),
+    OpCall(aten.bmm.default, (TensorSpec.of(torch.empty(3, 70, 180)[..., ::2]), spec(3, 90, 50))),
+    OpCall(aten.upsample_bilinear2d.default, (spec(2, 128, 10, 10), [20, 20], False, 2.0, 2.0)),
+    OpCall(
+        aten.convolution.default,
+        (
+            spec(4, 32, 80, 80), spec(32, 16, 2, 2), spec(16),
+            [2, 2], [0, 0], [1, 1], True, [0, 0], 1,
+        ),
+    ),
+    OpCall(aten.cumsum.default, (spec(4, 256, dtype=torch.bool), -1)),
+    OpCall(aten.native_dropout.default, (spec(100, 100), 0.5, True)),
     OpCall(
         aten.native_batch_norm_backward.default,
         (

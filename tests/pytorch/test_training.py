@@ -237,6 +237,18 @@ def test_shares_everything_with_the_model() -> None:
     assert model.first.weight.dtype is torch.float64
 
 
+def test_a_loss_module_and_the_models_own_attributes_work() -> None:
+    model, args, _ = conv_case()
+    fitted = memfit.fit(model, nn.CrossEntropyLoss(), budget="95%")
+    fitted(*args).backward()
+    assert list(fitted.state_dict()) == list(model.state_dict())
+    assert fitted.head is model.head
+    model.note = "a plain attribute"
+    assert fitted.note == "a plain attribute"
+    with pytest.raises(AttributeError, match="missing"):
+        _ = fitted.missing
+
+
 def test_copies_and_pickles_plan_anew() -> None:
     model, args, loss = conv_case()
     fitted = memfit.fit(model, loss, budget="90%")

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         from memfit.pytorch.demo_model import demo_case
 
-        case = demo_case()
+        case = demo_case(batch=2)
         step, plain_peak_bytes = _plain(case, report)
         rows = [_row(case, share, plain_peak_bytes, report) for share in SHARES]
         picture = _draw(folder / _PICTURE, step, rows[-1], report)

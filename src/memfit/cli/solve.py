@@ -144,9 +144,8 @@ def solve_json(plan: Plan, graph: TrainingGraph) -> dict[str, Any]:
     formula = plan.planner in _FORMULA_PLANNERS
     overhead = plan.overhead
     cached = plan.cached_bytes
-    if formula and plan.formula_overhead is not None:
-        overhead = plan.formula_overhead
-        cached = int(plan.provenance["formula_cached_bytes"])
+    if formula and plan.formula_overhead is not None and plan.formula_cached_bytes is not None:
+        overhead, cached = plan.formula_overhead, plan.formula_cached_bytes
     return {
         "status": plan.status.value,
         "graph": graph.name,

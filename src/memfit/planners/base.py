@@ -1,4 +1,4 @@
-"""What every planner takes and gives: one signature, `plan(graph, budget_bytes, options) -> Plan`."""
+"""What every planner takes and gives: `plan(graph, budget_bytes, options) -> Plan`."""
 
 from __future__ import annotations
 

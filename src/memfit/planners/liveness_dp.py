@@ -116,8 +116,7 @@ def _useful_ops(graph: TrainingGraph) -> list[bool]:
     threshold = NEGLIGIBLE_BYTES if graph.cost_unit == "ns" else 0
     return [
         any(
-            graph.values[v].size_bytes > threshold
-            and any(c < count for c in graph.consumers[v])
+            graph.values[v].size_bytes > threshold and any(c < count for c in graph.consumers[v])
             for v in op.outputs
         )
         for op in graph.forward_ops
@@ -133,9 +132,7 @@ def _thin(cuts: list[Cut], problem: StageProblem, limit: int) -> list[Cut]:
         size = problem.value_bytes
         return sum(size[s] for s in cut.boundary) + cut.base_bytes, cut.lower
 
-    chosen = [
-        min(inner[i : i + window], key=weight) for i in range(0, len(inner), window)
-    ]
+    chosen = [min(inner[i : i + window], key=weight) for i in range(0, len(inner), window)]
     return [cuts[0], *chosen, cuts[-1]]
 
 

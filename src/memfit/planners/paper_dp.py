@@ -162,11 +162,11 @@ def plan_paper(
         seconds=time.perf_counter() - began,
         formula_overhead=formula_overhead(graph, found.lower_sets),
         formula_peak_bytes=graph.resident_bytes + formula_peak_bytes(graph, found.lower_sets),
+        formula_cached_bytes=cached_bytes(graph, found.lower_sets),
         provenance={
             "notes": notes,
             "core": _core.core_name(),
             "requested_mode": options.mode,
-            "formula_cached_bytes": cached_bytes(graph, found.lower_sets),
         },
     )
     if options.progress is not None:

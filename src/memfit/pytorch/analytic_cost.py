@@ -71,7 +71,7 @@ def analytic_cost(call: OpCall) -> OpCost:
     rates = device_rates(call.device)
     arithmetic = flops / (rates.flops_per_ns * _type_speed(call))
     traffic = (inputs + made) / rates.bytes_per_ns
-    workspace = workspace_estimate_bytes(call)
+    workspace = workspace_estimate_bytes(call, made)
     return OpCost(int(max(arithmetic, traffic)) + rates.call_ns, workspace, made, "analytic")
 
 
@@ -152,23 +152,26 @@ _INPUTS = frozenset(
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention_for_cpu_backward",
         "_softmax_backward_data",
-        "addmm",
-        "baddbmm",
-        "bmm",
-        "cumsum",
-        "mm",
+        "native_dropout",
+        "native_dropout_backward",
     }
 )
+_PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "mm"})
 _LARGEST_INPUT = frozenset({"native_batch_norm_backward", "native_group_norm_backward"})
 
 
-def workspace_estimate_bytes(call: OpCall) -> int:
+def workspace_estimate_bytes(call: OpCall, output_bytes: int) -> int:
     """Workspace of a call on CPU, an estimate that means to err on the high side.
 
     Convolutions and their backward convert every operand and result to a layout in blocks of 16
-    channels: as much again as all of them, channels rounded up. Matrix products copy operands that are not contiguous, the backward of
-    batch norm one activation. Normalisations buffer sums for each channel and thread. Other ops:
-    none.
+    channels: as much again as all of them, channels rounded up; transposed ones twice that.
+    Interpolation converts input and output. Matrix products copy operands that are contiguous along
+    neither axis, the backward of batch norm one activation, dropout draws its mask in floats.
+    Normalisations buffer sums for each channel and thread. Other ops: none.
+
+    Args:
+        call: the call.
+        output_bytes: bytes that it returns.
     """
     target = call.target
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
@@ -177,8 +180,12 @@ def workspace_estimate_bytes(call: OpCall) -> int:
     inputs = [spec.extent_bytes for spec in call.tensors]
     if name in _CONVOLUTIONS:
         return _convolution_workspace_bytes(call)
+    if name == "cumsum" or name.startswith("upsample_"):
+        return sum(inputs) + output_bytes
     if name in _INPUTS:
         return sum(inputs)
+    if name in _PRODUCTS:
+        return sum(spec.extent_bytes for spec in call.tensors if 1 not in spec.stride[-2:])
     estimate = max(inputs, default=0) if name in _LARGEST_INPUT else 0
     if "_norm" in name:
         channels = sum(spec.extent_bytes for spec in call.tensors if len(spec.shape) == 1)
@@ -188,7 +195,9 @@ def workspace_estimate_bytes(call: OpCall) -> int:
 
 def _convolution_workspace_bytes(call: OpCall) -> int:
     # Tensors are (gradient,) input, weight, …; the weight has channels on its first two axes.
-    weight = call.tensors[2 if "backward" in str(call.target) else 1].shape
+    backward = "backward" in str(call.target)
+    weight = call.tensors[2 if backward else 1].shape
+    transposed = call.args[7 if backward else 6] is True
     padded = 0
     for spec in (*call.tensors, *(output_specs(call) or ())):
         channel_axes = (0, 1) if spec.shape == weight else (1,)
@@ -197,4 +206,4 @@ def _convolution_workspace_bytes(call: OpCall) -> int:
             for axis, length in enumerate(spec.shape)
         ]
         padded += math.prod(lengths) * spec.dtype.itemsize
-    return padded + _SCRATCH_BYTES * torch.get_num_threads()
+    return padded * (1 + transposed) + _SCRATCH_BYTES * torch.get_num_threads()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.errors import UsageError
+from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import simulate
 from memfit.plan import Plan
@@ -69,6 +69,15 @@ class Settings:
         free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
         budget_bytes = self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
         made = get_planner(self.planner)(graph, budget_bytes, self.options)
+        if made.peak_bytes > budget_bytes:
+            raise InfeasibleBudgetError(
+                budget_bytes=budget_bytes,
+                minimum_bytes=made.peak_bytes,
+                binding_op=None,
+                detail=f"the simulated peak of planner {made.planner}, mode {made.mode}, whose "
+                "formula leaves out gradients and workspace; mode auto and planner liveness count "
+                "them",
+            )
         provenance = {
             **made.provenance,
             "memfit": memfit.__version__,
@@ -155,8 +164,15 @@ def fit(
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
     """
     settings = _settings(
-        model, budget=budget, planner=planner, mode=mode, executor=executor, cost=cost,
-        optimizer=optimizer, prepared=plan, progress=progress,
+        model,
+        budget=budget,
+        planner=planner,
+        mode=mode,
+        executor=executor,
+        cost=cost,
+        optimizer=optimizer,
+        prepared=plan,
+        progress=progress,
     )
     return FittedModule(model, loss_fn, settings.backend)
 
@@ -173,8 +189,15 @@ def capture(
 ) -> CapturedStep:
     """The training step as a graph with costs, without running it; arguments as for `plan`."""
     settings = _settings(
-        model, budget="auto", planner="auto", mode="auto", executor="eager-graph", cost=cost,
-        optimizer=optimizer, prepared=None, progress=progress,
+        model,
+        budget="auto",
+        planner="auto",
+        mode="auto",
+        executor="eager-graph",
+        cost=cost,
+        optimizer=optimizer,
+        prepared=None,
+        progress=progress,
     )
     was_training = model.training
     model.train()
@@ -214,15 +237,25 @@ def plan(
     """
     began = time.perf_counter()
     settings = _settings(
-        model, budget=budget, planner=planner, mode=mode, executor="eager-graph", cost=cost,
-        optimizer=optimizer, prepared=None, progress=progress,
+        model,
+        budget=budget,
+        planner=planner,
+        mode=mode,
+        executor="eager-graph",
+        cost=cost,
+        optimizer=optimizer,
+        prepared=None,
+        progress=progress,
     )
     step = capture(
-        model, example_inputs, loss_fn, example_kwargs=example_kwargs, cost=cost,
-        optimizer=optimizer, progress=progress,
+        model,
+        example_inputs,
+        loss_fn,
+        example_kwargs=example_kwargs,
+        cost=cost,
+        optimizer=optimizer,
+        progress=progress,
     )
     made = settings.decide(step.graph)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return replace(made, provenance={**made.provenance, **seconds})
-
-

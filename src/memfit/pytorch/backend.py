@@ -1,10 +1,11 @@
-"""The compile-time side: Dynamo backend that captures a step, has it planned, and lowers the plan."""
+"""The compile-time side: a Dynamo backend that captures a step, has it planned, and lowers it."""
 
 from __future__ import annotations
 
 import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,7 @@ def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, i
     """Bytes of a model's parameters and buffers and of the optimizer's state."""
 
     def total(tensors: Sequence[torch.Tensor]) -> int:
-        sizes = {
-            t.untyped_storage()._cdata: int(t.untyped_storage().nbytes()) for t in tensors
-        }
+        sizes = {t.untyped_storage()._cdata: int(t.untyped_storage().nbytes()) for t in tensors}
         return sum(sizes.values())
 
     return {
@@ -169,7 +168,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
             if isinstance(backend.error, MemfitError):
                 raise backend.error from None
             if backend.error is not None:
-                raise backend.error
+                raise backend.error from None
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
             raise CaptureError(_explain(step, error)) from None
@@ -186,10 +185,8 @@ def captured_graph(
         CaptureError: the model cannot be captured as one graph, or has nothing to train.
     """
     with torch.enable_grad():
-        try:
+        with suppress(_Captured):
             compile_step(step, backend)(*args, **kwargs)
-        except _Captured:
-            pass
     if backend.captured is None:
         raise CaptureError(
             f"{type(step.model).__name__} has no backward pass for these inputs: no output depends "

@@ -157,8 +157,16 @@ def read_joint(
             )
             before = [] if token is None else [token]
             drafts.append(
-                _Draft(node, f"{node.name}.rng_state", "memfit.rng_state", before, [state],
-                       False, True, state=True)
+                _Draft(
+                    node,
+                    f"{node.name}.rng_state",
+                    "memfit.rng_state",
+                    before,
+                    [state],
+                    False,
+                    True,
+                    state=True,
+                )
             )
             state_of_node[node] = state
             token = len(values)

@@ -61,7 +61,7 @@ def saved_output_description(index: int) -> Any:
 
 def aot_backend(partition: Callable[..., Any]) -> Backend:
     """A Dynamo backend that runs AOTAutograd's graphs as they are, split by `partition`."""
-    return aot_autograd(  # type: ignore[no-any-return]
+    return aot_autograd(
         fw_compiler=boxed_nop,
         bw_compiler=boxed_nop,
         partition_fn=partition,

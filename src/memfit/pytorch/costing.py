@@ -56,4 +56,4 @@ def _call(node: fx.Node) -> OpCall:
 
     args = fx.node.map_arg(node.args, value)
     kwargs = fx.node.map_arg(node.kwargs, value)
-    return OpCall.of(node.target, args, kwargs, name=node.name)  # type: ignore[arg-type]
+    return OpCall.of(node.target, args, kwargs, name=node.name)

@@ -124,6 +124,14 @@ class FittedModule(nn.Module):
             self._call = compile_step(StepModule(model, self._loss_fn), self._backend)
         return _guard(self._call(*args, **kwargs))
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_model" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["_model"], name)
+
     def __getstate__(self) -> Mapping[str, Any]:
         state = dict(self.__dict__)
         state["_call"] = state["_backend"] = None

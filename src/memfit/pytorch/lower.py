@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from memfit.errors import ExecutionError
-from memfit.graph import Phase
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import saved_output_description
@@ -87,7 +86,7 @@ class _Emitter:
         owner = self.step.owner_of.get(value)
         return owner is not None and owner.target is operator.getitem and owner.args[0] is node
 
-    def compute(self, compute: Compute, *, backward: bool) -> None:
+    def compute(self, compute: Compute) -> None:
         """Emit one step of the schedule and take its outputs apart."""
         op_id = compute.op
         node = self.step.node_of[op_id]
@@ -147,7 +146,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     Raises:
         ExecutionError: the schedule reads what is not there.
     """
-    kept = sorted(schedule.kept(step.graph))
+    kept = schedule.kept(step.graph)
     forward_steps = schedule.steps[: schedule.backward_start]
     backward_steps = schedule.steps[schedule.backward_start :]
     placeholders = step.joint.graph.find_nodes(op="placeholder")
@@ -157,18 +156,18 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     (output,) = step.joint.graph.find_nodes(op="output")
     descriptions = list(output.meta.get("desc") or [None] * (len(outputs) + len(gradients)))
 
-    states = {v: i for i, v in enumerate(kept) if v in step.state_of.values()}
+    states = {v: i for i, v in enumerate(sorted(kept)) if v in step.state_of.values()}
     forward = _Emitter(step)
     for p in primals:
         forward.placeholder(p)
     for compute in forward_steps:
         if compute.op in step.state_ops and step.graph.ops[compute.op].outputs[0] not in states:
             continue
-        forward.compute(compute, backward=False)
+        forward.compute(compute)
     forward_results = [_result(forward, n) for n in outputs]
-    used = _primals_read(step, backward_steps, gradients, outputs_of_backward=True)
+    used = _primals_read(step, backward_steps, gradients)
     saved_primals = [p for p in primals if p in used]
-    saved_values = [v for v in kept if v not in states]
+    saved_values = [v for v in sorted(kept) if v not in states]
     saved = [
         *(forward.env[p, 0] for p in saved_primals),
         *(forward.env[step.owner_of[v], 0] for v in saved_values),
@@ -191,16 +190,15 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
         backward.states[v].meta = dict(source.meta)
     for p in tangents:
         backward.placeholder(p)
-    newest: dict[int, int] = {}
     for compute in backward_steps:
-        backward.compute(compute, backward=True)
-    for compute in schedule.steps:
-        for v in step.graph.ops[compute.op].outputs:
-            newest[v] = 0 if v in set(saved_values) else compute.copy
+        backward.compute(compute)
+    newest = {
+        v: 0 if v in kept else compute.copy
+        for compute in schedule.steps
+        for v in step.graph.ops[compute.op].outputs
+    }
     made = backward.graph.output(
-        tuple(
-            backward.find(n, newest) if isinstance(n, fx.Node) else n for n in gradients
-        )
+        tuple(backward.find(n, newest) if isinstance(n, fx.Node) else n for n in gradients)
     )
     made.meta["desc"] = descriptions[len(outputs) :]
     return _module(step.joint, forward.graph), _module(step.joint, backward.graph)
@@ -214,8 +212,6 @@ def _primals_read(
     step: CapturedStep,
     computes: Iterable[Compute],
     gradients: Iterable[Any],
-    *,
-    outputs_of_backward: bool,
 ) -> set[fx.Node]:
     """Primal placeholders that the steps read, through views too."""
     found: set[fx.Node] = set()
@@ -228,8 +224,7 @@ def _primals_read(
             running = {node.args[3], node.args[4]}
             args = [a for a in args if a not in running]
         stack.extend(args)
-    if outputs_of_backward:
-        stack.extend(n for n in gradients if isinstance(n, fx.Node))
+    stack.extend(n for n in gradients if isinstance(n, fx.Node))
     emitter = _Emitter(step)
     while stack:
         node = stack.pop()
@@ -247,5 +242,3 @@ def _primals_read(
 def _module(joint: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     graph.lint()
     return fx.GraphModule(joint, graph)
-
-

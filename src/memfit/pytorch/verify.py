@@ -1,4 +1,4 @@
-"""`memfit.verify`: one step plain, one captured and saving everything, one planned, side by side."""
+"""`memfit.verify`: a step plain, captured saving everything, and planned, side by side."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class _Bench:
 
         def run() -> torch.Tensor:
             loss = objective(call(*self.args, **self.kwargs))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss.detach()
 
         return run
@@ -219,8 +219,14 @@ def verify(
         bench.reset()
         saving = fit(model, loss_fn, budget=_AMPLE_BYTES, planner="store-all", cost=cost)
         planned = fit(
-            model, loss_fn, budget=budget, planner=planner, mode=mode, cost=cost,
-            optimizer=optimizer, progress=progress,
+            model,
+            loss_fn,
+            budget=budget,
+            planner=planner,
+            mode=mode,
+            cost=cost,
+            optimizer=optimizer,
+            progress=progress,
         )
         runs = {
             "plain": bench.step(StepModule(model, loss_fn)),

@@ -114,57 +114,56 @@ def save_timeline_figure(
         raise UsageError(
             f"picture {path} ends in {path.suffix!r}; name it with {' or '.join(_FORMATS)}"
         )
-    figure = _draw(plain, planned, budget_bytes, title)
-    buffer = io.BytesIO()
-    # No date and no random ids: the same picture gives the same file.
-    metadata: dict[str, Any] = {"Date": None} if kind == ".svg" else {"Software": None}
-    figure.savefig(buffer, format=kind[1:], dpi=150, metadata=metadata)
-    write_bytes_whole(path, buffer.getvalue())
-
-
-def _draw(plain: Trace, planned: Trace, budget_bytes: int | None, title: str) -> Figure:
     try:
         import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
             'pictures need matplotlib, which is not installed; run: pip install "memfit[plot]"'
         ) from None
+    buffer = io.BytesIO()
+    # No date and no random ids: the same picture gives the same file.
+    metadata: dict[str, Any] = {"Date": None} if kind == ".svg" else {"Software": None}
     style = {"svg.hashsalt": "memfit", "svg.fonttype": "path", "font.size": 11}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(11, 6.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        tallest = max(plain.timeline.peak_bytes, planned.timeline.peak_bytes, budget_bytes or 0)
-        scale, unit = next((s, u) for s, u in _UNITS if tallest >= s or s == 1)
-        _stack(axes, planned, plain.total, scale)
-        axes.stairs(
-            [b / scale for b in plain.timeline.live_bytes],
-            _percent(plain.edges, plain.total),
-            baseline=None,
-            color=_PLAIN,
-            linewidth=1.4,
-            label="plain step, everything kept",
+        figure = _draw(plain, planned, budget_bytes, title)
+        figure.savefig(buffer, format=kind[1:], dpi=150, metadata=metadata)
+    write_bytes_whole(path, buffer.getvalue())
+
+
+def _draw(plain: Trace, planned: Trace, budget_bytes: int | None, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    axes = figure.add_subplot()
+    tallest = max(plain.timeline.peak_bytes, planned.timeline.peak_bytes, budget_bytes or 0)
+    scale, unit = next((s, u) for s, u in _UNITS if tallest >= s or s == 1)
+    _stack(axes, planned, plain.total, scale)
+    axes.stairs(
+        [b / scale for b in plain.timeline.live_bytes],
+        _percent(plain.edges, plain.total),
+        baseline=None,
+        color=_PLAIN,
+        linewidth=1.4,
+        label="plain step, everything kept",
+    )
+    if budget_bytes is not None:
+        axes.axhline(
+            budget_bytes / scale,
+            color=_BUDGET,
+            linewidth=1.6,
+            linestyle=(0, (6, 3)),
+            label=f"budget {format_bytes(budget_bytes)}",
         )
-        if budget_bytes is not None:
-            axes.axhline(
-                budget_bytes / scale,
-                color=_BUDGET,
-                linewidth=1.6,
-                linestyle=(0, (6, 3)),
-                label=f"budget {format_bytes(budget_bytes)}",
-            )
-        _mark_passes(axes, plain, planned)
-        _mark_peaks(axes, plain, planned, scale)
-        width = 100 * max(1.0, planned.total / plain.total)
-        axes.set_xlim(0, width)
-        axes.set_ylim(0, 1.2 * tallest / scale)
-        axes.set_xlabel("progress through the step, in percent of the plain step's time")
-        axes.set_ylabel(f"live memory ({unit})")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(title or "Memory over one training step", loc="left", fontsize=13)
-        figure.legend(loc="outside right upper", fontsize=10, frameon=False)
+    _mark_passes(axes, plain, planned)
+    _mark_peaks(axes, plain, planned, scale)
+    width = 100 * max(1.0, planned.total / plain.total)
+    axes.set_xlim(0, width)
+    axes.set_ylim(0, 1.2 * tallest / scale)
+    axes.set_xlabel("progress through the step, in percent of the plain step's time")
+    axes.set_ylabel(f"live memory ({unit})")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title or "Memory over one training step", loc="left", fontsize=13)
+    figure.legend(loc="outside right upper", fontsize=10, frameon=False)
     return figure
 
 
