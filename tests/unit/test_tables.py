@@ -100,7 +100,7 @@ def test_stages_are_listed_in_order_with_names_as_they_are() -> None:
 def test_a_very_long_list_of_stages_says_what_it_leaves_out() -> None:
     stages = tuple(Stage(1, f"op{i}", f"op{i}", i, 0) for i in range(1, 101))
     lines = lines_of(stages_table(plan(stages=stages)))
-    shown = [line for line in lines if " op" in line]
+    shown = [line for line in lines if line[:1].isdigit()]
     assert len(shown) == 40
     assert shown[19].startswith("20 ")
     assert shown[20].startswith("81 ")

@@ -48,7 +48,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         info = build_info()
         built = f", {info['compiler']}" if info["compiler"] else ""
-        parser.exit(message=f"memfit {info['version']} ({info['core']} core{built})\n")
+        print(f"memfit {info['version']} ({info['core']} core{built})")
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:

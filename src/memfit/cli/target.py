@@ -194,6 +194,7 @@ def load_case(args: Namespace) -> TrainingCase:
     device = _device(args.device)
     torch.manual_seed(args.seed)
     found = _resolve(args.model, "target")
+    torch.manual_seed(args.seed)  # again, as importing a module draws only the first time
     keywords = dict(_parse_keyword(text) for text in args.arg)
     made = found if isinstance(found, nn.Module) else _call(args.model, found, keywords)
     parts = tuple(made) if isinstance(made, (tuple, list)) else (made,)

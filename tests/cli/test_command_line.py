@@ -1,0 +1,199 @@
+"""What all subcommands share: exit codes, error lines, JSON, and no PyTorch before it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import memfit
+from memfit.cli import demo_command, main
+from memfit.cli.output import one_line, print_json
+from memfit.errors import ExecutionError, InfeasibleBudgetError
+from memfit.graph_io import bare_graph, write_graph
+
+COMMANDS = ("demo", "plan", "verify", "solve")
+
+
+def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, timeout=120
+    )
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    before = [[v - 1] if v else [] for v in range(6)]
+    graph = bare_graph(before, [8] * 6, [1] * 6, [[*before[v], v] for v in range(6)], name="chain")
+    write_graph(graph, tmp_path / "chain.json")
+    return tmp_path / "chain.json"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
+def test_help_and_version_need_no_torch(words: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from memfit.cli import main
+try:
+    main({words!r})
+except SystemExit as done:
+    assert done.code == 0, done.code
+sys.exit("torch was imported" if "torch" in sys.modules else 0)
+"""
+    done = _python(code, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "memfit" in done.stdout
+
+
+def test_solve_needs_no_torch(chain: Path) -> None:
+    code = f"""
+import sys
+from memfit.cli import main
+assert main(["solve", {str(chain)!r}, "--budget", "100%", "--json"]) == 0
+sys.exit("torch was imported" if "torch" in sys.modules else 0)
+"""
+    done = _python(code, chain.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["planner"] == "liveness"
+
+
+def test_wrong_arguments_are_seen_before_torch_is_imported(tmp_path: Path) -> None:
+    code = """
+import sys
+from memfit.cli import main
+assert main(["plan", "m:f", "--input", "2x3", "--budget", "3 apples"]) == 2
+assert main(["plan", "m:f", "--input", "2y3", "--budget", "3GB"]) == 2
+assert main(["verify", "m:f", "--input", "2x3", "--budget", "3GB", "--planner", "oracle"]) == 2
+sys.exit("torch was imported" if "torch" in sys.modules else 0)
+"""
+    done = _python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 3
+
+
+def test_version_names_the_core(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    written = capsys.readouterr().out
+    assert written.startswith(f"memfit {memfit.__version__} (")
+    assert f"{memfit.build_info()['core']} core" in written
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["conquer"],
+        ["plan"],
+        ["plan", "m:f", "--budget"],
+        ["plan", "m:f", "--budget", "3GB", "--mode", "sideways"],
+        ["plan", "m:f", "--budget", "3GB", "--optimizer", "magic"],
+        ["verify", "m:f", "--input", "2", "--budget", "3GB", "--rounds", "0"],
+        ["solve", "graph.json", "--budget", "3GB", "--json", "--wrong"],
+        ["solve", "no-such-graph.json", "--budget", "3GB"],
+        ["demo", "--output", __file__],
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("memfit: error: ")
+    assert len(err.splitlines()) == 1
+    if "--json" in words:
+        payload = json.loads(out)
+        assert payload["status"] == "ERROR"
+        assert payload["message"] in err
+        assert payload["smallest_feasible_budget"] is None
+    else:
+        assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (ExecutionError("the executor gave up"), 1, "ERROR"),
+        (ValueError("two\nlines"), 1, "ERROR"),
+        (
+            InfeasibleBudgetError(budget_bytes=10, minimum_bytes=20, binding_op="conv1"),
+            3,
+            "INFEASIBLE",
+        ),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_failures(
+    error: Exception,
+    code: int,
+    status: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.delenv("MEMFIT_DEBUG", raising=False)
+    monkeypatch.setattr(demo_command, "_plain", fail)
+    words = ["demo", "-o", str(tmp_path / "out"), *(["--json"] if as_json else [])]
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert one_line(str(error)) in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+    if as_json:
+        payload = json.loads(out)
+        assert payload["status"] == status
+        assert one_line(str(error)) in payload["message"]
+        assert payload["smallest_feasible_budget"] == (20 if code == 3 else None)
+    else:
+        assert out == ""
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("deep inside")
+
+    monkeypatch.setenv("MEMFIT_DEBUG", "1")
+    monkeypatch.setattr(demo_command, "_plain", fail)
+    assert main(["demo", "-o", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "in fail" in err
+    assert err.splitlines()[-1].startswith("memfit: error: unexpected ValueError: deep inside")
+
+
+def test_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_command, "_plain", interrupt)
+    assert main(["demo", "-o", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "memfit: interrupted\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that break with a signal")
+def test_a_reader_that_goes_away_is_no_error(chain: Path) -> None:
+    command = [sys.executable, "-m", "memfit", "solve", str(chain), "--budget", "100%", "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": -float("inf")}})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}}

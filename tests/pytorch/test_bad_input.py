@@ -1,0 +1,302 @@
+"""Bad input to `fit` and `plan`: one line that names the value, the limit and the remedy."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import memfit
+from memfit.errors import (
+    CaptureError,
+    ExecutionError,
+    InfeasibleBudgetError,
+    InvalidBudgetError,
+    MemfitError,
+    PlanMismatchError,
+    UnknownPlannerError,
+    UsageError,
+)
+from memfit.plan import Plan
+
+
+class Net(nn.Module):
+    """Three layers."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """tanh after each layer."""
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+class Branch(Net):
+    """Takes another way for other data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Twice as much where the sum is positive."""
+        y = super().forward(x)
+        if y.sum() > 0:
+            return 2 * y
+        return y
+
+
+class DataShape(Net):
+    """An output whose size depends on the data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The positive entries."""
+        y = super().forward(x)
+        return y[y > 0]
+
+
+class Picky(Net):
+    """Raises an error of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Refuses all batches but one."""
+        if x.shape[0] != 7:
+            raise ValueError("the batch must be 7")
+        return super().forward(x)
+
+
+X = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+
+
+def _plan(model: nn.Module, **changes: Any) -> Plan:
+    return memfit.plan(model, (X,), **{"budget": "90%", "cost": "analytic", **changes})
+
+
+def _message(caught: pytest.ExceptionInfo[BaseException]) -> str:
+    """The error's message, checked to be one line of memfit's own."""
+    assert isinstance(caught.value, MemfitError)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+def test_a_budget_below_the_parameters() -> None:
+    parameters = 3 * (32 * 32 + 32) * 4
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        _plan(Net(), budget=parameters - 1)
+    text = _message(caught)
+    smallest = caught.value.minimum_bytes
+    # Parameters and their gradients are alive at the end, whatever is recomputed.
+    assert smallest > 2 * parameters
+    assert f"{parameters - 1} bytes" in text
+    assert f"{smallest} bytes" in text
+    assert "raise the budget" in text
+    assert _plan(Net(), budget=smallest).peak_bytes <= smallest
+    with pytest.raises(InfeasibleBudgetError):
+        _plan(Net(), budget=smallest - 1)
+
+
+def test_fit_reports_an_infeasible_budget_at_the_first_call() -> None:
+    fitted = memfit.fit(Net(), budget="20KiB", cost="analytic")
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        fitted(X)
+    assert "20.0 KiB" in _message(caught)
+    assert all(p.grad is None for p in fitted.parameters())
+
+
+def test_an_unknown_planner_lists_the_known_ones() -> None:
+    for call in (
+        lambda: _plan(Net(), planner="oracle"),
+        lambda: memfit.fit(Net(), budget="90%", planner="oracle"),
+    ):
+        with pytest.raises(UnknownPlannerError) as caught:
+            call()
+        text = _message(caught)
+        assert "'oracle'" in text
+        assert all(name in text for name in ("liveness", "exact", "approximate", "chen"))
+
+
+@pytest.mark.parametrize("budget", ["a lot", "60", -1, 0, "0%", "2000%", "3 GiBs", True, 1.5, None])
+def test_a_budget_that_is_none(budget: Any) -> None:
+    if budget == "60":
+        with pytest.raises(InfeasibleBudgetError, match="60 B"):
+            _plan(Net(), budget=budget)
+        return
+    with pytest.raises(UsageError) as caught:
+        _plan(Net(), budget=budget)
+    text = _message(caught)
+    assert isinstance(caught.value, InvalidBudgetError) or budget is None
+    assert "budget" in text or repr(budget) in text
+    assert "GiB" in text or "%" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"cost": "guessed"}, "known costs: measured, analytic"),
+        ({"mode": "sideways", "planner": "exact"}, "sideways"),
+    ],
+)
+def test_unknown_options(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(UsageError, match=part) as caught:
+        _plan(Net(), **changes)
+    _message(caught)
+
+
+def test_an_unknown_executor() -> None:
+    with pytest.raises(UsageError, match="known executors: eager-graph") as caught:
+        memfit.fit(Net(), budget="90%", executor="abacus")
+    _message(caught)
+
+
+def test_what_is_no_module() -> None:
+    with pytest.raises(UsageError, match="a function, not a torch.nn.Module") as caught:
+        memfit.fit(lambda x: x, budget="90%")  # type: ignore[arg-type]
+    _message(caught)
+
+
+def test_a_plan_of_another_graph(tmp_path: Path) -> None:
+    plan = _plan(Net(), budget="95%")
+    plan.save(tmp_path / "plan.json")
+    fitted = memfit.fit(Net(64), plan=Plan.load(tmp_path / "plan.json"), cost="analytic")
+    with pytest.raises(PlanMismatchError) as caught:
+        fitted(torch.randn(16, 64))
+    text = _message(caught)
+    assert plan.graph_fingerprint in text
+    assert "plan again" in text
+    # The same plan is good for the model that it was made for.
+    again = memfit.fit(Net(), plan=Plan.load(tmp_path / "plan.json"), cost="analytic")
+    again(X).sum().backward()
+    assert again.plan == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda d: d.update(schema_version=99), "schema version 99"),
+        (lambda d: d.pop("schema_version"), "no schema_version"),
+        (lambda d: d.pop("schedule"), "no whole plan"),
+        (lambda d: d.pop("peak_bytes"), "no whole plan"),
+        (lambda d: d.update(status="PERFECT"), "no whole plan"),
+    ],
+)
+def test_plan_files_of_another_schema(change: Any, part: str, tmp_path: Path) -> None:
+    data = json.loads(_plan(Net()).to_json())
+    change(data)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(PlanMismatchError, match=re.escape(part)) as caught:
+        Plan.load(path)
+    text = _message(caught)
+    assert str(path) in text
+    assert "plan again" in text or "memfit plan -o" in text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 1}'])
+def test_plan_files_that_are_cut_off(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(PlanMismatchError) as caught:
+        Plan.load(path)
+    assert str(path) in _message(caught)
+
+
+def test_a_plan_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(PlanMismatchError) as caught:
+        Plan.load(tmp_path / "none.json")
+    assert "none.json" in _message(caught)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_branch_on_data(trained: bool) -> None:
+    with pytest.raises(CaptureError) as caught:
+        if trained:
+            memfit.fit(Branch(), budget="90%", cost="analytic")(X)
+        else:
+            _plan(Branch())
+    text = _message(caught)
+    assert re.search(r"Branch cannot be captured .* at .*test_bad_input\.py:\d+", text)
+    assert "rewrite that line" in text
+
+
+def test_a_shape_that_depends_on_data() -> None:
+    with pytest.raises(CaptureError) as caught:
+        _plan(DataShape())
+    assert "independent of its data" in _message(caught)
+
+
+def test_inputs_of_the_wrong_shape() -> None:
+    with pytest.raises(CaptureError) as caught:
+        memfit.plan(Net(), (torch.randn(16, 5),), budget="90%", cost="analytic")
+    text = _message(caught)
+    assert "Net fails on these inputs at" in text
+    assert "check number, shapes and dtypes" in text
+
+
+def test_an_error_of_the_model_itself() -> None:
+    with pytest.raises(CaptureError, match="ValueError: the batch must be 7") as caught:
+        _plan(Picky())
+    _message(caught)
+
+
+def test_missing_and_surplus_inputs() -> None:
+    for inputs in ((), (X, X)):
+        with pytest.raises(CaptureError, match="check number, shapes") as caught:
+            memfit.plan(Net(), inputs, budget="90%", cost="analytic")
+        _message(caught)
+
+
+def test_a_missing_target() -> None:
+    fitted = memfit.fit(Net(), nn.MSELoss(), budget="90%", cost="analytic")
+    with pytest.raises(UsageError, match=re.escape("fitted(*inputs, target)")) as caught:
+        fitted(X)
+    _message(caught)
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(CaptureError, match="requires_grad") as caught:
+        _plan(Net().requires_grad_(False))
+    _message(caught)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> nn.Module:
+    """A fitted network, planned and run once."""
+    made = memfit.fit(Net(), budget="95%", cost="analytic")
+    made(X).sum().backward()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"retain_graph": True}, "retain_graph=True"),
+        ({"create_graph": True}, "create_graph=True"),
+        ({"retain_graph": True, "create_graph": True}, "create_graph=True"),
+    ],
+)
+def test_backward_passes_that_no_plan_serves(
+    fitted: nn.Module, options: dict[str, bool], part: str
+) -> None:
+    fitted.zero_grad()
+    loss = fitted(X).sum()
+    with pytest.raises(ExecutionError, match=re.escape(part)) as caught:
+        loss.backward(**options)
+    text = _message(caught)
+    assert "plain model" in text
+    assert all(p.grad is None for p in fitted.parameters())
+    # It is refused before anything is freed: the plain backward pass still works.
+    loss.backward()
+    assert all(p.grad is not None for p in fitted.parameters())
+
+
+def test_double_backward_through_autograd_grad(fitted: nn.Module) -> None:
+    loss = fitted(X).sum()
+    with pytest.raises(ExecutionError, match="double backward") as caught:
+        torch.autograd.grad(loss, list(fitted.parameters()), create_graph=True)
+    _message(caught)
