@@ -25,11 +25,11 @@ from networks import NETWORKS, Case
 import memfit
 from memfit.files import write_text_whole
 from memfit.pytorch.backend import StepModule
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.measure import measure_step, steady_allocator
 
 MIB = 2**20
 SHARES = (0.8, 0.6, 0.4)
-ROUNDS = 3
+ROUNDS = 5
 
 
 def plain_peak_bytes(case: Case) -> int:
@@ -127,7 +127,8 @@ def main(names: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     for name in names or list(NETWORKS):
-        found, wrong = run(name)
+        with steady_allocator():
+            found, wrong = run(name)
         rows += found
         broken += wrong
     document = {

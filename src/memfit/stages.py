@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memfit._core.python_stage import Cut, StageProblem, bits, simulate_stage, stage_keep
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph import Op, TrainingGraph, ValueKind
 from memfit.plan import Stage
 from memfit.schedule import Schedule, make_schedule
 
@@ -39,21 +39,21 @@ class BackwardStages:
             for p in predecessors:
                 mask |= before[p]
             before.append(mask)
-        for op in graph.backward_ops:
-            f = op.forward_op
-            if f is None:
-                return False
-            reads = graph.ops[f].inputs
-            for v in op.inputs:
-                maker = graph.producer[v]
-                if maker is not None and maker < graph.forward_count:
-                    if v not in reads and not before[maker] >> f & 1:
-                        return False
-                for w in self._writers.get(v, ()):
-                    g = graph.backward_ops[w].forward_op
-                    if g is None or not before[g] >> f & 1:
-                        return False
-        return True
+        return all(self._fits(op, before) for op in graph.backward_ops)
+
+    def _fits(self, op: Op, before: Sequence[int]) -> bool:
+        graph, f = self.graph, op.forward_op
+        if f is None:
+            return False
+        made_by = [
+            graph.producer[v]
+            for v in op.inputs
+            if graph.values[v].kind is ValueKind.ACTIVATION and v not in graph.ops[f].inputs
+        ]
+        made_by += [
+            graph.backward_ops[w].forward_op for v in op.inputs for w in self._writers.get(v, ())
+        ]
+        return all(maker is not None and before[maker] >> f & 1 for maker in made_by)
 
     @cached_property
     def _writers(self) -> dict[int, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,7 +24,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         width = 8
-        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(6))
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(12))
         self.norm = nn.BatchNorm2d(width)
     def forward(self, x):
         for layer in self.layers:
@@ -45,11 +46,11 @@ class Frozen(Net):
         super().__init__()
         self.requires_grad_(False)
 """
-INPUT = ("--input", "2x8x24x24", "--cost", "analytic")
+INPUT = ("--input", "4x8x48x48", "--cost", "analytic")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder with models, and a cost cache of its own."""
     (tmp_path / "command_models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
@@ -59,7 +60,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend("")
     monkeypatch.delitem(__import__("sys").modules, "command_models", raising=False)
     torch.compiler.reset()
-    return tmp_path
+    # Threads that wait for each other take long on a busy machine, and ops this small gain nothing.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def test_plan_json_is_the_plan(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -74,7 +79,7 @@ def test_plan_json_is_the_plan(capsys: pytest.CaptureFixture[str], folder: Path)
     assert payload["peak_bytes"] <= payload["budget_bytes"] < payload["plain_peak_bytes"]
     assert sum(payload["peak_parts"].values()) == payload["peak_bytes"]
     assert payload["peak_parts"]["parameters"] == sum(
-        4 * size for size in [6 * (8 * 8 * 9 + 8) + 2 * 8]
+        4 * size for size in [12 * (8 * 8 * 9 + 8) + 2 * 8]
     )
     assert payload["overhead"] > 0
     assert payload["smallest_feasible_budget_bytes"] <= payload["budget_bytes"]
@@ -139,7 +144,7 @@ def test_an_infeasible_budget_names_one_that_succeeds(
         (("Net", "--budget", "90%", "--planner", "oracle"), "known planners: auto, liveness"),
         (("Net", "--budget", "-3"), "cannot be read"),
         (("Net", "--budget", "0%"), "0%"),
-        (("Net", "--budget", "90%", "--input", "2x8x24x24"), "check number, shapes"),
+        (("Net", "--budget", "90%", "--input", "4x8x48x48"), "too many positional arguments"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -160,7 +165,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("verify", "command_models:Net", *INPUT, "--budget", "70%", "--rounds", "1")
-    assert main([*words, "--json", "--loss", "mse", "--target", "2x8x24x24"]) == 0
+    assert main([*words, "--json", "--loss", "mse", "--target", "4x8x48x48"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     payload = json.loads(out)
@@ -225,11 +230,10 @@ def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
 def test_demo_raises_a_budget_that_is_too_small(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo_command, "SHARES", (90, 5))
+    monkeypatch.setattr(demo_command, "SHARES", (5,))
     monkeypatch.setattr(demo_command.importlib.util, "find_spec", lambda name: None)
     assert main(["demo"]) == 0
     out = capsys.readouterr().out
-    assert "90%" in out
     assert "smallest feasible" in out
     assert "5% of the plain step's peak" in out
     assert "matplotlib is not installed" in out

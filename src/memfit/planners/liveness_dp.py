@@ -231,15 +231,11 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
         )
     if plain.peak_bytes <= budget_bytes:
         schedule = store_all_schedule(graph)
-        last = table.edges.shortest(2**61)
-        path = table.path(last or table.minimum_path)
-        stages = path_stages(graph, table.problem, path)
-        if last is None or schedule.overhead(graph) or len(path) > 1:
-            stages = stages[:0]
+        everything = len(table.problem.keep_flags) - 1
+        path = [(table.cuts[0], table.cuts[-1], everything)]
     else:
         found = _search(table, budget_bytes, minimum)
-        schedule = found.schedule
-        stages = path_stages(graph, table.problem, table.path(found.edge_ids))
+        schedule, path = found.schedule, table.path(found.edge_ids)
     return make_plan(
         graph,
         schedule,
@@ -251,7 +247,7 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
         plain_peak_bytes=plain.peak_bytes,
         smallest_feasible_budget_bytes=minimum.peak_bytes,
         lower_sets=len(table.cuts),
-        stages=stages,
+        stages=path_stages(graph, table.problem, path),
         seconds=time.perf_counter() - began,
         provenance={"notes": list(table.notes), "core": _core.core_name()},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -171,7 +172,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
                 raise backend.error from None
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
-            raise CaptureError(_explain(step, error)) from None
+            raise CaptureError(_explain(step, error, args, kwargs)) from None
 
     return call
 
@@ -184,9 +185,8 @@ def captured_graph(
     Raises:
         CaptureError: the model cannot be captured as one graph, or has nothing to train.
     """
-    with torch.enable_grad():
-        with suppress(_Captured):
-            compile_step(step, backend)(*args, **kwargs)
+    with torch.enable_grad(), suppress(_Captured):
+        compile_step(step, backend)(*args, **kwargs)
     if backend.captured is None:
         raise CaptureError(
             f"{type(step.model).__name__} has no backward pass for these inputs: no output depends "
@@ -201,10 +201,20 @@ _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 
 
-def _explain(step: StepModule, error: Exception) -> str:
+def _explain(
+    step: StepModule, error: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
     """One line on why a model was not captured: its own error, or what cannot be traced."""
     text = str(error)
     name = type(step.model).__name__
+    given = args if step.loss_fn is None else args[:-1]
+    try:
+        inspect.signature(step.model.forward).bind(*given, **kwargs)
+    except TypeError as mismatch:
+        return (
+            f"{name} does not take these {len(given) + len(kwargs)} inputs: {mismatch}; give as "
+            "many as its forward takes"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")

@@ -152,6 +152,7 @@ def _measure_cuda(step: Callable[[], object], device: torch.device) -> StepMeasu
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _MMAP_THRESHOLD_LIMIT = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX of 64-bit glibc
 _INT_MAX = 2**31 - 1
+_steady_depth = 0
 
 
 @contextmanager
@@ -162,24 +163,33 @@ def steady_allocator() -> Iterator[None]:
     for page faults depends on what ran before it; a step that needs less memory then looks faster
     than it is. Inside, all memory comes from the heap and stays there. Afterwards the thresholds
     are those that glibc adapts to by itself once large blocks were freed, and what is unused is
-    handed back. With another allocator nothing changes.
+    handed back. With another allocator nothing changes. May be nested.
     """
+    global _steady_depth
     libc = ctypes.CDLL(None)
     mallopt = getattr(libc, "mallopt", None)
     if mallopt is None:
         yield
         return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, _INT_MAX)
+    if _steady_depth == 0:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _INT_MAX)
+    _steady_depth += 1
     try:
         yield
     finally:
-        mallopt(_M_MMAP_MAX, 65536)
-        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_LIMIT)
-        mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD_LIMIT)
-        trim = getattr(libc, "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        _steady_depth -= 1
+        if _steady_depth == 0:
+            _adaptive_allocator(libc, mallopt)
+
+
+def _adaptive_allocator(libc: ctypes.CDLL, mallopt: Callable[[int, int], int]) -> None:
+    mallopt(_M_MMAP_MAX, 65536)
+    mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_LIMIT)
+    mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD_LIMIT)
+    trim = getattr(libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def time_steps(

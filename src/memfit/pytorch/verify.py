@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.api import fit
 from memfit.pytorch.backend import StepModule
-from memfit.pytorch.measure import measure_step, time_steps
+from memfit.pytorch.measure import StepTime, measure_step, steady_allocator, time_steps
 from memfit.units import Budget
 
 __all__ = ["VerifyResult", "verify"]
@@ -183,6 +182,29 @@ def _largest_difference(
     return (float("inf"), missing[0]) if missing else (largest, where)
 
 
+def _run_all(
+    bench: _Bench,
+    runs: Mapping[str, Callable[[], torch.Tensor]],
+    device: torch.device,
+    rounds: int,
+    say: Progress,
+) -> tuple[dict[str, _Observed], dict[str, int], dict[str, StepTime]]:
+    """What each kind of step computes, its peak and its time."""
+    seen: dict[str, _Observed] = {}
+    peaks: dict[str, int] = {}
+    for i, name in enumerate(("planned", "plain", "captured")):
+        say(f"running the {name} step", i / 4)
+        seen[name] = bench.observe(runs[name])
+        # Observing has warmed it up.
+        peaks[name] = measure_step(
+            runs[name], device=device, warmup=0, reset=bench.reset
+        ).peak_bytes
+    say("timing", 0.75)
+    times = time_steps(runs, device=device, rounds=rounds, warmup=0, reset=bench.reset)
+    say("timing", 1.0)
+    return seen, peaks, times
+
+
 def verify(
     model: nn.Module,
     example_inputs: Sequence[Any],
@@ -194,7 +216,7 @@ def verify(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    rounds: int = 3,
+    rounds: int = 5,
     progress: Progress | None = None,
 ) -> VerifyResult:
     """Run one step plain, one captured and saving everything, and one planned; compare them.
@@ -233,20 +255,8 @@ def verify(
             "captured": bench.step(saving),
             "planned": bench.step(planned),
         }
-        seen: dict[str, _Observed] = {}
-        peaks: dict[str, int] = {}
-        for i, name in enumerate(("planned", "plain", "captured")):
-            say(f"running the {name} step", i / 4)
-            seen[name] = bench.observe(runs[name])
-            bench.reset()
-            gc.collect()
-            peaks[name] = measure_step(
-                runs[name], device=device, warmup=1, reset=bench.reset
-            ).peak_bytes
-        say("timing", 0.75)
-        bench.reset()
-        times = time_steps(runs, device=device, rounds=rounds, reset=bench.reset)
-        say("timing", 1.0)
+        with steady_allocator():
+            seen, peaks, times = _run_all(bench, runs, device, rounds, say)
     finally:
         bench.restore()
     plan, graph = planned.plan, planned.graph

@@ -1,0 +1,15 @@
+"""Tests that train: memory stays with the process, so that steps do not pay for page faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from memfit.pytorch.measure import steady_allocator
+
+
+@pytest.fixture(autouse=True)
+def _steady() -> Iterator[None]:
+    with steady_allocator():
+        yield
