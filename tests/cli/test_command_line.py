@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import memfit
-from memfit.cli import demo_command, main
+from memfit.cli import demo_command, main, output
 from memfit.cli.output import one_line, print_json
 from memfit.errors import ExecutionError, InfeasibleBudgetError
 from memfit.graph_io import bare_graph, write_graph
@@ -197,3 +198,31 @@ def test_a_reader_that_goes_away_is_no_error(chain: Path) -> None:
 def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": -float("inf")}})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize("after_s", [0.0, 60.0])
+def test_progress_is_for_terminals_and_for_what_takes_long(
+    terminal: bool,
+    shown: bool,
+    after_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(output, "PROGRESS_AFTER_S", after_s)
+    monkeypatch.setenv("TERM", "xterm")
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with output.progress("loading", shown=shown) as report:
+        assert (report is not None) == (terminal and shown)
+        if report is not None:
+            report("simulating stages", 0.5)
+            time.sleep(0.2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("simulating stages" in err) == (terminal and shown and after_s == 0)
+    if not terminal or not shown or after_s:
+        assert err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_an_unknown_executor() -> None:
 
 
 def test_what_is_no_module() -> None:
-    with pytest.raises(UsageError, match="a function, not a torch.nn.Module") as caught:
+    with pytest.raises(UsageError, match=r"a function, not a torch\.nn\.Module") as caught:
         memfit.fit(lambda x: x, budget="90%")  # type: ignore[arg-type]
     _message(caught)
 
@@ -212,13 +213,12 @@ def test_a_plan_file_that_is_missing(tmp_path: Path) -> None:
     assert "none.json" in _message(caught)
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_branch_on_data(trained: bool) -> None:
+@pytest.mark.parametrize(
+    "call", [_plan, lambda model: memfit.fit(model, budget="90%", cost="analytic")(X)]
+)
+def test_a_branch_on_data(call: Callable[[nn.Module], Any]) -> None:
     with pytest.raises(CaptureError) as caught:
-        if trained:
-            memfit.fit(Branch(), budget="90%", cost="analytic")(X)
-        else:
-            _plan(Branch())
+        call(Branch())
     text = _message(caught)
     assert re.search(r"Branch cannot be captured .* at .*test_bad_input\.py:\d+", text)
     assert "rewrite that line" in text

@@ -276,6 +276,17 @@ def test_a_new_shape_is_planned_anew() -> None:
     assert fitted.plan.peak_bytes < first.peak_bytes
 
 
+def test_many_modules_and_many_shapes_in_one_process() -> None:
+    model, args, loss = noisy_case()
+    for _ in range(10):
+        fitted = memfit.fit(model, loss, budget="150%", cost="analytic")
+        fitted(*args).backward()
+    for rows in range(20, 32):
+        fitted(args[0][:rows], args[1][:rows]).backward()
+    assert fitted.plan is not None
+    assert len({id(p) for p in model.parameters()}) == 12
+
+
 def test_smallest_feasible_budget_is_exact() -> None:
     model, args, loss = conv_case()
     low = smallest((model, args, loss))

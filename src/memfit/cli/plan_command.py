@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     console = stdout_console()
     print_tables(console, plan_table(made), stages_table(made))
     if args.output is not None:
-        console.print(f"plan written to {args.output}", soft_wrap=True)
+        console.print(f"plan written to {args.output}", soft_wrap=True, markup=False)
     return 0
 
 

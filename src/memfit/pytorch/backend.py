@@ -22,6 +22,7 @@ from memfit.pytorch.compat import (
     BackendCompilerFailed,
     TorchDynamoException,
     aot_backend,
+    many_compilations,
     whole_ops,
 )
 from memfit.pytorch.lower import lower
@@ -159,12 +160,19 @@ class StepBackend:
 
 def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     """`step`, compiled by `backend` at its first call, with memfit's errors unwrapped."""
-    compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=False)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return step(*args, **kwargs)
+
+    # Dynamo limits compilations by code object: every fitted module has its own, and its own limit.
+    run.__code__ = run.__code__.replace(co_name=f"run_{type(step.model).__name__}")
+    compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         backend.error = None
         try:
-            return compiled(*args, **kwargs)
+            with many_compilations():
+                return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(backend.error, MemfitError):
                 raise backend.error from None

@@ -30,12 +30,14 @@ __all__ = [
     "memory_profiler",
     "plain_mode",
     "profiler_active",
+    "many_compilations",
     "saved_output_description",
     "size_hint",
     "whole_ops",
 ]
 
 SUPPORTED = ((2, 11), (2, 13))
+MAX_SHAPES = 64
 Backend = Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
@@ -52,6 +54,11 @@ def check_torch_version() -> None:
             f"torch {torch.__version__} is not supported; memfit runs with torch "
             f"{low[0]}.{low[1]} to {high[0]}.{high[1]}; install one of these"
         )
+
+
+def many_compilations() -> Any:
+    """A context in which one module may be compiled for up to `MAX_SHAPES` input shapes."""
+    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)
 
 
 def saved_output_description(index: int) -> Any:
