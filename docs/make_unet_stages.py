@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/unet-stages.svg"))
     parser.add_argument("--budget", default="50%", help="default: %(default)s")
     args = parser.parse_args()
-    case = demo_case(batch=2)
+    case = demo_case(batch=2, size=128)
     call = (*case.inputs, case.target)
     step = capture(case.model, call, case.loss_fn, cost="analytic")
     plan = memfit.plan(case.model, call, case.loss_fn, budget=args.budget, cost="analytic")

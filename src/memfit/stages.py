@@ -150,8 +150,16 @@ class BackwardStages:
         return sum(1 << b for b, d in enumerate(done) if d)
 
 
-def stage_problem(graph: TrainingGraph, keep_flags: Sequence[Sequence[bool]]) -> StageProblem:
-    """The graph, flattened for the core. Value numbers stay those of the graph."""
+def stage_problem(
+    graph: TrainingGraph, keep_flags: Sequence[Sequence[bool]], always_keep_bytes: int = 0
+) -> StageProblem:
+    """The graph, flattened for the core. Value numbers stay those of the graph.
+
+    Args:
+        graph: the graph.
+        keep_flags: for each variant, which values a stage keeps when a backward op reads them.
+        always_keep_bytes: every variant keeps values of at most this size.
+    """
     planned = [v.kind in (ValueKind.ACTIVATION, ValueKind.GRADIENT) for v in graph.values]
 
     def only_planned(ids: Sequence[int]) -> list[int]:
@@ -170,6 +178,7 @@ def stage_problem(graph: TrainingGraph, keep_flags: Sequence[Sequence[bool]]) ->
         backward_outputs=[list(op.outputs) for op in backward],
         backward_workspace=[op.workspace_bytes for op in backward],
         keep_flags=keep_flags,
+        always_keep_bytes=always_keep_bytes,
     )
 
 

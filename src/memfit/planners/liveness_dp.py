@@ -29,10 +29,10 @@ from memfit.stages import (
     store_all_schedule,
 )
 
-__all__ = ["NEGLIGIBLE_BYTES", "LivenessTable", "keep_variants", "plan"]
+__all__ = ["LivenessTable", "keep_variants", "negligible_bytes", "plan", "useful_ops"]
 
-NEGLIGIBLE_BYTES = 1024
-"""Cuts right after ops whose outputs are not larger than this are left out."""
+_NEGLIGIBLE_BYTES = 1024
+_NEGLIGIBLE_SHARE = 10_000
 
 _MAX_CUTS = {"native": 640, "python": 80}
 _COST_STEPS = 20_000
@@ -75,6 +75,12 @@ class LivenessTable:
         return self.graph.total_cost > _COST_STEPS
 
 
+def negligible_bytes(graph: TrainingGraph) -> int:
+    """Size up to which a value is not worth a decision: 1 KiB, or 0.01% of all activations."""
+    activations = sum(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
+    return min(_NEGLIGIBLE_BYTES, activations // _NEGLIGIBLE_SHARE)
+
+
 def keep_variants(graph: TrainingGraph) -> list[list[bool]]:
     """Which values a stage keeps beyond its boundary, for each variant.
 
@@ -84,11 +90,12 @@ def keep_variants(graph: TrainingGraph) -> list[list[bool]]:
     """
     count = len(graph.values)
     start = graph.forward_count
+    threshold = negligible_bytes(graph)
     wanted: list[tuple[float, int]] = []
     for op in graph.forward_ops:
         written = sum(graph.values[v].size_bytes for v in op.outputs)
         for v in op.outputs:
-            if graph.values[v].size_bytes > NEGLIGIBLE_BYTES and any(
+            if graph.values[v].size_bytes > threshold and any(
                 c >= start for c in graph.consumers[v]
             ):
                 wanted.append((op.cost / max(1, written), v))
@@ -110,15 +117,11 @@ def keep_variants(graph: TrainingGraph) -> list[list[bool]]:
     return variants
 
 
-def _useful_ops(graph: TrainingGraph) -> list[bool]:
-    """Forward ops after which a cut may help: a later op reads a value that is not negligible."""
-    count = graph.forward_count
-    threshold = NEGLIGIBLE_BYTES if graph.cost_unit == "ns" else 0
+def useful_ops(graph: TrainingGraph) -> list[bool]:
+    """Forward ops after which a cut may help: something reads an output that is not negligible."""
+    threshold = negligible_bytes(graph)
     return [
-        any(
-            graph.values[v].size_bytes > threshold and any(c < count for c in graph.consumers[v])
-            for v in op.outputs
-        )
+        any(graph.values[v].size_bytes > threshold and bool(graph.consumers[v]) for v in op.outputs)
         for op in graph.forward_ops
     ]
 
@@ -139,10 +142,10 @@ def _thin(cuts: list[Cut], problem: StageProblem, limit: int) -> list[Cut]:
 def build_table(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
     """Simulate all stages of a family of lower sets."""
     limit = min(options.max_lower_sets, _MAX_CUTS[_core.core_name()])
-    useful = _useful_ops(graph)
+    useful = useful_ops(graph)
     family, masks, note = choose_family(graph, options.family, limit, useful)
     notes = [note] if note else []
-    problem = stage_problem(graph, keep_variants(graph))
+    problem = stage_problem(graph, keep_variants(graph), negligible_bytes(graph))
     backward = BackwardStages(graph)
     cuts = [Cut.of(problem, mask, backward.finished(mask)) for mask in masks]
     if len(cuts) > limit:
