@@ -11,6 +11,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := pyproject.toml CMakeLists.txt Makefile $(wildcard native/*.cpp native/src/*.cpp native/src/*.hpp)
 
+# An editable install knows the modules that were there when it was made.
+MODULES := $(VENV)/.modules
+$(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
+	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
+
 .PHONY: demo test test-slow clean
 .DELETE_ON_ERROR:
 
@@ -35,11 +40,11 @@ $(VENV)/.stamp-torch: Makefile
 	$(PIP) install $(TORCH)
 	@touch $@
 
-$(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(NATIVE)
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(NATIVE) $(MODULES)
 	$(PIP) install $(TORCH) -e '.[plot]'
 	@touch $@
 
-$(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(NATIVE)
+$(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(NATIVE) $(MODULES)
 	$(PIP) install $(TORCH) -e '.[dev,plot]'
 	$(PIP) install --no-deps 'pytorchcv==0.0.74'
 	@touch $@ $(VENV)/.stamp-demo
