@@ -126,10 +126,11 @@ def page(document: dict[str, Any]) -> str:
         "",
         "Made by `python benchmarks/training_steps.py`; the raw figures are in",
         "`benchmarks/results/training_steps.json`. Peaks in MiB, measured during a real step,",
-        "above what is alive before it (parameters, buffers, inputs); gradients included, `.grad`",
-        "None at the start. Shares are of the plain step's measured peak. Overhead against the captured",
-        f"step that saves everything; times are medians of {ROUNDS} interleaved steps, and noisy.",
-        f"torch {document['torch']}, {document['machine']}, {document['threads']} threads.",
+        "above what is alive before it (parameters, buffers, inputs); gradients included, and",
+        "`.grad` is None at the start. Shares are of the plain step's measured peak. Overhead is",
+        "against the captured step that saves everything; times are medians of",
+        f"{ROUNDS} interleaved steps, and noisy. torch {document['torch']}, {document['machine']}, "
+        f"{document['threads']} threads.",
         "",
         "| network | budget | MiB | predicted | measured | overhead predicted | overhead measured |"
         " gradients bitwise equal to captured / eager | buffers equal |",

@@ -22,7 +22,7 @@ from memfit.pytorch.compat import (
     BackendCompilerFailed,
     TorchDynamoException,
     aot_backend,
-    many_compilations,
+    capture_settings,
     whole_ops,
 )
 from memfit.pytorch.lower import lower
@@ -128,6 +128,8 @@ class StepBackend:
             kinds = dict(self._kinds)
             for i in static_lifetime_input_indices or ():
                 kinds.setdefault(i, ValueKind.BUFFER)
+            parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
+            J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
             step = self._costs(step)
             if self._decide is None:
@@ -171,7 +173,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         backend.error = None
         try:
-            with many_compilations():
+            with capture_settings():
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(backend.error, MemfitError):
@@ -224,7 +226,11 @@ def _explain(
             "many as its forward takes"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
+    inner = getattr(error, "inner_exception", None)
+    if inner is not None:
+        reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0]}"
+    else:
+        reason = lines[0] if lines else type(error).__name__
     detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
     places = [
         m
@@ -235,8 +241,8 @@ def _explain(
     own = _OWN_ERROR.search(text)
     if own is not None:
         return (
-            f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, shapes and "
-            "dtypes of the inputs"
+            f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, "
+            "shapes and dtypes of the inputs"
         )
     return (
         f"{name} cannot be captured as one graph{where}: {reason}"

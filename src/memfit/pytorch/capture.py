@@ -120,6 +120,8 @@ def read_joint(
 
     drafts: list[_Draft] = []
     token: int | None = None
+    backward_token: int | None = None
+    readers: dict[int, list[int]] = {}
     state_of_node: dict[fx.Node, int] = {}
     for node in joint.graph.nodes:
         if node.op == "get_attr":
@@ -147,8 +149,15 @@ def read_joint(
             value = new_value(storage, size, Value(node.name, 0, kind, is_output=keeps))
             owner_of[value] = node
             writes.append(value)
-        reads_changed = node.target is not _BATCH_NORM and any(v in changed_values for v in reads)
-        recomputable = not effect and not reads_changed
+        old = changed_values.intersection(reads)
+        recomputable = not effect and (not old or node.target is _BATCH_NORM)
+        if old and effect:  # what is written in place has been read by all that read it before
+            reads = sorted({*reads, *(t for v in old for t in readers.get(v, ()))})
+        elif old and in_forward:
+            for v in old:
+                readers.setdefault(v, []).append(len(values))
+            writes.append(len(values))
+            values.append(Value(f"{node.name}.read", 0, ValueKind.ACTIVATION))
         random = J.is_random(node)
         if random and in_forward:
             state = len(values)
@@ -173,6 +182,12 @@ def read_joint(
             values.append(Value(f"{node.name}.order", 0, ValueKind.ACTIVATION))
             reads = sorted([*reads, state])
             writes = [*writes, token]
+        elif random:  # backward draws keep their order too
+            if backward_token is not None:
+                reads = sorted([*reads, backward_token])
+            backward_token = len(values)
+            values.append(Value(f"{node.name}.order", 0, ValueKind.GRADIENT))
+            writes = [*writes, backward_token]
         drafts.append(
             _Draft(node, node.name, str(node.target), reads, writes, recomputable, in_forward)
         )

@@ -13,6 +13,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
+from torch.fx.node import _side_effectful_functions
 from torch.utils._python_dispatch import _disable_current_modes
 
 from memfit.errors import CaptureError, UnsupportedTorchError
@@ -24,13 +25,13 @@ __all__ = [
     "TorchDynamoException",
     "aot_backend",
     "backward_keeps_graph",
+    "capture_settings",
     "check_torch_version",
     "kineto_memory_events",
     "kineto_op_intervals",
     "memory_profiler",
     "plain_mode",
     "profiler_active",
-    "many_compilations",
     "saved_output_description",
     "size_hint",
     "whole_ops",
@@ -56,9 +57,9 @@ def check_torch_version() -> None:
         )
 
 
-def many_compilations() -> Any:
-    """A context in which one module may be compiled for up to `MAX_SHAPES` input shapes."""
-    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES)
+def capture_settings() -> Any:
+    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced."""
+    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True)
 
 
 def saved_output_description(index: int) -> Any:
@@ -76,8 +77,22 @@ def aot_backend(partition: Callable[..., Any]) -> Backend:
     )
 
 
-_WHOLE = ("upsample_", "_upsample_", "dropout", "hardshrink", "softshrink")
+_WHOLE = ("upsample_", "_upsample_", "dropout", "hardshrink", "softshrink", "lstm", "gru", "rnn_")
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+
+
+def _without_onednn(op: Any) -> Callable[..., Any]:
+    """The op's C++ path without oneDNN, whose recurrent layer hides the workspace it saves."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        enabled = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        finally:
+            torch._C._set_mkldnn_enabled(enabled)
+
+    return run
 
 
 @contextmanager
@@ -86,23 +101,38 @@ def whole_ops() -> Iterator[None]:
 
     PyTorch registers Python decompositions of interpolation, dropout and others for tracing; they
     compute other bits than eager's kernels, and are slower. While this is on, tracing sees the
-    same C++ paths as eager.
+    same C++ paths as eager. Random ops whose values nobody reads stay too: they move the generator.
     """
     removed: list[tuple[Any, DispatchKey, Any]] = []
+    kept: set[Any] = set()
     namespace = torch.ops.aten
     for name in dir(namespace):
+        packet = getattr(namespace, name)
+        for overload in getattr(packet, "overloads", list)():
+            op = getattr(packet, overload)
+            if torch.Tag.nondeterministic_seeded in op.tags:
+                kept.add(op)
         if not name.startswith(_WHOLE):
             continue
-        packet = getattr(namespace, name)
         for overload in getattr(packet, "overloads", list)():
             op = getattr(packet, overload)
             for key in _KEYS:
                 if key in op.py_kernels:
                     removed.append((op, key, op.py_kernels.pop(key)))
             op._dispatch_cache.clear()
+    for op in (torch.ops.aten.lstm.input, torch.ops.aten.lstm.data):
+        for key in _KEYS:
+            op.py_kernels[key] = _without_onednn(op)
+    kept -= _side_effectful_functions
+    _side_effectful_functions.update(kept)
     try:
         yield
     finally:
+        _side_effectful_functions.difference_update(kept)
+        for op in (torch.ops.aten.lstm.input, torch.ops.aten.lstm.data):
+            for key in _KEYS:
+                del op.py_kernels[key]
+            op._dispatch_cache.clear()
         for op, key, kernel in removed:
             op.py_kernels[key] = kernel
             op._dispatch_cache.clear()

@@ -20,38 +20,29 @@ __all__ = ["FittedModule"]
 logger = logging.getLogger("memfit")
 
 
-class _OncePerForward(torch.autograd.Function):
-    """Identity that refuses backward passes which a plan cannot serve, before they begin."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
-        """The value itself."""
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient itself."""
-        if torch.is_grad_enabled():
-            raise ExecutionError(
-                "create_graph=True (double backward) is not supported by a fitted module: its "
-                "backward pass is planned once and frees what it uses; call the plain model for "
-                "steps that need second derivatives"
-            )
-        if backward_keeps_graph():
-            raise ExecutionError(
-                "retain_graph=True is not supported by a fitted module: its backward pass frees "
-                "the kept activations as it goes; add the losses and call backward() once, or "
-                "call the plain model for this step"
-            )
-        return gradient
+def _refuse_second_use(_: torch.Tensor) -> None:
+    """Gradient hook that refuses backward passes which a plan cannot serve, before they begin."""
+    if torch.is_grad_enabled():
+        raise ExecutionError(
+            "create_graph=True (double backward) is not supported by a fitted module: its "
+            "backward pass is planned once and frees what it uses; call the plain model for "
+            "steps that need second derivatives"
+        )
+    if backward_keeps_graph():
+        raise ExecutionError(
+            "retain_graph=True is not supported by a fitted module: its backward pass frees "
+            "the kept activations as it goes; add the losses and call backward() once, or "
+            "call the plain model for this step"
+        )
 
 
-def _guard(result: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(
-        torch.Tensor,
-        lambda t: _OncePerForward.apply(t) if t.requires_grad and t.grad_fn is not None else t,
-        result,
-    )
+def _guard(result: Any, given: Any) -> None:
+    """Hook the tensors of a result that were made by the step, not handed through."""
+    known = {id(t) for t in torch.utils._pytree.tree_leaves(given)}
+    for t in torch.utils._pytree.tree_leaves(result):
+        made = isinstance(t, torch.Tensor) and t.grad_fn is not None and id(t) not in known
+        if made and t.requires_grad:
+            t.register_hook(_refuse_second_use)
 
 
 class FittedModule(nn.Module):
@@ -122,7 +113,9 @@ class FittedModule(nn.Module):
         if self._call is None:
             self._backend = self._make_backend(model)
             self._call = compile_step(StepModule(model, self._loss_fn), self._backend)
-        return _guard(self._call(*args, **kwargs))
+        result = self._call(*args, **kwargs)
+        _guard(result, (args, kwargs))
+        return result
 
     def __getattr__(self, name: str) -> Any:
         try:

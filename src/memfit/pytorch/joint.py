@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ __all__ = [
     "joint_outputs",
     "mutated_placeholders",
     "normalise",
+    "own_gradients",
     "source_of",
     "storages",
     "tensors",
 ]
 
 aten = torch.ops.aten
+_KNOWN_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "_c10d_functional", "c10d"})
 _BATCH_NORM_BACKWARD = (aten.native_batch_norm_backward.default,)
 
 
@@ -37,9 +39,18 @@ def tensors(node: fx.Node) -> list[torch.Tensor]:
 
 
 def storages(node: fx.Node) -> dict[int, int]:
-    """Storages that a node's tensors live in: identity -> bytes."""
+    """Storages that a node's tensors live in: identity -> bytes.
+
+    Raises:
+        CaptureError: a tensor is sparse.
+    """
     result: dict[int, int] = {}
     for tensor in tensors(node):
+        if tensor.layout is not torch.strided:
+            raise CaptureError(
+                f"{node.name} yields a {str(tensor.layout).removeprefix('torch.')} tensor, whose "
+                "memory is not planned; use dense tensors and gradients (sparse=False)"
+            )
         storage = tensor.untyped_storage()
         result[storage._cdata] = int(size_hint(storage.nbytes()))
     return result
@@ -51,9 +62,19 @@ def is_tangent(node: fx.Node) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether the op draws from a random generator."""
-    tags = getattr(node.target, "tags", ())
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
+    """Whether the op draws from a random generator, or might.
+
+    PyTorch's own ops are tagged. What users register (`torch.library`) seldom is, and what runs
+    inside a higher-order op cannot be seen: both keep their place among the random ops.
+    """
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return isinstance(node.target, torch._ops.HigherOrderOperator)
+    return (
+        torch.Tag.nondeterministic_seeded in node.target.tags
+        or node.target.namespace not in _KNOWN_NAMESPACES
+    )
 
 
 def joint_outputs(joint: fx.GraphModule, forward_outputs: int) -> tuple[list[Any], list[Any]]:
@@ -76,6 +97,76 @@ def normalise(joint: fx.GraphModule) -> None:
         if node.op == "call_function" and node.target in _BATCH_NORM_BACKWARD and node.args[7]:
             node.args = (*node.args[:3], None, None, *node.args[5:])
     joint.graph.eliminate_dead_code()
+
+
+def own_gradients(joint: fx.GraphModule, forward_outputs: int, parameters: Set[int]) -> None:
+    """Copy, inside the graph, the gradients that autograd would copy after it.
+
+    A parameter's `.grad` takes over the tensor that the backward pass returns, unless that tensor
+    is returned twice, belongs to somebody else, or is not laid out as the parameter is: then
+    autograd copies it. Where the copy is an op of the graph, its memory is planned.
+
+    Args:
+        joint: the graph; changed in place.
+        forward_outputs: number of outputs of the forward pass.
+        parameters: positions of the primal placeholders that are parameters.
+    """
+    primals = [p for p in joint.graph.find_nodes(op="placeholder") if not is_tangent(p)]
+    outputs, gradients = joint_outputs(joint, forward_outputs)
+    (end,) = joint.graph.find_nodes(op="output")
+    taken: set[fx.Node] = {n for n in outputs if isinstance(n, fx.Node)}
+    for i, (primal, gradient) in enumerate(zip(primals, gradients, strict=False)):
+        if not isinstance(gradient, fx.Node):
+            continue
+        fits = gradient not in taken and gradient.op == "call_function"
+        taken.add(gradient)
+        if i not in parameters or (fits and _laid_out_alike(gradient, primal)):
+            continue
+        with joint.graph.inserting_before(end):
+            gradients[i] = _copy_like(joint.graph, gradient, primal)
+    end.args = ((*outputs, *gradients),)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, each once, in some order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _laid_out_alike(node: fx.Node, other: fx.Node) -> bool:
+    a, b = node.meta["val"], other.meta["val"]
+    if a.layout is not torch.strided:
+        return True  # refused where its storage is read
+    if not _is_dense(b):
+        return bool(a.is_contiguous())
+    pairs = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(size == 1 or s == t for size, s, t in pairs)
+
+
+def _copy_like(graph: fx.Graph, node: fx.Node, other: fx.Node) -> fx.Node:
+    """A copy of `node` with the strides of `other` (contiguous where those overlap)."""
+    like = other.meta["val"]
+    order = list(range(like.ndim))
+    if _is_dense(like):
+        order.sort(key=lambda d: (-like.stride(d), d))
+    back = [order.index(d) for d in range(like.ndim)]
+    steps: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+        (aten.permute.default, (order,), {}),
+        (aten.clone.default, (), {"memory_format": torch.contiguous_format}),
+        (aten.permute.default, (back,), {}),
+    ]
+    for target, args, kwargs in steps:
+        made = graph.call_function(target, (node, *args), kwargs)
+        value = node.meta["val"]
+        with value.fake_mode:
+            made.meta["val"] = target(value, *args, **kwargs)
+        made.meta["partitioner_tag"] = "is_backward"
+        node = made
+    return node
 
 
 def mutated_placeholders(joint: fx.GraphModule) -> set[fx.Node]:
