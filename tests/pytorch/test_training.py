@@ -260,8 +260,6 @@ def test_copies_and_pickles_plan_anew() -> None:
     assert twin.plan is not None
     assert all(p.grad is not None for p in twin.parameters())
     assert next(twin.parameters()) is not next(model.parameters())
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        pickle.dumps(lambda: None)
     assert list(pickle.loads(pickle.dumps(fitted)).state_dict()) == list(model.state_dict())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +15,6 @@ from memfit.pytorch.backend import StepBackend, StepModule, compile_step
 from memfit.pytorch.compat import backward_keeps_graph
 
 __all__ = ["FittedModule"]
-
-logger = logging.getLogger("memfit")
 
 
 def _refuse_second_use(_: torch.Tensor) -> None:
