@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "canonical.hpp"
+#include "canonical_dp.hpp"
 #include "edge_table.hpp"
 #include "lower_sets.hpp"
 #include "stage.hpp"
@@ -77,13 +78,23 @@ std::optional<nb::bytes> enumerate_lower_sets(const Rows& predecessors, std::int
   return write_masks(*found);
 }
 
-EdgeTable canonical_edges(const Rows& predecessors, const Numbers& node_bytes,
-                          const Numbers& node_cost, const nb::bytes& lower_sets, std::size_t count,
-                          bool zero_last) {
-  const BitMatrix sets = read_masks(lower_sets, count, predecessors.size());
+memfit::CanonicalTable canonical_table(const Rows& predecessors, const Numbers& node_bytes,
+                                       const Numbers& node_cost, const nb::bytes& lower_sets,
+                                       std::size_t count, bool connected, std::size_t threads,
+                                       const nb::object& progress) {
+  BitMatrix sets = read_masks(lower_sets, count, predecessors.size());
+  const memfit::Tick tick = make_tick(progress);
+  const nb::gil_scoped_release release;
+  const auto which = connected ? memfit::Stages::kConnected : memfit::Stages::kNested;
+  return {memfit::CanonicalStages(Lists(predecessors), node_bytes, node_cost, std::move(sets), which),
+          threads, tick};
+}
+
+std::optional<Numbers> canonical_shortest(const memfit::CanonicalTable& table,
+                                          std::int64_t budget_bytes, bool longest) {
   const memfit::Tick tick = make_tick(nb::none());
   const nb::gil_scoped_release release;
-  return memfit::canonical_edges(Lists(predecessors), node_bytes, node_cost, sets, zero_last, tick);
+  return table.shortest(budget_bytes, longest, tick);
 }
 
 EdgeTable stage_edges(const memfit::StageProblem& problem, std::size_t count, const nb::bytes& lower,
@@ -138,8 +149,8 @@ NB_MODULE(_native, m) {
   m.attr("compiler") = MEMFIT_COMPILER;
 
   m.def("enumerate_lower_sets", &enumerate_lower_sets, "predecessors"_a, "limit"_a);
-  m.def("canonical_edges", &canonical_edges, "predecessors"_a, "node_bytes"_a, "node_cost"_a,
-        "lower_sets"_a, "count"_a, "zero_last"_a);
+  m.def("canonical_table", &canonical_table, "predecessors"_a, "node_bytes"_a, "node_cost"_a,
+        "lower_sets"_a, "count"_a, "connected"_a, "threads"_a, "progress"_a.none());
   m.def("stage_edges", &stage_edges, "problem"_a, "count"_a, "lower"_a, "finished"_a, "boundary"_a,
         "needed_below"_a, "base_bytes"_a, "threads"_a, "progress"_a.none());
 
@@ -151,6 +162,11 @@ NB_MODULE(_native, m) {
            "forward_workspace"_a, "forward_recomputable"_a, "backward_inputs"_a,
            "backward_outputs"_a, "backward_workspace"_a, "keep_flags"_a, "always_keep_bytes"_a,
            "auxiliary_share"_a);
+
+  nb::class_<memfit::CanonicalTable>(m, "CanonicalTable")
+      .def("curve", &memfit::CanonicalTable::curve, nb::call_guard<nb::gil_scoped_release>())
+      .def("smallest_budget", &memfit::CanonicalTable::smallest_budget)
+      .def("shortest", &canonical_shortest, "budget_bytes"_a, "longest"_a = false);
 
   nb::class_<EdgeTable>(m, "EdgeTable")
       .def_static("from_lists", &table_from_lists, "states"_a, "sources"_a, "targets"_a,

@@ -3,15 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
 
-namespace memfit {
+#include "team.hpp"
 
-// Called now and then with the share done; an exception that it throws stops the computation.
-using Tick = std::function<void(double)>;
+namespace memfit {
 
 struct Edge {
   std::int32_t source;

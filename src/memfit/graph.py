@@ -181,6 +181,16 @@ class TrainingGraph:
         return tuple(tuple(s) for s in after)
 
     @cached_property
+    def predecessor_masks(self) -> tuple[int, ...]:
+        """`forward_predecessors` as bitmasks over forward ops."""
+        return tuple(sum(1 << p for p in before) for before in self.forward_predecessors)
+
+    @cached_property
+    def successor_masks(self) -> tuple[int, ...]:
+        """`forward_successors` as bitmasks over forward ops."""
+        return tuple(sum(1 << s for s in after) for after in self.forward_successors)
+
+    @cached_property
     def resident_bytes(self) -> int:
         """Bytes alive all through the step whatever the plan: parameters, buffers, inputs, …"""
         return sum(v.size_bytes for v in self.values if v.kind.resident)

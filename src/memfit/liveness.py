@@ -119,9 +119,8 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
     work = _INDEX[Category.WORKSPACE]
     rows: list[tuple[int, ...]] = []
     live: dict[tuple[int, int], int] = {}
-    total = peak = -1
-    peak_step = -1
-    live_at_peak: tuple[tuple[int, int], ...] = ()
+    lifetimes: dict[tuple[int, int], tuple[int, int]] = {}
+    peak = peak_step = -1
     for index, step in enumerate(steps):
         op = graph.ops[step.op]
         if index == start:
@@ -130,18 +129,21 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
             key = (value, step.copy)
             if key not in live:
                 live[key] = slot = category(*key)
+                lifetimes[key] = index, len(steps)
                 current[slot] += graph.values[value].size_bytes
         current[work] = op.workspace_bytes
         rows.append(tuple(current))
         current[work] = 0
         total = sum(rows[-1])
         if total > peak:
-            peak, peak_step, live_at_peak = total, index, tuple(live)
+            peak, peak_step = total, index
         touched = [(v, step.copy) for v in op.outputs]
         touched += list(zip(op.inputs, step.reads, strict=True))
         for key in touched:
             if last_touch[key] == index and key in live and not _outlives(graph, *key):
                 current[live.pop(key)] -= graph.values[key[0]].size_bytes
+                lifetimes[key] = lifetimes[key][0], index
+    live_at_peak = tuple(k for k, (since, to) in lifetimes.items() if since <= peak_step <= to)
     return MemoryTimeline(tuple(rows), start, peak_step, live_at_peak, graph.resident_bytes)
 
 

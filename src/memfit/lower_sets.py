@@ -31,12 +31,14 @@ section 4.3). `prefix`: the prefixes of the program order. `pruned+prefix`: both
 
 def boundary(graph: TrainingGraph, lower: int) -> int:
     """The ops of a lower set that an op outside it reads, as a bitmask."""
+    after = graph.successor_masks
+    outside = ~lower
     result = 0
     rest = lower
     while rest:
         low = rest & -rest
         rest ^= low
-        if any(not lower >> s & 1 for s in graph.forward_successors[low.bit_length() - 1]):
+        if after[low.bit_length() - 1] & outside:
             result |= low
     return result
 
@@ -44,10 +46,7 @@ def boundary(graph: TrainingGraph, lower: int) -> int:
 def is_lower_set(graph: TrainingGraph, mask: int) -> bool:
     """Whether no op of `mask` reads an op outside it."""
     return not mask >> graph.forward_count and all(
-        mask >> p & 1
-        for v, before in enumerate(graph.forward_predecessors)
-        if mask >> v & 1
-        for p in before
+        not before & ~mask for v, before in enumerate(graph.predecessor_masks) if mask >> v & 1
     )
 
 

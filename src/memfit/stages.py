@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,6 +151,25 @@ class BackwardStages:
             if self.constant[b]:
                 done[b] = lower == 0 or any(done[a] for a in self._after[b])
         return sum(1 << b for b, d in enumerate(done) if d)
+
+    def between(self, lower_sets: Sequence[int]) -> list[int]:
+        """R(L) minus R(L') for each pair of neighbours in an increasing sequence, as bitmasks."""
+        if not self.paired:
+            finished = [self.finished(lower) for lower in lower_sets]
+            return [a & ~b for a, b in itertools.pairwise(finished)]
+        return [
+            functools.reduce(operator.or_, (self._backward_of[f] for f in bits(upper & ~lower)), 0)
+            for lower, upper in itertools.pairwise(lower_sets)
+        ]
+
+    @cached_property
+    def _backward_of(self) -> tuple[int, ...]:
+        """For each forward op, the backward ops that differentiate it (a bitmask)."""
+        result = [0] * self.graph.forward_count
+        for b, op in enumerate(self.graph.backward_ops):
+            if op.forward_op is not None:
+                result[op.forward_op] |= 1 << b
+        return tuple(result)
 
 
 def stage_problem(

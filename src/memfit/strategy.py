@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from memfit.errors import GraphError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
-from memfit.lower_sets import boundary, is_lower_set
 from memfit.plan import Stage
 from memfit.schedule import Schedule, make_schedule
 from memfit.stages import BackwardStages
 
 __all__ = [
+    "FormulaStage",
     "cached_bytes",
     "canonical_schedule",
     "canonical_stages",
     "formula_overhead",
     "formula_peak_bytes",
     "formula_peaks",
+    "formula_stages",
     "node_bytes",
     "node_costs",
     "peak_op",
+    "peaks_of",
 ]
 
 
@@ -42,21 +45,58 @@ def node_costs(graph: TrainingGraph) -> list[int]:
     return [op.cost for op in graph.forward_ops]
 
 
+@dataclass(frozen=True, slots=True)
+class FormulaStage:
+    """What the paper's formulas say of a stage L -> L'.
+
+    Attributes:
+        overhead: T(V' minus boundary(L')), Eq. (1).
+        cached_bytes: M(boundary(L') minus L), what the stage adds to M(U).
+        peak_bytes: Eq. (2) without M(U): 2 M(V') + M(delta+(L') minus L')
+            + M(delta-(delta+(L')) minus L').
+    """
+
+    overhead: int
+    cached_bytes: int
+    peak_bytes: int
+
+
+def formula_stages(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[FormulaStage]:
+    """The paper's formulas for each stage, in bytes, resident values left out."""
+    sizes, costs = node_bytes(graph), node_costs(graph)
+    before, after = graph.predecessor_masks, graph.successor_masks
+    result = []
+    edge = 0
+    for lower, upper in _pairs(graph, lower_sets):
+        inside = upper & ~lower
+        # A boundary only loses old ops where L grows.
+        edge = sum(1 << v for v in _bits(edge | inside) if after[v] & ~upper)
+        readers = partners = 0
+        for v in _bits(edge):
+            readers |= after[v]
+        readers &= ~upper
+        for v in _bits(readers):
+            partners |= before[v]
+        result.append(
+            FormulaStage(
+                _weight(inside & ~edge, costs),
+                _weight(edge & inside, sizes),
+                2 * _weight(inside, sizes)
+                + _weight(readers, sizes)
+                + _weight(partners & ~upper, sizes),
+            )
+        )
+    return result
+
+
 def formula_overhead(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
     """Eq. (1): the sum of T(V_i minus boundary(L_i)) over every stage, the last one too."""
-    costs = node_costs(graph)
-    return sum(
-        _weight(upper & ~lower & ~boundary(graph, upper), costs)
-        for lower, upper in _pairs(graph, lower_sets)
-    )
+    return sum(stage.overhead for stage in formula_stages(graph, lower_sets))
 
 
 def cached_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
     """The paper's m: M of the union of all boundaries."""
-    union = 0
-    for _, upper in _pairs(graph, lower_sets):
-        union |= boundary(graph, upper)
-    return _weight(union, node_bytes(graph))
+    return sum(stage.cached_bytes for stage in formula_stages(graph, lower_sets))
 
 
 def formula_peaks(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[int]:
@@ -65,26 +105,13 @@ def formula_peaks(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[int]:
     M(U_{i-1}) + 2 M(V_i) + M(delta+(L_i) minus L_i) + M(delta-(delta+(L_i)) minus L_i), where U_i
     is the union of the first i boundaries.
     """
-    sizes = node_bytes(graph)
-    union = 0
-    peaks = []
-    for lower, upper in _pairs(graph, lower_sets):
-        after = partners = 0
-        for v in _bits(upper):
-            for s in graph.forward_successors[v]:
-                after |= 1 << s
-        after &= ~upper
-        for s in _bits(after):
-            for p in graph.forward_predecessors[s]:
-                partners |= 1 << p
-        peaks.append(
-            _weight(union, sizes)
-            + 2 * _weight(upper & ~lower, sizes)
-            + _weight(after, sizes)
-            + _weight(partners & ~upper, sizes)
-        )
-        union |= boundary(graph, upper)
-    return peaks
+    return peaks_of(formula_stages(graph, lower_sets))
+
+
+def peaks_of(stages: Sequence[FormulaStage]) -> list[int]:
+    """The peak of each stage of a strategy with what the stages before it cache."""
+    cached = itertools.accumulate((stage.cached_bytes for stage in stages), initial=0)
+    return [m + stage.peak_bytes for m, stage in zip(cached, stages, strict=False)]
 
 
 def formula_peak_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
@@ -117,7 +144,7 @@ def canonical_schedule(
     pairs = _pairs(graph, lower_sets)
     keep = _kept_values(graph, pairs)
     stages = BackwardStages(graph)
-    finished = [stages.finished(0), *(stages.finished(upper) for _, upper in pairs)]
+    between = stages.between([0, *(upper for _, upper in pairs)])
     available = set(keep)
     backward: list[int] = []
 
@@ -131,7 +158,7 @@ def canonical_schedule(
 
     for i in range(len(pairs), 0, -1):
         lower, upper = pairs[i - 1]
-        ops = _backward_order(graph, stages, finished[i - 1] & ~finished[i])
+        ops = _backward_order(graph, stages, between[i - 1])
         if recompute == "whole":
             for op_id in _bits(upper & ~lower):
                 op = graph.ops[op_id]
@@ -203,9 +230,10 @@ def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, i
     if sets[-1] != whole:
         raise GraphError("the lower sets do not end in the whole graph; add it as the last one")
     for lower, upper in itertools.pairwise(sets):
-        if lower & ~upper or lower == upper:
+        if lower & ~upper or lower == upper or upper & ~whole:
             raise GraphError("the lower sets do not increase; each must hold the one before it")
-        if not is_lower_set(graph, upper):
+        # What lies in `lower` has been looked at before.
+        if any(graph.predecessor_masks[v] & ~upper for v in _bits(upper & ~lower)):
             raise GraphError(
                 f"{upper:#x} is no lower set of {graph.name}: an op in it reads one outside it"
             )

@@ -15,11 +15,13 @@ from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import UsageError
 
 if TYPE_CHECKING:
+    from memfit._core.python_canonical import CanonicalTable
     from memfit._core.python_pareto import EdgeTable
 
 __all__ = [
+    "CanonicalTable",
     "EdgeTable",
-    "canonical_edges",
+    "canonical_table",
     "core_compiler",
     "core_name",
     "enumerate_lower_sets",
@@ -66,6 +68,7 @@ def core_compiler() -> str | None:
 
 if not TYPE_CHECKING:
     EdgeTable = python_pareto.EdgeTable if _fast is None else _fast.EdgeTable
+    CanonicalTable = python_canonical.CanonicalTable if _fast is None else _fast.CanonicalTable
 
 
 def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> list[int]:
@@ -87,30 +90,36 @@ def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> l
     return found
 
 
-def canonical_edges(
+def canonical_table(
     predecessors: Sequence[Sequence[int]],
     node_bytes: Sequence[int],
     node_cost: Sequence[int],
     lower_sets: Sequence[int],
-    zero_last: bool = False,
-) -> EdgeTable:
+    connected: bool,
+    progress: Callable[[float], None] | None = None,
+) -> CanonicalTable:
     """The stages between nested lower sets under the formulas of Kusumoto et al. 2019, section 3.
 
     With V' = L' minus L, the stage from L to L' costs T(V' minus boundary(L')), adds
     M(boundary(L') minus L) to the cache and peaks, beyond the cache, at
     2 M(V') + M(δ+(L') minus L') + M(δ-(δ+(L')) minus L').
 
+    A stage whose V' falls into parts X and Y without an edge between them can be split, at L + X,
+    into two that together cost and cache the same and neither of which peaks higher. So over all
+    lower sets, connected stages suffice, of which there are far fewer.
+
     Args:
-        predecessors: for each node, the nodes that it needs.
+        predecessors: for each node, the nodes that it needs, all of them smaller.
         node_bytes: size of each node's value in bytes.
         node_cost: cost of each node.
         lower_sets: bitmasks in topological order (by size): the empty set first, V last.
-        zero_last: whether stages that end in V cost nothing.
+        connected: only stages whose V' hangs together; needs the family of all lower sets.
+        progress: called with the share done.
     """
     _tell_once()
     core = python_canonical if _fast is None else _fast
-    table: EdgeTable = core.canonical_edges(
-        predecessors, node_bytes, node_cost, lower_sets, zero_last
+    table: CanonicalTable = core.canonical_table(
+        predecessors, node_bytes, node_cost, lower_sets, connected, progress
     )
     return table
 

@@ -4,14 +4,16 @@ version: str
 compiler: str
 
 def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> bytes | None: ...
-def canonical_edges(
+def canonical_table(
     predecessors: Sequence[Sequence[int]],
     node_bytes: Sequence[int],
     node_cost: Sequence[int],
     lower_sets: bytes,
     count: int,
-    zero_last: bool,
-) -> EdgeTable: ...
+    connected: bool,
+    threads: int,
+    progress: Callable[[float], None] | None,
+) -> CanonicalTable: ...
 def stage_edges(
     problem: StageProblem,
     count: int,
@@ -41,6 +43,11 @@ class StageProblem:
         always_keep_bytes: int,
         auxiliary_share: int,
     ) -> None: ...
+
+class CanonicalTable:
+    def curve(self) -> list[tuple[int, int]]: ...
+    def smallest_budget(self) -> int: ...
+    def shortest(self, budget_bytes: int, longest: bool = False) -> list[int] | None: ...
 
 class EdgeTable:
     @staticmethod

@@ -11,8 +11,9 @@ from memfit.errors import TooManyLowerSetsError
 __all__ = [
     "COMPILER",
     "VERSION",
+    "CanonicalTable",
     "EdgeTable",
-    "canonical_edges",
+    "canonical_table",
     "enumerate_lower_sets",
     "stage_edges",
 ]
@@ -20,6 +21,7 @@ __all__ = [
 COMPILER = _native.compiler
 VERSION = _native.version
 EdgeTable = _native.EdgeTable
+CanonicalTable = _native.CanonicalTable
 
 _WORD_BITS = 64
 
@@ -43,21 +45,25 @@ def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> l
     return [int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width)]
 
 
-def canonical_edges(
+def canonical_table(
     predecessors: Sequence[Sequence[int]],
     node_bytes: Sequence[int],
     node_cost: Sequence[int],
     lower_sets: Sequence[int],
-    zero_last: bool = False,
-) -> EdgeTable:
-    """See `memfit._core.python_canonical.canonical_edges`."""
-    return _native.canonical_edges(
+    connected: bool,
+    progress: Callable[[float], None] | None = None,
+    threads: int = 0,
+) -> CanonicalTable:
+    """See `memfit._core.python_canonical.canonical_table`; `threads` 0 means one a CPU core."""
+    return _native.canonical_table(
         predecessors,
         node_bytes,
         node_cost,
         _pack(lower_sets, len(predecessors)),
         len(lower_sets),
-        zero_last,
+        connected,
+        threads,
+        progress,
     )
 
 

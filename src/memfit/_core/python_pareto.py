@@ -148,6 +148,38 @@ class EdgeTable:
             need[s] = best
         return need
 
+    def curve(self) -> list[tuple[int, int]]:
+        """(cost, budget): each cost that some budget calls for, with the least such budget.
+
+        One pass from the last state back. A label of a state is (cost still to come, need): from
+        the state with m bytes cached the end can be reached at that cost within a budget exactly
+        where m + need <= budget. An edge makes max(peak, cached + need) of a need behind it. No
+        budget enters, so the front of the first state holds for all of them.
+
+        Raises:
+            ValueError: no path leads to the last state.
+        """
+        fronts: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
+        nothing = -(1 << 62)
+        fronts[-1] = [(0, nothing)]
+        for s in range(self.states - 2, -1, -1):
+            found: list[tuple[int, int]] = []
+            for e in range(self.row_start[s], self.row_start[s + 1]):
+                cost, cached, peak = self.costs[e], self.cached_bytes[e], self.peak_bytes[e]
+                for more, need in fronts[self.targets[e]]:
+                    found.append((cost + more, max(peak, cached + need)))
+                    if cached + need <= peak:
+                        break
+            found.sort()
+            least = None
+            for cost, need in found:
+                if least is None or need < least:
+                    least = need
+                    fronts[s].append((cost, need))
+        if not fronts[0]:
+            raise ValueError("no path leads from the first state to the last")
+        return [(cost, max(0, need)) for cost, need in fronts[0]]
+
     def _incoming(self) -> list[list[int]]:
         incoming: list[list[int]] = [[] for _ in range(self.states)]
         for e, target in enumerate(self.targets):

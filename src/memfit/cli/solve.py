@@ -22,7 +22,6 @@ from memfit.liveness import simulate
 from memfit.lower_sets import FAMILIES
 from memfit.plan import Plan
 from memfit.planners import (
-    DEFAULT_MAX_LOWER_SETS,
     DEFAULT_PLANNER,
     PLANNERS,
     PlannerOptions,
@@ -71,10 +70,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--max-lower-sets",
         type=int,
-        default=DEFAULT_MAX_LOWER_SETS,
         metavar="N",
         help="with more lower sets than this, the next smaller family is searched "
-        "(default: %(default)s)",
+        "(default: as many as planner and core can take)",
     )
     add_output_arguments(parser)
     parser.set_defaults(run=run)
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     name = DEFAULT_PLANNER if args.planner == "auto" else args.planner
     if args.mode not in MODES:
         raise UsageError(f"unknown mode {args.mode!r}; known modes: {', '.join(MODES)}")
-    if args.max_lower_sets < 2:
+    if args.max_lower_sets is not None and args.max_lower_sets < 2:
         raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
     budget = parse_budget(args.budget)
     if budget.auto:

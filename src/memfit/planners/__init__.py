@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from memfit.planners.base import DEFAULT_MAX_LOWER_SETS, Planner, PlannerOptions, Progress
-from memfit.planners.registry import DEFAULT_PLANNER, PLANNERS, get_planner
+from memfit.planners.base import Planner, PlannerOptions, Progress, TradeOff, TradeOffPoint
+from memfit.planners.registry import DEFAULT_PLANNER, PLANNERS, get_curve, get_planner
 
 __all__ = [
-    "DEFAULT_MAX_LOWER_SETS",
     "DEFAULT_PLANNER",
     "PLANNERS",
     "Planner",
     "PlannerOptions",
     "Progress",
+    "TradeOff",
+    "TradeOffPoint",
+    "get_curve",
     "get_planner",
 ]

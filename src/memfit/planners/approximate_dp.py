@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
-from memfit.planners.base import PlannerOptions
-from memfit.planners.paper_dp import plan_paper
+from memfit.planners.base import PlannerOptions, TradeOff
+from memfit.planners.paper_dp import plan_paper, trade_off_paper
 
-__all__ = ["plan"]
+__all__ = ["plan", "trade_off"]
 
 
 def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
@@ -18,3 +18,12 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         UsageError: an unknown mode or family.
     """
     return plan_paper(graph, budget_bytes, options, planner="approximate", family="pruned")
+
+
+def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
+    """The overhead of every budget, from one run; see `memfit.planners.paper_dp`.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    return trade_off_paper(graph, options, planner="approximate", family="pruned")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.plan import Plan, PlanStatus
 
-__all__ = ["DEFAULT_MAX_LOWER_SETS", "Planner", "PlannerOptions", "Progress"]
-
-DEFAULT_MAX_LOWER_SETS = 4096
+__all__ = ["Curve", "Planner", "PlannerOptions", "Progress", "TradeOff", "TradeOffPoint"]
 
 Progress = Callable[[str, float], None]
 
@@ -24,14 +23,67 @@ class PlannerOptions:
         mode: `time`, `memory` or `auto` (the paper's planners).
         family: `auto` (the planner's own choice) or a name of `memfit.lower_sets.FAMILIES`.
         max_lower_sets: enumeration of all lower sets stops there, and the planner goes on with the
-            next smaller family and says so in the plan's provenance.
+            next smaller family and says so in the plan's provenance. None: as many as the planner
+            and the core can take.
         progress: called with a label and the share done, 0 to 1.
     """
 
     mode: str = "auto"
     family: str = "auto"
-    max_lower_sets: int = DEFAULT_MAX_LOWER_SETS
+    max_lower_sets: int | None = None
     progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TradeOffPoint:
+    """The smallest budget that a planner can meet at an overhead.
+
+    Attributes:
+        budget_bytes: the budget, peak of the whole step.
+        overhead: cost of recomputation, in the graph's cost unit.
+    """
+
+    budget_bytes: int
+    overhead: int
+
+
+@dataclass(frozen=True, slots=True)
+class TradeOff:
+    """The whole trade-off between peak and overhead: what every budget costs.
+
+    Attributes:
+        planner: name of the planner.
+        family: family of lower sets that was searched.
+        status: how good the points are known to be.
+        cost_unit: unit of the overheads.
+        total_cost: cost of one step without recomputation.
+        lower_sets: number of lower sets searched.
+        points: the points by rising budget and falling overhead; the first one has the smallest
+            feasible budget.
+        seconds: time it took.
+        notes: what a reader should know, such as a family that was reduced.
+    """
+
+    planner: str
+    family: str
+    status: PlanStatus
+    cost_unit: str
+    total_cost: int
+    lower_sets: int
+    points: tuple[TradeOffPoint, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def overhead_at(self, budget_bytes: int) -> int | None:
+        """The overhead within a budget; None if it is smaller than the smallest feasible one."""
+        at = bisect_right(self.points, budget_bytes, key=lambda point: point.budget_bytes)
+        return self.points[at - 1].overhead if at else None
+
+
+class Curve(Protocol):
+    """A planner's trade-off over all budgets, from one run."""
+
+    def __call__(self, graph: TrainingGraph, options: PlannerOptions) -> TradeOff: ...
 
 
 class Planner(Protocol):

@@ -141,7 +141,7 @@ def _thin(cuts: list[Cut], problem: StageProblem, limit: int) -> list[Cut]:
 
 def build_table(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
     """Simulate all stages of a family of lower sets."""
-    limit = min(options.max_lower_sets, _MAX_CUTS[_core.core_name()])
+    limit = min(options.max_lower_sets or 1 << 30, _MAX_CUTS[_core.core_name()])
     useful = useful_ops(graph)
     family, masks, note = choose_family(graph, options.family, limit, useful)
     notes = [note] if note else []

@@ -9,7 +9,6 @@ get what is left of them beside the resident values.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,70 +18,93 @@ from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.lower_sets import choose_family
 from memfit.plan import Plan, PlanStatus, make_plan
-from memfit.planners.base import PlannerOptions
+from memfit.planners.base import PlannerOptions, TradeOff, TradeOffPoint
 from memfit.schedule import Schedule
 from memfit.stages import store_all_schedule
 from memfit.strategy import (
-    cached_bytes,
     canonical_schedule,
     canonical_stages,
-    formula_overhead,
-    formula_peak_bytes,
     formula_peaks,
+    formula_stages,
     node_bytes,
     node_costs,
     peak_op,
+    peaks_of,
 )
 
-__all__ = ["MODES", "PaperTable", "build_table", "plan_paper"]
+__all__ = ["MODES", "PaperTable", "build_table", "plan_paper", "trade_off_paper"]
 
 MODES = ("time", "memory", "auto")
+
+_MAX_LOWER_SETS = {"native": 1 << 17, "python": 1 << 12}
+_COST_STEPS = 1 << 25
+_FEW_LOWER_SETS = 256
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A canonical strategy that the dynamic program found, with its simulated peak.
+    """A canonical strategy that the dynamic program found.
 
     Attributes:
+        graph: the graph.
         mode: `time` or `memory`.
         lower_sets: L_1 … L_k.
-        schedule: its schedule.
-        peak_bytes: simulated peak of the whole step, with liveness analysis.
     """
 
+    graph: TrainingGraph
     mode: str
     lower_sets: tuple[int, ...]
-    schedule: Schedule
-    peak_bytes: int
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Its schedule."""
+        return canonical_schedule(self.graph, self.lower_sets)
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        """Simulated peak of the whole step, with liveness analysis."""
+        return simulate(self.graph, self.schedule).peak_bytes
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """All stages of one family; strategies for any budget are read off it.
+    """The trade-off of one family; strategies for any budget are read off it.
 
     Attributes:
         graph: the graph.
         family: name of the family.
         lower_sets: its lower sets.
-        note: why it is not the family asked for, if it is not.
-        edges: the stages under the paper's formulas.
-        minimum_bytes: smallest budget of the formulas, resident values left out.
+        notes: what a reader of the plan should know: a family that was reduced, costs rounded.
+        stages: the stages under the paper's formulas.
+        quantum: costs were rounded up to multiples of it.
     """
 
     graph: TrainingGraph
     family: str
     lower_sets: tuple[int, ...]
-    note: str | None
-    edges: _core.EdgeTable
-    minimum_bytes: int
+    notes: tuple[str, ...]
+    stages: _core.CanonicalTable
+    quantum: int
+
+    @property
+    def status(self) -> PlanStatus:
+        """How good a time-centric strategy is known to be."""
+        return PlanStatus.OPTIMAL_IN_FAMILY if self.quantum == 1 else PlanStatus.FEASIBLE
+
+    @cached_property
+    def minimum_bytes(self) -> int:
+        """Smallest budget of the formulas, resident values left out."""
+        return self.stages.smallest_budget()
 
     def strategy(self, nominal_bytes: int, mode: str) -> Strategy | None:
         """The time- or memory-centric strategy for a budget of the formulas, None if none fits.
 
         Time-centric is the least overhead, memory-centric the largest on the Pareto front at V.
         """
-        path = self.edges.shortest(nominal_bytes, longest=mode == "memory")
-        return None if path is None else self._judge(path, mode)
+        path = self.stages.shortest(nominal_bytes, longest=mode == "memory")
+        if path is None:
+            return None
+        return Strategy(self.graph, mode, tuple(self.lower_sets[state] for state in path))
 
     @cached_property
     def smallest(self) -> tuple[Strategy, ...]:
@@ -90,14 +112,21 @@ class PaperTable:
         found = [self.strategy(self.minimum_bytes, mode) for mode in ("time", "memory")]
         return tuple(strategy for strategy in found if strategy is not None)
 
-    def _judge(self, path: Sequence[int], mode: str) -> Strategy:
-        sets = tuple(self.lower_sets[self.edges.edge(e)[1]] for e in path)
-        schedule = canonical_schedule(self.graph, sets)
-        return Strategy(mode, sets, schedule, simulate(self.graph, schedule).peak_bytes)
+
+def _cost_quantum(lower_sets: int, ops: int, total_cost: int) -> int:
+    """What costs are rounded up to a multiple of, so that the search's memory is known ahead.
+
+    1 where there are few lower sets or few different costs.
+    """
+    steps = _COST_STEPS // lower_sets
+    if lower_sets <= _FEW_LOWER_SETS or total_cost < steps:
+        return 1
+    # Rounding up adds at most a step for each op.
+    return -(-total_cost // max(_FEW_LOWER_SETS, steps - ops - 1))
 
 
 def build_table(graph: TrainingGraph, family: str, options: PlannerOptions) -> PaperTable:
-    """Tabulate a family's stages.
+    """Find a family's trade-off.
 
     Args:
         graph: the graph.
@@ -111,14 +140,44 @@ def build_table(graph: TrainingGraph, family: str, options: PlannerOptions) -> P
             options.progress(label, share)
 
     report("listing lower sets", 0.0)
-    name, masks, note = choose_family(graph, wanted, options.max_lower_sets)
-    report("tabulating stages", 0.2)
-    edges = _core.canonical_edges(
-        graph.forward_predecessors, node_bytes(graph), node_costs(graph), masks
+    limit = options.max_lower_sets or _MAX_LOWER_SETS[_core.core_name()]
+    name, masks, note = choose_family(graph, wanted, limit)
+    notes = [note] if note else []
+    quantum = _cost_quantum(len(masks), graph.forward_count, graph.forward_cost)
+    if quantum > 1:
+        notes.append(f"costs were rounded up to multiples of {quantum} {graph.cost_unit}")
+    stages = _core.canonical_table(
+        graph.forward_predecessors,
+        node_bytes(graph),
+        [-(-cost // quantum) for cost in node_costs(graph)],
+        masks,
+        connected=name == "all",
+        progress=lambda share: report("searching stages", share),
     )
-    report("searching stages", 0.6)
-    minimum, _ = edges.smallest_budget()
-    return PaperTable(graph, name, tuple(masks), note, edges, minimum)
+    return PaperTable(graph, name, tuple(masks), tuple(notes), stages, quantum)
+
+
+def trade_off_paper(
+    graph: TrainingGraph, options: PlannerOptions, *, planner: str, family: str
+) -> TradeOff:
+    """The time-centric overhead of every budget, by the paper's formulas."""
+    began = time.perf_counter()
+    table = build_table(graph, family, options)
+    points = [
+        TradeOffPoint(graph.resident_bytes + budget, cost * table.quantum)
+        for cost, budget in reversed(table.stages.curve())
+    ]
+    return TradeOff(
+        planner=planner,
+        family=table.family,
+        status=table.status,
+        cost_unit=graph.cost_unit,
+        total_cost=graph.total_cost,
+        lower_sets=len(table.lower_sets),
+        points=tuple(points),
+        seconds=time.perf_counter() - began,
+        notes=table.notes,
+    )
 
 
 def plan_paper(
@@ -141,28 +200,29 @@ def plan_paper(
     table = build_table(graph, family, options)
     choose = _choose_auto if options.mode == "auto" else _choose_by_formula
     found, smallest = choose(table, budget_bytes, options.mode)
-    notes = [table.note] if table.note else []
+    notes = list(table.notes)
     if found.peak_bytes > budget_bytes:
         notes.append(
             f"the simulated peak is {found.peak_bytes} bytes, over the budget: the paper's formula "
             "knows no parameter gradients, workspace or gradients that leave a stage"
         )
+    formula = formula_stages(graph, found.lower_sets)
     plan = make_plan(
         graph,
         found.schedule,
         planner=planner,
         family=table.family,
         mode=found.mode,
-        status=PlanStatus.OPTIMAL_IN_FAMILY if options.mode == "time" else PlanStatus.FEASIBLE,
+        status=table.status if options.mode == "time" else PlanStatus.FEASIBLE,
         budget_bytes=budget_bytes,
         plain_peak_bytes=simulate(graph, store_all_schedule(graph)).peak_bytes,
         smallest_feasible_budget_bytes=smallest,
         lower_sets=len(table.lower_sets),
         stages=canonical_stages(graph, found.lower_sets, found.schedule),
         seconds=time.perf_counter() - began,
-        formula_overhead=formula_overhead(graph, found.lower_sets),
-        formula_peak_bytes=graph.resident_bytes + formula_peak_bytes(graph, found.lower_sets),
-        formula_cached_bytes=cached_bytes(graph, found.lower_sets),
+        formula_overhead=sum(stage.overhead for stage in formula),
+        formula_peak_bytes=graph.resident_bytes + max(peaks_of(formula), default=0),
+        formula_cached_bytes=sum(stage.cached_bytes for stage in formula),
         provenance={
             "notes": notes,
             "core": _core.core_name(),

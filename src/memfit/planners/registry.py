@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import cast
 
-from memfit.errors import UnknownPlannerError
-from memfit.planners.base import Planner
+from memfit.errors import UnknownPlannerError, UsageError
+from memfit.planners.base import Curve, Planner
 
-__all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_planner"]
+__all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner"]
 
 DEFAULT_PLANNER = "liveness"
 """What the name `auto` stands for."""
@@ -20,7 +21,14 @@ PLANNERS: dict[str, str] = {
     "chen": "memfit.planners.chen",
     "store-all": "memfit.planners.store_all",
 }
-"""Modules by planner name; each has a function `plan`, imported when first asked for."""
+"""Modules by planner name; each has a function `plan` and may have a function `trade_off`."""
+
+
+def _module(name: str) -> ModuleType:
+    module = PLANNERS.get(DEFAULT_PLANNER if name == "auto" else name)
+    if module is None:
+        raise UnknownPlannerError(name, ("auto", *PLANNERS))
+    return importlib.import_module(module)
 
 
 def get_planner(name: str) -> Planner:
@@ -29,7 +37,18 @@ def get_planner(name: str) -> Planner:
     Raises:
         UnknownPlannerError: there is none; lists those that there are.
     """
-    module = PLANNERS.get(DEFAULT_PLANNER if name == "auto" else name)
-    if module is None:
-        raise UnknownPlannerError(name, ("auto", *PLANNERS))
-    return cast(Planner, importlib.import_module(module).plan)
+    return cast(Planner, _module(name).plan)
+
+
+def get_curve(name: str) -> Curve:
+    """The trade-off over all budgets of the planner of that name; `auto` is the default one.
+
+    Raises:
+        UnknownPlannerError: there is no such planner; lists those that there are.
+        UsageError: the planner has no trade-off.
+    """
+    found = getattr(_module(name), "trade_off", None)
+    if found is None:
+        having = ", ".join(n for n in PLANNERS if hasattr(_module(n), "trade_off"))
+        raise UsageError(f"planner {name!r} has no trade-off over budgets; these have: {having}")
+    return cast(Curve, found)
