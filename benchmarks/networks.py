@@ -1,4 +1,4 @@
-"""The real networks that benchmarks train: built from random weights, no downloads."""
+"""The real networks that benchmarks train or capture: random weights, no downloads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["NETWORKS", "Case"]
+__all__ = ["CAPTURED", "NETWORKS", "Case"]
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,71 @@ def _next_token_loss(output: Any, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target[:, 1:].reshape(-1))
 
 
+def resnet152(batch: int = 8, size: int = 224) -> Case:
+    """pytorchcv's ResNet152 with cross entropy."""
+    from pytorchcv.models.resnet import resnet152 as build
+
+    return _classifier("ResNet152", build(in_size=(size, size)), batch, size)
+
+
+def densenet161(batch: int = 8, size: int = 224) -> Case:
+    """pytorchcv's DenseNet161 with cross entropy."""
+    from pytorchcv.models.densenet import densenet161 as build
+
+    return _classifier("DenseNet161", build(in_size=(size, size)), batch, size)
+
+
+def _classifier(name: str, model: nn.Module, batch: int, size: int) -> Case:
+    torch.manual_seed(0)
+    x = torch.randn(batch, 3, size, size)
+    target = torch.randint(0, 1000, (batch,))
+    return Case(name, model.train(), (x, target), F.cross_entropy)
+
+
+class UnrolledLSTM(nn.Module):
+    """A language model over one LSTM cell, step by step in a Python loop."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.embed = nn.Embedding(vocabulary, width)
+        self.cell = nn.LSTMCell(width, width)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, steps, vocabulary) for tokens (batch, steps)."""
+        embedded = self.embed(tokens)
+        hidden = embedded.new_zeros(tokens.shape[0], self.width)
+        memory = hidden
+        found = []
+        for step in range(tokens.shape[1]):
+            hidden, memory = self.cell(embedded[:, step], (hidden, memory))
+            found.append(hidden)
+        return self.head(torch.stack(found, dim=1))
+
+
+def lstm(steps: int = 512, width: int = 128, batch: int = 4, vocabulary: int = 1000) -> Case:
+    """An LSTM unrolled over `steps` steps, with the loss of the next token."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, vocabulary, (batch, steps + 1))
+    model = UnrolledLSTM(vocabulary, width).train()
+    return Case("LSTM", model, (tokens[:, :-1], tokens[:, 1:]), _token_loss)
+
+
+def _token_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1))
+
+
 NETWORKS: dict[str, Callable[[], Case]] = {"resnet50": resnet50, "unet": unet, "gpt2": gpt2}
+"""Trained by training_steps.py."""
+
+_SMALL_GPT2: dict[str, Any] = {"width": 128, "tokens": 64, "batch": 1, "vocabulary": 1000}
+
+CAPTURED: dict[str, tuple[Callable[..., Case], dict[str, Any]]] = {
+    "torch-resnet152": (resnet152, {"batch": 8, "size": 224}),
+    "torch-densenet161": (densenet161, {"batch": 8, "size": 224}),
+    "torch-gpt2-12": (gpt2, {"layers": 12, **_SMALL_GPT2}),
+    "torch-gpt2-96": (gpt2, {"layers": 96, **_SMALL_GPT2}),
+    "torch-lstm-512": (lstm, {"steps": 512, "width": 128, "batch": 4, "vocabulary": 1000}),
+}
+"""Captured and planned by planning.py: how each is built. What counts is the graph, so they are small."""

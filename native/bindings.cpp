@@ -1,13 +1,16 @@
 // The only file of the native core that knows Python. Bit sets cross as little-endian bytes, one
 // fixed-width record each.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -16,9 +19,9 @@
 
 #include "canonical.hpp"
 #include "canonical_dp.hpp"
-#include "edge_table.hpp"
 #include "lower_sets.hpp"
 #include "stage.hpp"
+#include "stage_dp.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -26,13 +29,10 @@ using namespace nb::literals;
 namespace {
 
 using memfit::BitMatrix;
-using memfit::EdgeTable;
 using memfit::Lists;
 using memfit::Word;
 using Numbers = std::vector<std::int64_t>;
 using Rows = std::vector<std::vector<std::int32_t>>;
-using EdgeTuple = std::tuple<std::int32_t, std::int32_t, std::int32_t, std::int64_t, std::int64_t,
-                             std::int64_t>;
 
 BitMatrix read_masks(const nb::bytes& data, std::size_t rows, std::size_t bits) {
   BitMatrix matrix(rows, std::max<std::size_t>(1, bits));
@@ -97,46 +97,41 @@ std::optional<Numbers> canonical_shortest(const memfit::CanonicalTable& table,
   return table.shortest(budget_bytes, longest, tick);
 }
 
-EdgeTable stage_edges(const memfit::StageProblem& problem, std::size_t count, const nb::bytes& lower,
-                      const nb::bytes& finished, Rows boundary, Rows needed_below,
-                      Numbers base_bytes, std::size_t threads, const nb::object& progress) {
+using Flags = memfit::StageLists::Flags;
+
+std::shared_ptr<const memfit::BlockTable> block_table(
+    const memfit::StageProblem& problem, std::size_t count, const nb::bytes& lower,
+    const nb::bytes& finished, Rows boundary, Rows needed_below, Numbers base_bytes,
+    std::size_t threads, const nb::object& progress) {
   const memfit::Cuts cuts{read_masks(lower, count, problem.forward_ops()),
                           read_masks(finished, count, problem.backward_ops()), std::move(boundary),
                           std::move(needed_below), std::move(base_bytes)};
   const memfit::Tick tick = make_tick(progress);
   const nb::gil_scoped_release release;
-  return memfit::stage_edges(problem, cuts, threads, tick);
+  return std::make_shared<const memfit::BlockTable>(problem, cuts, threads, tick);
 }
 
-EdgeTable table_from_lists(std::int64_t states, const std::vector<std::int32_t>& sources,
-                           const std::vector<std::int32_t>& targets,
-                           const std::vector<std::int32_t>& variants, const Numbers& costs,
-                           const Numbers& cached, const Numbers& peaks) {
-  if (states < 1) throw std::invalid_argument("an edge table has at least one state");
-  const std::size_t count = sources.size();
-  if (targets.size() != count || variants.size() != count || costs.size() != count ||
-      cached.size() != count || peaks.size() != count) {
-    throw std::invalid_argument("the lists of an edge table must have equal lengths");
-  }
-  std::vector<memfit::Edge> edges;
-  edges.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    edges.push_back({sources[i], targets[i], variants[i], costs[i], cached[i], peaks[i]});
-  }
-  return {static_cast<std::size_t>(states), std::move(edges)};
+using PieceTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                              std::int64_t, std::int64_t, std::int64_t, bool, bool>;
+
+PieceTuple piece_tuple(const memfit::PieceCost& piece) {
+  return {piece.cost,       piece.cached_bytes, piece.forward_bytes,  piece.standing_bytes,
+          piece.pass_bytes, piece.held_bytes,   piece.start_bytes,    piece.backward_bytes,
+          piece.asks,       piece.passed};
 }
 
-std::optional<Numbers> shortest(const EdgeTable& table, std::int64_t budget_bytes, bool longest,
-                                std::int64_t quantum) {
-  const memfit::Tick tick = make_tick(nb::none());
+std::optional<std::vector<memfit::StageTable::Stage>> stage_path(const memfit::StageTable& table,
+                                                                 std::int64_t budget_bytes) {
   const nb::gil_scoped_release release;
-  return table.shortest(budget_bytes, longest, quantum, tick);
+  return table.path(budget_bytes);
 }
 
-EdgeTuple edge(const EdgeTable& table, std::int64_t index) {
-  if (index < 0) throw std::out_of_range("edge indices are not negative");
-  const memfit::Edge& e = table.edge(static_cast<std::size_t>(index));
-  return {e.source, e.target, e.variant, e.cost, e.cached_bytes, e.peak_bytes};
+memfit::StageTable stage_table(std::vector<std::shared_ptr<const memfit::BlockTable>> tables,
+                               Numbers base_bytes, std::int64_t total_cost, std::size_t slots,
+                               std::size_t threads, const nb::object& progress) {
+  const memfit::Tick tick = make_tick(progress);
+  const nb::gil_scoped_release release;
+  return {std::move(tables), std::move(base_bytes), total_cost, slots, threads, tick};
 }
 
 }  // namespace
@@ -151,29 +146,76 @@ NB_MODULE(_native, m) {
   m.def("enumerate_lower_sets", &enumerate_lower_sets, "predecessors"_a, "limit"_a);
   m.def("canonical_table", &canonical_table, "predecessors"_a, "node_bytes"_a, "node_cost"_a,
         "lower_sets"_a, "count"_a, "connected"_a, "threads"_a, "progress"_a.none());
-  m.def("stage_edges", &stage_edges, "problem"_a, "count"_a, "lower"_a, "finished"_a, "boundary"_a,
+  m.def("block_table", &block_table, "problem"_a, "count"_a, "lower"_a, "finished"_a, "boundary"_a,
         "needed_below"_a, "base_bytes"_a, "threads"_a, "progress"_a.none());
+  m.def("stage_table", &stage_table, "tables"_a, "base_bytes"_a, "total_cost"_a, "slots"_a,
+        "threads"_a, "progress"_a.none());
 
   nb::class_<memfit::StageProblem>(m, "StageProblem")
-      .def(nb::init<Numbers, const std::vector<bool>&, const Rows&, const Rows&, Numbers, Numbers,
-                    const std::vector<bool>&, const Rows&, const Rows&, Numbers,
-                    const std::vector<std::vector<bool>>&, std::int64_t, std::int64_t>(),
-           "value_bytes"_a, "outlives"_a, "forward_inputs"_a, "forward_outputs"_a, "forward_cost"_a,
-           "forward_workspace"_a, "forward_recomputable"_a, "backward_inputs"_a,
-           "backward_outputs"_a, "backward_workspace"_a, "keep_flags"_a, "always_keep_bytes"_a,
-           "auxiliary_share"_a);
+      .def(
+          "__init__",
+          [](memfit::StageProblem* self, Numbers value_bytes, Flags outlives, Rows forward_inputs,
+             Rows forward_outputs, Numbers forward_cost, Numbers forward_workspace,
+             Flags forward_recomputable, Rows backward_inputs, Rows backward_outputs,
+             Numbers backward_workspace, std::vector<Flags> keep_flags,
+             std::int64_t always_keep_bytes, std::int64_t auxiliary_share, Flags from_below,
+             Flags read_above, Flags used_below, Flags begun_above, Flags always_keep,
+             std::vector<std::int32_t> interface_below, std::vector<std::int32_t> interface_above,
+             Rows cached_below) {
+            new (self) memfit::StageProblem(memfit::StageLists{
+                std::move(value_bytes), std::move(outlives), std::move(forward_inputs),
+                std::move(forward_outputs), std::move(forward_cost), std::move(forward_workspace),
+                std::move(forward_recomputable), std::move(backward_inputs),
+                std::move(backward_outputs), std::move(backward_workspace), std::move(keep_flags),
+                always_keep_bytes, auxiliary_share, std::move(from_below), std::move(read_above),
+                std::move(used_below), std::move(begun_above), std::move(always_keep),
+                std::move(interface_below), std::move(interface_above), std::move(cached_below)});
+          },
+          "value_bytes"_a, "outlives"_a, "forward_inputs"_a, "forward_outputs"_a, "forward_cost"_a,
+          "forward_workspace"_a, "forward_recomputable"_a, "backward_inputs"_a,
+          "backward_outputs"_a, "backward_workspace"_a, "keep_flags"_a, "always_keep_bytes"_a,
+          "auxiliary_share"_a, "from_below"_a, "read_above"_a, "used_below"_a, "begun_above"_a,
+          "always_keep"_a, "interface_below"_a, "interface_above"_a, "cached_below"_a);
+
+  nb::class_<memfit::BlockTable>(m, "BlockTable")
+      .def_prop_ro("cuts", &memfit::BlockTable::cuts)
+      .def("inner",
+           [](const memfit::BlockTable& table, std::size_t a, std::size_t b,
+              std::size_t v) -> std::optional<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>> {
+             if (a >= b || b >= table.cuts() || v >= table.variants()) throw std::out_of_range("no such stage");
+             const memfit::InnerCost& piece = table.inner(a, b, v);
+             if (piece.cost < 0) return std::nullopt;
+             return std::tuple{piece.cost, piece.cached_bytes, piece.forward_bytes, piece.backward_bytes};
+           },
+           "lower"_a, "upper"_a, "variant"_a)
+      .def("top",
+           [](const memfit::BlockTable& table, std::size_t b, std::size_t v) -> std::optional<PieceTuple> {
+             if (b >= table.cuts() || v >= table.variants()) throw std::out_of_range("no such piece");
+             const memfit::PieceCost* piece = table.top(b, v);
+             return piece == nullptr ? std::nullopt : std::optional(piece_tuple(*piece));
+           },
+           "upper"_a, "variant"_a)
+      .def("bottom",
+           [](const memfit::BlockTable& table, std::size_t a, std::size_t v, bool passed) {
+             if (a + 1 >= table.cuts() || v >= table.variants()) throw std::out_of_range("no such piece");
+             return piece_tuple(table.bottom(a, v, passed));
+           },
+           "lower"_a, "variant"_a, "passed"_a)
+      .def("through",
+           [](const memfit::BlockTable& table, std::size_t v, bool passed) {
+             if (v >= table.variants()) throw std::out_of_range("no such piece");
+             return piece_tuple(table.through(v, passed));
+           },
+           "variant"_a, "passed"_a);
+
+  nb::class_<memfit::StageTable>(m, "StageTable")
+      .def_prop_ro("exact", &memfit::StageTable::exact)
+      .def("curve", &memfit::StageTable::curve)
+      .def("smallest_budget", &memfit::StageTable::smallest_budget)
+      .def("path", &stage_path, "budget_bytes"_a);
 
   nb::class_<memfit::CanonicalTable>(m, "CanonicalTable")
       .def("curve", &memfit::CanonicalTable::curve, nb::call_guard<nb::gil_scoped_release>())
       .def("smallest_budget", &memfit::CanonicalTable::smallest_budget)
       .def("shortest", &canonical_shortest, "budget_bytes"_a, "longest"_a = false);
-
-  nb::class_<EdgeTable>(m, "EdgeTable")
-      .def_static("from_lists", &table_from_lists, "states"_a, "sources"_a, "targets"_a,
-                  "variants"_a, "costs"_a, "cached"_a, "peaks"_a)
-      .def("shortest", &shortest, "budget_bytes"_a, "longest"_a = false, "quantum"_a = 1)
-      .def("smallest_budget", &EdgeTable::smallest_budget, nb::call_guard<nb::gil_scoped_release>())
-      .def("edge", &edge, "index"_a)
-      .def("__len__", &EdgeTable::size)
-      .def_prop_ro("states", &EdgeTable::states);
 }

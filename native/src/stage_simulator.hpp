@@ -1,4 +1,4 @@
-// One stage after the other, simulated with buffers that are made once. Used by stage.cpp only.
+// One piece after the other, simulated with buffers that are made once. Used by stage.cpp only.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,6 @@ namespace memfit {
 
 inline constexpr std::int64_t kShareUnit = 1024;
 
-[[nodiscard]] inline std::size_t at(std::int32_t i) { return static_cast<std::size_t>(i); }
-
 inline bool any_outside(Lists::View ops, const Word* set) {
   return std::any_of(ops.begin(), ops.end(), [set](std::int32_t op) { return !test_bit(set, at(op)); });
 }
@@ -22,25 +20,31 @@ inline bool any_inside(Lists::View ops, const Word* set) {
   return std::any_of(ops.begin(), ops.end(), [set](std::int32_t op) { return test_bit(set, at(op)); });
 }
 
-// What a stage needs to know of each of its two cuts, worked out once for each cut.
+// What a piece needs to know of each of its two cuts, worked out once for each cut.
 struct CutFacts {
-  BitMatrix boundary;      // values in the boundary
-  BitMatrix pinned;        // as the stage's lower cut: values that the stage must not free
-  BitMatrix begun_above;   // as its upper cut: gradients that have been written before the stage
+  BitMatrix boundary;            // values in the boundary
+  BitMatrix pinned;              // as the lower cut: values that the piece must not free
+  BitMatrix begun_above;         // as the upper cut: gradients that are written before the piece
+  StageLists::Rows idle;         // as the upper cut: values of the boundary that nothing below needs
 
   CutFacts(const StageProblem& problem, const Cuts& cuts)
       : boundary(cuts.lower.rows(), problem.values()),
         pinned(cuts.lower.rows(), problem.values()),
-        begun_above(cuts.lower.rows(), problem.values()) {
+        begun_above(cuts.lower.rows(), problem.values()),
+        idle(cuts.lower.rows()) {
     for (std::size_t c = 0; c < cuts.lower.rows(); ++c) {
       for (const std::int32_t s : cuts.boundary[c]) set_bit(boundary.row(c), at(s));
-      for (const std::int32_t s : cuts.needed_below[c]) set_bit(pinned.row(c), at(s));
       for (std::size_t s = 0; s < problem.values(); ++s) {
         if (is_pinned(problem, cuts, c, s)) set_bit(pinned.row(c), s);
-        if (any_inside(problem.backward_writers[s], cuts.finished.row(c))) {
+        if (problem.begun_above[s] != 0 ||
+            any_inside(problem.backward_writers[s], cuts.finished.row(c))) {
           set_bit(begun_above.row(c), s);
         }
       }
+      for (const std::int32_t s : cuts.boundary[c]) {
+        if (!test_bit(pinned.row(c), at(s))) idle[c].push_back(s);
+      }
+      for (const std::int32_t s : cuts.needed_below[c]) set_bit(pinned.row(c), at(s));
     }
   }
 
@@ -49,40 +53,36 @@ struct CutFacts {
                                std::size_t s) const {
     const Word* lower = cuts.lower.row(c);
     const Word* finished = cuts.finished.row(c);
-    if (problem.outlives[s] != 0) return true;
+    if (problem.outlives[s] != 0 || problem.used_below[s] != 0) return true;
     const std::int32_t producer = problem.producer[s];
-    if (producer < 0) {
+    const bool below = problem.from_below[s] != 0;
+    if (producer < 0 && !below) {
       return any_outside(problem.backward_readers[s], finished) ||
              any_outside(problem.backward_writers[s], finished);
     }
-    if (!test_bit(lower, at(producer))) return false;
+    if (!below && !test_bit(lower, at(producer))) return false;
     return !test_bit(boundary.row(c), s) || any_inside(problem.forward_readers[s], lower) ||
            any_outside(problem.backward_readers[s], finished);
   }
 };
 
 // What a simulation knows of a value. The first group is set for each pair of cuts, the second for
-// each variant.
+// each run.
 struct ValueState {
-  std::uint32_t pair = 0;         // the pair that it was set for; stale otherwise
-  std::int32_t backward_uses = 0;  // by the backward ops of the stage
-  bool inside = false;             // made by a forward op of the stage
+  std::uint32_t pair = 0;          // the pair that it was set for; stale otherwise
+  std::int32_t backward_uses = 0;  // by the backward ops of the piece
+  bool inside = false;             // made by a forward op of the piece
   bool pinned = false;             // not to be freed
-  bool alive_before = false;       // if used at all, alive when the way back reaches the stage
+  bool alive_before = false;       // if used at all, alive when the way back reaches the piece
 
   std::int32_t uses = 0;
   bool used = false;
   bool keep = false;
   bool live = false;
+  bool lent = false;  // provided by the pieces below
 };
 
-struct StageCost {
-  std::int64_t cost;
-  std::int64_t cached_bytes;
-  std::int64_t peak_bytes;
-};
-
-// Simulates stages one after the other, with buffers that are made once.
+// Simulates pieces one after the other, with buffers that are made once.
 class Simulator {
  public:
   Simulator(const StageProblem& problem, const Cuts& cuts, const CutFacts& facts)
@@ -93,10 +93,12 @@ class Simulator {
         again_mark_(problem.forward_ops(), 0),
         todo_mark_(problem.forward_ops(), 0) {}
 
-  // Chooses the pair of cuts for the following calls of `run`.
-  void select(std::size_t lower, std::size_t upper) {
+  // Chooses the cuts and the open ends for the following calls of `run`.
+  void select(std::size_t lower, std::size_t upper, bool open_below, bool open_above) {
     lower_ = lower;
     upper_ = upper;
+    open_below_ = open_below;
+    open_above_ = open_above;
     if (++pair_ == 0) {
       std::fill(values_.begin(), values_.end(), ValueState{});
       pair_ = 1;
@@ -120,28 +122,52 @@ class Simulator {
     }
     for (const std::int32_t s : cuts_.needed_below[lower]) touch(s);
     for (const std::int32_t s : cuts_.needed_below[upper]) touch(s);
+    for (const std::int32_t s : facts_.idle[upper]) touch(s);
+    if (open_below) {
+      for (std::size_t v = 0; v < p_.variants(); ++v) {
+        for (const std::int32_t s : p_.lent_below[v]) touch(s);
+      }
+    }
     plan_forward();
   }
 
-  StageCost run(std::size_t variant) {
+  PieceCost run(std::size_t variant, bool passed) {
     choose_kept(p_.keep_flags[variant]);
     // Two variants that keep the same values are the same stage.
-    if (have_result_ && chosen_ == kept_) return result_;
+    if (have_result_ && !open_below_ && !open_above_ && chosen_ == kept_) return result_;
     kept_.swap(chosen_);
     for (const std::int32_t s : touched_) {
       ValueState& state = values_[at(s)];
       state.uses = state.backward_uses;
       state.used = state.uses > 0;
-      state.keep = state.live = false;
+      state.keep = state.live = state.lent = false;
     }
     std::int64_t cached = 0;
     for (const std::int32_t s : kept_) {
       values_[at(s)].keep = true;
       cached += p_.size[at(s)];
     }
-    next_variant();
-    const std::int64_t cost = find_recomputed();
-    result_ = {cost, cached, std::max(run_forward(), run_backward())};
+    lent_bytes_ = 0;
+    if (open_below_) {
+      for (const std::int32_t s : p_.lent_below[variant]) {
+        values_[at(s)].lent = true;
+        lent_bytes_ += p_.size[at(s)];
+      }
+    }
+    asked_.clear();
+    if (open_above_ && passed) {
+      for (const std::int32_t s : p_.interface_above) {
+        const ValueState& state = values_[at(s)];
+        if (state.pair == pair_ && state.inside && !state.keep) asked_.push_back(s);
+      }
+    }
+    next_run();
+    result_ = PieceCost{};
+    result_.cached_bytes = cached;
+    result_.passed = !asked_.empty();
+    result_.cost = find_recomputed();
+    result_.forward_bytes = run_forward();
+    run_backward(variant);
     have_result_ = true;
     return result_;
   }
@@ -151,14 +177,21 @@ class Simulator {
   const Cuts& cuts_;
   const CutFacts& facts_;
   std::size_t lower_ = 0, upper_ = 0;
-  std::uint32_t pair_ = 0, variant_ = 0;
+  bool open_below_ = false, open_above_ = false;
+  std::uint32_t pair_ = 0, run_ = 0;
   std::vector<ValueState> values_;
   std::vector<std::uint32_t> again_mark_, todo_mark_;
-  std::vector<std::int32_t> forward_, backward_, touched_, kept_, chosen_, again_, stack_, todo_;
+  std::vector<std::int32_t> forward_, backward_, touched_, kept_, chosen_, again_, stack_, todo_, asked_;
   std::vector<std::int32_t> dying_, dying_end_;  // values whose last use is each op of forward_
-  std::int64_t current_ = 0, peak_ = 0;
+  std::int64_t current_ = 0, peak_ = 0, lent_bytes_ = 0;
   bool have_result_ = false;
-  StageCost result_{};
+  PieceCost result_{};
+
+  [[nodiscard]] bool made_below(std::int32_t s) const {
+    const std::int32_t producer = p_.producer[at(s)];
+    return p_.from_below[at(s)] != 0 ||
+           (producer >= 0 && test_bit(cuts_.lower.row(lower_), at(producer)));
+  }
 
   ValueState& touch(std::int32_t s) {
     ValueState& state = values_[at(s)];
@@ -166,24 +199,23 @@ class Simulator {
     state = ValueState{};
     state.pair = pair_;
     state.pinned = test_bit(facts_.pinned.row(lower_), at(s));
-    const std::int32_t producer = p_.producer[at(s)];
-    state.alive_before = producer >= 0 ? test_bit(cuts_.lower.row(lower_), at(producer))
-                                       : test_bit(facts_.begun_above.row(upper_), at(s));
+    state.alive_before = made_below(s) || (p_.producer[at(s)] < 0 &&
+                                           test_bit(facts_.begun_above.row(upper_), at(s)));
     touched_.push_back(s);
     return state;
   }
 
-  void next_variant() {
-    if (++variant_ == 0) {
+  void next_run() {
+    if (++run_ == 0) {
       std::fill(again_mark_.begin(), again_mark_.end(), 0);
       std::fill(todo_mark_.begin(), todo_mark_.end(), 0);
-      variant_ = 1;
+      run_ = 1;
     }
     again_.clear();
   }
 
-  // Lists, for each op of the stage's forward part, the values made in it that nothing later in it
-  // reads; the variant decides which of them go.
+  // Lists, for each op of the piece's forward part, the values that may go after it: nothing later
+  // in the piece or above it reads them. The run decides which of them do.
   void plan_forward() {
     dying_.clear();
     dying_end_.clear();
@@ -194,25 +226,28 @@ class Simulator {
       for (const std::int32_t s : p_.forward_in[v]) {
         ValueState& state = values_[at(s)];
         state.used = true;
-        if (--state.uses == 0 && state.inside) dying_.push_back(s);
+        if (--state.uses == 0 && p_.read_above[at(s)] == 0) dying_.push_back(s);
       }
       for (const std::int32_t s : p_.forward_out[v]) {
         const ValueState& state = values_[at(s)];
-        if (state.uses == 0 && !state.used) dying_.push_back(s);
+        if (state.uses == 0 && !state.used && p_.read_above[at(s)] == 0) dying_.push_back(s);
       }
       dying_end_.push_back(static_cast<std::int32_t>(dying_.size()));
     }
   }
 
-  // Collects in chosen_ the values that the stage keeps.
+  // Collects in chosen_ the values that the piece keeps.
   void choose_kept(const std::vector<char>& flags) {
     const Word* boundary = facts_.boundary.row(upper_);
     chosen_.clear();
     for (const std::int32_t v : forward_) {
       const bool fixed = p_.recomputable[at(v)] == 0;
       const auto must_keep = [&](std::int32_t s) {
-        return test_bit(boundary, at(s)) || p_.outlives[at(s)] != 0 ||
-               (fixed && (!p_.backward_readers[s].empty() || !p_.forward_readers[s].empty()));
+        const bool passes = open_above_ && p_.in_interface_above[at(s)] != 0;
+        return (test_bit(boundary, at(s)) && !passes) || p_.outlives[at(s)] != 0 ||
+               p_.always_keep[at(s)] != 0 ||
+               (fixed && (!p_.backward_readers[s].empty() || !p_.forward_readers[s].empty() ||
+                          p_.read_above[at(s)] != 0));
       };
       std::int64_t boundary_bytes = 0;
       for (const std::int32_t s : p_.forward_out[v]) {
@@ -232,15 +267,16 @@ class Simulator {
   }
 
   [[nodiscard]] std::int64_t run_forward() const {
-    std::int64_t current = 0;
-    std::int64_t peak = 0;
+    std::int64_t current = lent_bytes_;
+    std::int64_t peak = current;
     std::size_t d = 0;
     for (std::size_t i = 0; i < forward_.size(); ++i) {
       const auto v = at(forward_[i]);
       current += p_.forward_out_bytes[v];
       peak = std::max(peak, current + p_.forward_workspace[v]);
       for (; d < at(dying_end_[i]); ++d) {
-        if (!values_[at(dying_[d])].keep) current -= p_.size[at(dying_[d])];
+        const ValueState& state = values_[at(dying_[d])];
+        if (state.lent || (state.inside && !state.keep)) current -= p_.size[at(dying_[d])];
       }
     }
     return peak;
@@ -253,8 +289,8 @@ class Simulator {
       const ValueState& state = values_[at(s)];
       if (!state.inside || state.keep) return;
       const std::int32_t v = p_.producer[at(s)];
-      if (again_mark_[at(v)] == variant_) return;
-      again_mark_[at(v)] = variant_;
+      if (again_mark_[at(v)] == run_) return;
+      again_mark_[at(v)] = run_;
       again_.push_back(v);
       cost += p_.forward_cost[at(v)];
     };
@@ -264,6 +300,7 @@ class Simulator {
       if (values_[at(s)].backward_uses > 0) want(s);
     }
     for (const std::int32_t s : cuts_.needed_below[lower_]) want(s);
+    for (const std::int32_t s : asked_) want(s);
     for (std::size_t i = 0; i < again_.size(); ++i) {
       for (const std::int32_t s : p_.forward_in[again_[i]]) {
         want(s);
@@ -275,8 +312,35 @@ class Simulator {
     return cost;
   }
 
-  std::int64_t run_backward() {
-    begin_backward();
+  void run_backward(std::size_t variant) {
+    std::int64_t provided = 0;
+    if (open_below_) {
+      for (const std::int32_t s : p_.lent_below[variant]) {
+        if (!values_[at(s)].used) continue;
+        result_.asks = true;
+        provided += p_.size[at(s)];
+      }
+    }
+    const std::int64_t lent_above = stand();
+    if (asked_.empty()) {
+      result_.pass_bytes = result_.held_bytes = result_.standing_bytes;
+    } else {
+      pass(provided);
+    }
+    // What lies in the cache for pieces above alone is dead by now.
+    std::int64_t dead = 0;
+    for (const std::int32_t s : facts_.idle[upper_]) {
+      if (made_below(s) && !values_[at(s)].lent) dead += p_.size[at(s)];
+    }
+    current_ += cuts_.base_bytes[upper_] - dead - lent_above;
+    for (const std::int32_t s : cuts_.needed_below[upper_]) {
+      ValueState& state = values_[at(s)];
+      if (state.inside) continue;
+      current_ += p_.size[at(s)];
+      state.live = true;
+    }
+    result_.start_bytes = current_;
+    if (asked_.empty()) current_ += provided;
     peak_ = current_;
     for (const std::int32_t b : backward_) {
       provide(p_.backward_in[b]);
@@ -293,28 +357,48 @@ class Simulator {
     }
     const auto& below = cuts_.needed_below[lower_];
     provide({below.data(), below.data() + below.size()});
-    return peak_;
+    result_.backward_bytes = peak_;
   }
 
-  void begin_backward() {
-    current_ = cuts_.base_bytes[upper_];
-    for (const std::int32_t s : cuts_.needed_below[upper_]) {
-      ValueState& state = values_[at(s)];
-      if (state.inside) continue;
-      current_ += p_.size[at(s)];
-      state.live = true;
-    }
+  // Sets current_ to what the piece has kept; returns how much of that is for the pieces above alone.
+  std::int64_t stand() {
+    current_ = 0;
+    std::int64_t lent_above = 0;
     for (const std::int32_t s : kept_) {
       ValueState& state = values_[at(s)];
-      if (!state.used && !state.pinned) continue;
+      if (state.used || state.pinned) {
+        state.live = true;
+      } else if (open_above_ && p_.read_above[at(s)] != 0) {
+        lent_above += p_.size[at(s)];
+      } else {
+        continue;
+      }
       current_ += p_.size[at(s)];
-      state.live = true;
     }
+    result_.standing_bytes = current_;
     // What the cache holds is counted in m; freeing it here makes current_ fall below its start.
     for (const std::int32_t s : touched_) {
       ValueState& state = values_[at(s)];
       if (state.used && state.alive_before) state.live = true;
     }
+    return lent_above;
+  }
+
+  // Computes the interface above again, for the pieces above.
+  void pass(std::int64_t provided) {
+    std::int64_t asked_bytes = 0;
+    for (const std::int32_t s : asked_) {
+      ValueState& state = values_[at(s)];
+      ++state.uses;
+      state.used = true;
+      asked_bytes += p_.size[at(s)];
+    }
+    current_ += provided;
+    peak_ = current_;
+    provide({asked_.data(), asked_.data() + asked_.size()});
+    result_.pass_bytes = peak_;
+    result_.held_bytes = current_ - asked_bytes;
+    for (const std::int32_t s : asked_) release(s);
   }
 
   void release(std::int32_t s) {
@@ -343,8 +427,8 @@ class Simulator {
     const ValueState& state = values_[at(s)];
     if (!state.inside || state.keep) return;
     const std::int32_t v = p_.producer[at(s)];
-    if (todo_mark_[at(v)] == variant_) return;  // planned or done: each op runs again once at most
-    todo_mark_[at(v)] = variant_;
+    if (todo_mark_[at(v)] == run_) return;  // planned or done: each op runs again once at most
+    todo_mark_[at(v)] = run_;
     todo_.push_back(v);
     stack_.push_back(v);
   }

@@ -50,10 +50,10 @@ def is_lower_set(graph: TrainingGraph, mask: int) -> bool:
     )
 
 
-def ancestor_sets(graph: TrainingGraph) -> list[int]:
-    """L^v for each forward op v: v and all its ancestors."""
+def ancestor_sets(predecessors: Sequence[Sequence[int]]) -> list[int]:
+    """L^v for each op v: v and all its ancestors; predecessors come before their op."""
     result: list[int] = []
-    for v, before in enumerate(graph.forward_predecessors):
+    for v, before in enumerate(predecessors):
         mask = 1 << v
         for p in before:
             mask |= result[p]
@@ -61,29 +61,29 @@ def ancestor_sets(graph: TrainingGraph) -> list[int]:
     return result
 
 
-def _pruned(graph: TrainingGraph, useful: Sequence[bool]) -> set[int]:
-    return {mask for mask, use in zip(ancestor_sets(graph), useful, strict=True) if use}
+def _pruned(predecessors: Sequence[Sequence[int]], useful: Sequence[bool]) -> set[int]:
+    return {mask for mask, use in zip(ancestor_sets(predecessors), useful, strict=True) if use}
 
 
 def _prefixes(useful: Sequence[bool]) -> set[int]:
     return {(2 << v) - 1 for v, use in enumerate(useful) if use}
 
 
-def _all(graph: TrainingGraph, limit: int, useful: Sequence[bool]) -> set[int]:
+def _all(predecessors: Sequence[Sequence[int]], limit: int, useful: Sequence[bool]) -> set[int]:
     """The lower sets that useful ops and their ancestors make up."""
     if all(useful):
-        return set(_core.enumerate_lower_sets(graph.forward_predecessors, limit))
+        return set(_core.enumerate_lower_sets(predecessors, limit))
     # The order among useful ops alone: each one's nearest useful ancestors.
     ops = [v for v, use in enumerate(useful) if use]
     number = {v: i for i, v in enumerate(ops)}
     nearest: list[frozenset[int]] = []
-    for before in graph.forward_predecessors:
+    for before in predecessors:
         found: set[int] = set()
         for p in before:
             found |= {p} if useful[p] else nearest[p]
         nearest.append(frozenset(found))
     masks = _core.enumerate_lower_sets([sorted(number[p] for p in nearest[v]) for v in ops], limit)
-    closures = ancestor_sets(graph)
+    closures = ancestor_sets(predecessors)
     result: set[int] = set()
     for mask in masks:
         whole = 0
@@ -96,15 +96,18 @@ def _all(graph: TrainingGraph, limit: int, useful: Sequence[bool]) -> set[int]:
 
 
 def lower_sets(
-    graph: TrainingGraph, family: str, limit: int, useful: Sequence[bool] | None = None
+    predecessors: Sequence[Sequence[int]],
+    family: str,
+    limit: int,
+    useful: Sequence[bool] | None = None,
 ) -> list[int]:
     """A family of lower sets, by number of ops and then by mask.
 
     Args:
-        graph: the graph.
+        predecessors: for each op those that it reads from, all of them before it.
         family: a name of `FAMILIES`.
         limit: largest number of lower sets of the family `all`.
-        useful: for each forward op, whether a lower set may be made for its sake; all by default.
+        useful: for each op, whether a lower set may be made for its sake; all by default.
             `pruned` then has L^v for useful v only, `prefix` the prefixes that end in a useful op,
             `all` the unions of L^v over sets of useful v.
 
@@ -113,45 +116,41 @@ def lower_sets(
             building them.
         UsageError: an unknown family.
     """
-    if useful is None:
-        useful = [True] * graph.forward_count
+    count = len(predecessors)
+    wanted = [True] * count if useful is None else useful
     makers: dict[str, Callable[[], set[int]]] = {
-        "all": lambda: _all(graph, limit, useful),
-        "pruned+prefix": lambda: _pruned(graph, useful) | _prefixes(useful),
-        "pruned": lambda: _pruned(graph, useful),
-        "prefix": lambda: _prefixes(useful),
+        "all": lambda: _all(predecessors, limit, wanted),
+        "pruned+prefix": lambda: _pruned(predecessors, wanted) | _prefixes(wanted),
+        "pruned": lambda: _pruned(predecessors, wanted),
+        "prefix": lambda: _prefixes(wanted),
     }
     if family not in makers:
         raise UsageError(f"unknown family {family!r}; known families: auto, {', '.join(FAMILIES)}")
-    masks = makers[family]() | {0, (1 << graph.forward_count) - 1}
+    masks = makers[family]() | {0, (1 << count) - 1}
     return sorted(masks, key=lambda mask: (mask.bit_count(), mask))
 
 
 def choose_family(
-    graph: TrainingGraph, wanted: str, limit: int, useful: Sequence[bool] | None = None
-) -> tuple[str, list[int], str | None]:
+    predecessors: Sequence[Sequence[int]],
+    wanted: str,
+    limit: int,
+    useful: Sequence[bool] | None = None,
+) -> tuple[str, list[int]]:
     """The wanted family or, where it has too many lower sets, the next smaller one.
 
     Args:
-        graph: the graph.
+        predecessors, limit, useful: see `lower_sets`.
         wanted: a name of `FAMILIES`, or `auto` for `all`.
-        limit: largest number of lower sets of the family `all`.
-        useful: see `lower_sets`.
 
     Returns:
-        The family's name, its lower sets, and a sentence for the plan's provenance where it is not
-        the wanted one, None otherwise.
+        The family's name and its lower sets.
 
     Raises:
         UsageError: an unknown family.
     """
     family = "all" if wanted == "auto" else wanted
     try:
-        return family, lower_sets(graph, family, limit, useful), None
-    except TooManyLowerSetsError as error:
+        return family, lower_sets(predecessors, family, limit, useful)
+    except TooManyLowerSetsError:
         smaller = FAMILIES[FAMILIES.index(family) + 1]
-        note = (
-            f"family {family} has more than {error.limit} lower sets; family {smaller} was "
-            "searched instead"
-        )
-        return smaller, lower_sets(graph, smaller, limit, useful), note
+        return smaller, lower_sets(predecessors, smaller, limit, useful)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from memfit._core.python_stage import Cut, StageProblem, bits, simulate_stage, stage_keep
+from memfit._core.python_blocks import StageStep
+from memfit._core.python_stage import Cut, PieceCost, bits, piece_keep, simulate_piece
+from memfit.blocks import Block, Blocks
 from memfit.graph import Op, TrainingGraph, ValueKind
 from memfit.plan import Stage
 from memfit.schedule import Schedule, make_schedule
 
-__all__ = ["BackwardStages", "path_schedule", "path_stages", "stage_problem", "store_all_schedule"]
+__all__ = ["BackwardStages", "StagePath", "store_all_schedule"]
 
 
 @dataclass(frozen=True)
@@ -172,77 +174,132 @@ class BackwardStages:
         return tuple(result)
 
 
-def stage_problem(
-    graph: TrainingGraph, keep_flags: Sequence[Sequence[bool]], always_keep_bytes: int = 0
-) -> StageProblem:
-    """The graph, flattened for the core. Value numbers stay those of the graph.
+@dataclass(frozen=True)
+class StagePath:
+    """Consecutive stages from the empty set to V over the cuts of a graph's blocks.
 
-    Args:
-        graph: the graph.
-        keep_flags: for each variant, which values a stage keeps when a backward op reads them.
-        always_keep_bytes: every variant keeps values of at most this size.
+    Attributes:
+        blocks: the graph, cut into blocks.
+        cuts: for each block its cuts, both ends included.
+        steps: the stages.
     """
-    planned = [v.kind in (ValueKind.ACTIVATION, ValueKind.GRADIENT) for v in graph.values]
 
-    def only_planned(ids: Sequence[int]) -> list[int]:
-        return [v for v in ids if planned[v]]
+    blocks: Blocks
+    cuts: Sequence[Sequence[Cut]]
+    steps: Sequence[StageStep]
 
-    forward, backward = graph.forward_ops, graph.backward_ops
-    return StageProblem(
-        value_bytes=[v.size_bytes if p else 0 for v, p in zip(graph.values, planned, strict=True)],
-        outlives=[v.is_output and p for v, p in zip(graph.values, planned, strict=True)],
-        forward_inputs=[only_planned(op.inputs) for op in forward],
-        forward_outputs=[list(op.outputs) for op in forward],
-        forward_cost=[op.cost for op in forward],
-        forward_workspace=[op.workspace_bytes for op in forward],
-        forward_recomputable=[op.recomputable for op in forward],
-        backward_inputs=[only_planned(op.inputs) for op in backward],
-        backward_outputs=[list(op.outputs) for op in backward],
-        backward_workspace=[op.workspace_bytes for op in backward],
-        keep_flags=keep_flags,
-        always_keep_bytes=always_keep_bytes,
-    )
-
-
-def path_schedule(
-    graph: TrainingGraph, problem: StageProblem, path: Sequence[tuple[Cut, Cut, int]]
-) -> Schedule:
-    """The schedule of consecutive stages (L, L', variant) from the empty set to V."""
-    forward: list[int] = []
-    keep: set[int] = set()
-    back: list[list[int]] = []
-    for lower, upper, variant in path:
-        forward.extend(bits(upper.lower & ~lower.lower))
-        keep |= stage_keep(problem, lower, upper, variant)
-        order: list[int] = []
-
-        def emit(op: int, forward_op: bool, order: list[int] = order) -> None:
-            order.append(op if forward_op else graph.forward_count + op)
-
-        simulate_stage(problem, lower, upper, variant, emit)
-        back.append(order)
-    backward = [op for order in reversed(back) for op in order]
-    return make_schedule(graph, forward, backward, keep)
-
-
-def path_stages(
-    graph: TrainingGraph, problem: StageProblem, path: Sequence[tuple[Cut, Cut, int]]
-) -> tuple[Stage, ...]:
-    """The stages of a path, for people."""
-    stages = []
-    for lower, upper, variant in path:
-        ops = bits(upper.lower & ~lower.lower)
-        cost = simulate_stage(problem, lower, upper, variant)
-        stages.append(
-            Stage(
-                forward_ops=len(ops),
-                first_op=graph.ops[ops[0]].name,
-                last_op=graph.ops[ops[-1]].name,
-                kept_bytes=cost.cached_bytes,
-                recompute_cost=cost.cost,
+    def pieces(self, step: StageStep) -> list[_Piece]:
+        """The pieces of a stage, from the lowest to the top one, with what each is asked for."""
+        i, a, j, b, variant = step
+        found: list[_Piece] = []
+        passed = False
+        for k in range(j, i - 1, -1):
+            cuts = self.cuts[k]
+            piece = _Piece(
+                self.blocks.blocks[k],
+                cuts[a] if k == i else cuts[0],
+                cuts[b] if k == j else cuts[-1],
+                variant,
+                open_below=k > i,
+                open_above=k < j,
+                passed=passed,
             )
+            passed = piece.cost.asks
+            found.append(piece)
+        return found[::-1]
+
+    def schedule(self) -> Schedule:
+        """The stages as a schedule."""
+        forward: list[int] = []
+        keep: set[int] = set()
+        back: list[list[int]] = []
+        for step in self.steps:
+            pieces = self.pieces(step)
+            for piece in pieces:
+                forward.extend(piece.forward_ids())
+                keep |= piece.keep_ids()
+            order: list[int] = []
+            ordered = [piece.backward_ids() for piece in pieces]
+            for k in range(len(pieces) - 1, -1, -1):
+                if not pieces[k].cost.passed:
+                    # What the group below computes for this piece, from its lowest piece up.
+                    low = k
+                    while low > 0 and pieces[low - 1].cost.passed:
+                        low -= 1
+                    for early, _ in ordered[low:k]:
+                        order += early
+                order += ordered[k][1]
+            back.append(order)
+        backward = [op for order in reversed(back) for op in order]
+        return make_schedule(self.blocks.graph, forward, backward, keep)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, for people."""
+        result = []
+        ops = self.blocks.graph.ops
+        for step in self.steps:
+            pieces = self.pieces(step)
+            ids = [v for piece in pieces for v in piece.forward_ids()]
+            result.append(
+                Stage(
+                    forward_ops=len(ids),
+                    first_op=ops[ids[0]].name,
+                    last_op=ops[ids[-1]].name,
+                    kept_bytes=sum(piece.cost.cached_bytes for piece in pieces),
+                    recompute_cost=sum(piece.cost.cost for piece in pieces),
+                )
+            )
+        return tuple(result)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One piece of a stage."""
+
+    block: Block
+    lower: Cut
+    upper: Cut
+    variant: int
+    open_below: bool
+    open_above: bool
+    passed: bool
+
+    @cached_property
+    def cost(self) -> PieceCost:
+        return self._simulate(None)
+
+    def _simulate(self, emit: Callable[[int, bool, bool], None] | None) -> PieceCost:
+        return simulate_piece(
+            self.block.problem,
+            self.lower,
+            self.upper,
+            self.variant,
+            open_below=self.open_below,
+            open_above=self.open_above,
+            passed=self.passed,
+            emit=emit,
         )
-    return tuple(stages)
+
+    def forward_ids(self) -> list[int]:
+        """Its forward ops."""
+        return self.block.ids(self.upper.lower & ~self.lower.lower)
+
+    def keep_ids(self) -> set[int]:
+        """The values that it keeps."""
+        keep = piece_keep(self.block.problem, self.lower, self.upper, self.variant, self.open_above)
+        return {self.block.values[s] for s in keep}
+
+    def backward_ids(self) -> tuple[list[int], list[int]]:
+        """Its ops on the way back: those for the pieces above, then its own."""
+        early: list[int] = []
+        own: list[int] = []
+
+        def emit(op: int, again: bool, before: bool) -> None:
+            ids = early if before else own
+            ids.append(self.block.forward.start + op if again else self.block.backward[op])
+
+        self._simulate(emit)
+        return early, own
 
 
 def store_all_schedule(graph: TrainingGraph) -> Schedule:

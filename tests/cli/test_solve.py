@@ -11,6 +11,7 @@ import pytest
 
 from memfit.cli import main
 from memfit.graph_io import bare_graph, write_graph
+from memfit.planners import paper_dp
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -95,6 +96,18 @@ def test_a_reduced_family_is_noted(run: Run) -> None:
     assert f"note: {note}" in run(*words)[1]
     result = json.loads(run(*words, "--json")[1])
     assert (result["notes"], result["family"]) == ([note], "pruned+prefix")
+
+
+def test_costs_that_were_rounded_are_noted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_dp, "_FEW_LOWER_SETS", 4)
+    monkeypatch.setattr(paper_dp, "_COST_STEPS", 150)
+    words = ("--planner", "exact", "--mode", "time", "--budget", "80")
+    # 10 lower sets leave 15 steps of cost, 10 of them taken up by rounding: 18 / 5 is 4.
+    note = "costs were rounded up to multiples of 4 unit"
+    assert f"note: {note}" in run(*words)[1]
+    result = json.loads(run(*words, "--json")[1])
+    assert (result["status"], result["notes"]) == ("FEASIBLE", [note])
+    assert result["formula_peak_bytes"] <= 80
 
 
 def test_a_family_by_name(run: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.graph_io import bare_graph
-from memfit.planners import PlannerOptions, get_planner
+from memfit.planners import PlannerOptions, get_curve, get_planner
 
 Outcome = tuple[int, int, int]
 """Overhead, cached bytes and peak of a sequence."""
@@ -117,6 +117,21 @@ def test_plans_equal_brute_force(seed: int, planner: str, core: str) -> None:
             assert found.formula_peak_bytes is not None
             assert found.formula_peak_bytes <= budget
             assert found.smallest_feasible_budget_bytes == peaks[0]
+
+
+@pytest.mark.parametrize("planner", ["exact", "approximate"])
+@pytest.mark.parametrize("seed", range(60))
+def test_the_trade_off_equals_brute_force(seed: int, planner: str, core: str) -> None:
+    graph = random_graph(seed)
+    outcomes = Oracle(graph, pruned=planner == "approximate").outcomes()
+    points = {(peak, t) for t, _, peak in outcomes}
+    front = sorted(
+        (peak, t)
+        for peak, t in points
+        if not any(p <= peak and u <= t and (p, u) != (peak, t) for p, u in points)
+    )
+    trade_off = get_curve(planner)(graph, PlannerOptions())
+    assert [(point.budget_bytes, point.overhead) for point in trade_off.points] == front
 
 
 def test_the_graphs_tried_are_of_all_sizes() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit import _core
+from memfit._core.python_canonical import canonical_edges
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import bare_graph, graph_from_json, graph_to_json
@@ -23,6 +24,7 @@ from memfit.strategy import (
     canonical_stages,
     formula_overhead,
     formula_peak_bytes,
+    formula_stages,
     node_bytes,
     node_costs,
 )
@@ -90,7 +92,7 @@ def random_joint_graph(random: Random) -> TrainingGraph:
 
 
 def random_sequence(random: Random, graph: TrainingGraph) -> list[int]:
-    family = lower_sets(graph, "all", 1 << graph.forward_count)
+    family = lower_sets(graph.forward_predecessors, "all", 1 << graph.forward_count)
     sequence = [0]
     while sequence[-1] != family[-1]:
         now = sequence[-1]
@@ -147,16 +149,19 @@ def test_forward_values_cross_to_the_backward_pass_only_at_boundaries(random: Ra
 def test_edges_add_up_to_the_formulas(random: Random) -> None:
     graph = random_bare_graph(random)
     sequence = [0, *(s for s in random_sequence(random, graph) if s)]
-    table = _core.canonical_edges(
+    table = canonical_edges(
         graph.forward_predecessors, node_bytes(graph), node_costs(graph), sequence
     )
     by_ends = {table.edge(e)[:2]: table.edge(e)[3:] for e in range(len(table))}
     cost = cached = peak = 0
-    for i in range(len(sequence) - 1):
+    stages = formula_stages(graph, sequence)
+    for i, stage in enumerate(stages):
         step_cost, step_cached, step_peak = by_ends[i, i + 1]
+        assert (stage.overhead, stage.cached_bytes, stage.peak_bytes) == by_ends[i, i + 1]
         peak = max(peak, cached + step_peak)
         cost += step_cost
         cached += step_cached
+    assert len(stages) == len(sequence) - 1
     assert cost == formula_overhead(graph, sequence)
     assert cached == cached_bytes(graph, sequence)
     assert peak == formula_peak_bytes(graph, sequence)
@@ -206,22 +211,42 @@ def test_overhead_never_rises_with_the_budget(random: Random, family: str) -> No
     assert overheads == sorted(overheads, reverse=True)
 
 
+class Family:
+    """The stages between the lower sets of one family."""
+
+    def __init__(self, graph: TrainingGraph, family: str) -> None:
+        self.graph = graph
+        self.sets = lower_sets(graph.forward_predecessors, family, 1 << 10)
+        self.table = _core.canonical_table(
+            graph.forward_predecessors,
+            node_bytes(graph),
+            node_costs(graph),
+            self.sets,
+            connected=family == "all",
+        )
+
+    def total(self, budget: int, longest: bool) -> tuple[int, int] | None:
+        """Overhead and cached bytes of the best path, which fits the budget."""
+        path = self.table.shortest(budget, longest)
+        if path is None:
+            return None
+        sequence = [self.sets[state] for state in path]
+        assert formula_peak_bytes(self.graph, sequence) <= budget
+        return formula_overhead(self.graph, sequence), cached_bytes(self.graph, sequence)
+
+
 @given(randoms)
 def test_relabelling_changes_nothing(random: Random) -> None:
     graph = random_bare_graph(random)
     relabelled = relabel(random, graph)
     for family in ("all", "pruned"):
-        tables = []
-        for g in (graph, relabelled):
-            sets = lower_sets(g, family, 1 << 10)
-            tables.append(
-                _core.canonical_edges(g.forward_predecessors, node_bytes(g), node_costs(g), sets)
-            )
-        smallest = tables[0].smallest_budget()[0]
-        assert tables[1].smallest_budget()[0] == smallest
+        one, other = (Family(g, family) for g in (graph, relabelled))
+        smallest = one.table.smallest_budget()
+        assert other.table.smallest_budget() == smallest
+        assert other.table.curve() == one.table.curve()
         for budget in (smallest - 1, smallest, smallest + random.randint(1, 100)):
             for longest in (False, True):
-                assert total(tables[0], budget, longest) == total(tables[1], budget, longest)
+                assert one.total(budget, longest) == other.total(budget, longest)
 
 
 def relabel(random: Random, graph: TrainingGraph) -> TrainingGraph:
@@ -244,34 +269,18 @@ def relabel(random: Random, graph: TrainingGraph) -> TrainingGraph:
     )
 
 
-def total(table: _core.EdgeTable, budget: int, longest: bool) -> tuple[int, int] | None:
-    path = table.shortest(budget, longest)
-    if path is None:
-        return None
-    edges = [table.edge(e) for e in path]
-    return sum(e[3] for e in edges), sum(e[4] for e in edges)
-
-
 @given(randoms)
 def test_larger_families_are_never_worse(random: Random) -> None:
     """Exact <= approximate, in the smallest budget and in the least overhead at each budget."""
     graph = random_bare_graph(random)
-    tables = {
-        family: _core.canonical_edges(
-            graph.forward_predecessors,
-            node_bytes(graph),
-            node_costs(graph),
-            lower_sets(graph, family, 1 << 10),
-        )
-        for family in FAMILIES
-    }
+    families = {name: Family(graph, name) for name in FAMILIES}
     for large, small in [
         ("all", "pruned+prefix"), ("pruned+prefix", "pruned"), ("pruned+prefix", "prefix"),
     ]:  # fmt: skip
-        smallest = tables[small].smallest_budget()[0]
-        assert tables[large].smallest_budget()[0] <= smallest
+        smallest = families[small].table.smallest_budget()
+        assert families[large].table.smallest_budget() <= smallest
         for budget in (smallest, smallest + random.randint(1, 100)):
-            better, worse = (total(tables[family], budget, False) for family in (large, small))
+            better, worse = (families[name].total(budget, False) for name in (large, small))
             assert better is not None
             assert worse is not None
             assert better <= worse
@@ -317,21 +326,22 @@ def test_families_hold_lower_sets_only_and_both_ends(random: Random) -> None:
     graph = random.choice([random_bare_graph, random_joint_graph])(random)
     useful = [random.random() < 0.7 for _ in range(graph.forward_count)]
     whole = (1 << graph.forward_count) - 1
-    every = lower_sets(graph, "all", 1 << 10)
+    before = graph.forward_predecessors
+    every = lower_sets(before, "all", 1 << 10)
     assert every == sorted(
         (s for s in range(whole + 1) if is_lower_set(graph, s)), key=lambda s: (s.bit_count(), s)
     )
     for family in FAMILIES:
         for flags in (None, useful):
-            found = lower_sets(graph, family, 1 << 10, flags)
+            found = lower_sets(before, family, 1 << 10, flags)
             assert (found[0], found[-1]) == (0, whole)
             assert len(set(found)) == len(found)
             assert set(found) <= set(every)
     unions = {0}
-    for v, closure in enumerate(ancestor_sets(graph)):
+    for v, closure in enumerate(ancestor_sets(before)):
         if useful[v]:
             unions |= {union | closure for union in unions}
-    assert set(lower_sets(graph, "all", 1 << 10, useful)) == unions | {whole}
+    assert set(lower_sets(before, "all", 1 << 10, useful)) == unions | {whole}
 
 
 @given(randoms)

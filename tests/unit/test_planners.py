@@ -8,7 +8,15 @@ from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import bare_graph
 from memfit.plan import Plan, PlanStatus
-from memfit.planners import PLANNERS, PlannerOptions, get_planner
+from memfit.planners import (
+    PLANNERS,
+    PlannerOptions,
+    TradeOff,
+    TradeOffPoint,
+    get_curve,
+    get_planner,
+    paper_dp,
+)
 from memfit.planners.chen import articulation_cuts, segmentations
 
 
@@ -112,6 +120,122 @@ def test_a_family_that_was_reduced_is_said() -> None:
     assert plan.provenance["notes"] == [
         "family all has more than 100 lower sets; family pruned+prefix was searched instead"
     ]
+
+
+def test_without_a_limit_each_core_searches_as_many_lower_sets_as_it_can_take(core: str) -> None:
+    # 2**13 lower sets.
+    n = 13
+    graph = bare_graph([[] for _ in range(n)], [1] * n, [1] * n, [[] for _ in range(n)])
+    plan = get_planner("exact")(graph, 100, PlannerOptions())
+    if core == "native":
+        assert (plan.family, plan.lower_sets, plan.provenance["notes"]) == ("all", 8192, [])
+    else:
+        assert (plan.family, plan.lower_sets) == ("pruned+prefix", 2 * n)
+        assert plan.provenance["notes"] == [
+            "family all has more than 4096 lower sets; family pruned+prefix was searched instead"
+        ]
+
+
+def test_curves_by_name() -> None:
+    with_curve = []
+    without = []
+    for name in PLANNERS:
+        try:
+            get_curve(name)
+        except UsageError as error:
+            without.append((name, str(error)))
+        else:
+            with_curve.append(name)
+    assert {"exact", "approximate"} <= set(with_curve)
+    assert [name for name, _ in without] == ["chen", "store-all"]
+    for name, message in without:
+        assert message == (
+            f"planner '{name}' has no trade-off over budgets; these have: {', '.join(with_curve)}"
+        )
+    with pytest.raises(UnknownPlannerError, match="unknown planner 'fastest'; known planners"):
+        get_curve("fastest")
+
+
+def test_the_trade_off_of_a_chain(core: str) -> None:
+    # a -> b -> c -> d of 10 bytes and 1 each: one stage needs 2 * 40 bytes. Cut after b: 2 * 20 + 10
+    # bytes, then 10 kept and 2 * 20; b is not computed again. Three stages that fit 40 bytes: a cut
+    # after a, b and c; the last op is always computed again.
+    trade_off = get_curve("exact")(chain(4), PlannerOptions())
+    points = [(point.budget_bytes, point.overhead) for point in trade_off.points]
+    assert points == [(50, 1)]
+    assert (trade_off.planner, trade_off.family, trade_off.lower_sets) == ("exact", "all", 5)
+    assert (trade_off.total_cost, trade_off.cost_unit, trade_off.notes) == (8, "unit", ())
+    assert trade_off.status is PlanStatus.OPTIMAL_IN_FAMILY
+    assert trade_off.seconds > 0
+
+
+def test_overhead_at_a_budget() -> None:
+    points = (TradeOffPoint(10, 7), TradeOffPoint(20, 3), TradeOffPoint(21, 0))
+    trade_off = TradeOff("exact", "all", PlanStatus.OPTIMAL_IN_FAMILY, "unit", 9, 5, points, 0.1)
+    wanted = {9: None, 10: 7, 19: 7, 20: 3, 21: 0, 2**63: 0}
+    assert {budget: trade_off.overhead_at(budget) for budget in wanted} == wanted
+
+
+def test_a_trade_off_counts_resident_values_and_says_what_was_reduced(core: str) -> None:
+    n = 8
+    plain = bare_graph([[] for _ in range(n)], [1] * n, [1] * n, [[] for _ in range(n)])
+    parameter = Value("parameter", 1000, ValueKind.PARAMETER)
+    graph = TrainingGraph((*plain.values, parameter), plain.ops, "unit")
+    trade_off = get_curve("exact")(graph, PlannerOptions(max_lower_sets=100))
+    assert (trade_off.family, trade_off.lower_sets) == ("pruned+prefix", 2 * n)
+    assert trade_off.notes == (
+        "family all has more than 100 lower sets; family pruned+prefix was searched instead",
+    )
+    assert trade_off.points == (TradeOffPoint(1002, n),)
+    with pytest.raises(UsageError, match="unknown family 'some'"):
+        get_curve("exact")(graph, PlannerOptions(family="some"))
+
+
+def test_costs_are_rounded_where_fronts_would_be_too_long(
+    core: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs in nanoseconds are as good as all different; a plan then says how they were rounded."""
+    n = 40
+    before = [[v - 1] if v else [] for v in range(n)]
+    costs = [10**6 + 7919 * v * v % 10**6 for v in range(n)]
+    graph = bare_graph(before, [10 + v % 7 for v in range(n)], costs, [[v] for v in range(n)])
+    exact = get_curve("exact")(graph, PlannerOptions())
+    monkeypatch.setattr(paper_dp, "_FEW_LOWER_SETS", 4)
+    monkeypatch.setattr(paper_dp, "_COST_STEPS", 200 * (n + 1))
+    quantum = -(-sum(costs) // (200 - n - 1))
+    note = f"costs were rounded up to multiples of {quantum} unit"
+
+    rounded = get_curve("exact")(graph, PlannerOptions())
+    assert (rounded.status, rounded.notes) == (PlanStatus.FEASIBLE, (note,))
+    assert all(point.overhead % quantum == 0 for point in rounded.points)
+    assert rounded.points[0].budget_bytes == exact.points[0].budget_bytes
+    assert len(exact.points) > 5
+    for point in exact.points:
+        for mode in ("time", "memory"):
+            plan = get_planner("exact")(graph, point.budget_bytes, PlannerOptions(mode=mode))
+            plan.schedule.validate(graph)
+            assert (plan.status, plan.family) == (PlanStatus.FEASIBLE, "all")
+            assert note in plan.provenance["notes"]
+            assert plan.formula_peak_bytes is not None
+            assert plan.formula_overhead is not None
+            assert plan.formula_peak_bytes <= point.budget_bytes
+            assert plan.smallest_feasible_budget_bytes == exact.points[0].budget_bytes
+            if mode == "time":
+                promised = rounded.overhead_at(point.budget_bytes)
+                assert promised is not None
+                assert point.overhead <= plan.formula_overhead <= promised
+                assert promised < point.overhead + n * quantum
+
+
+def test_costs_are_not_rounded_where_few_steps_do() -> None:
+    n = 300
+    graph = bare_graph(
+        [[v - 1] if v else [] for v in range(n)], [1] * n, [100] * n, [[v] for v in range(n)]
+    )
+    # 301 lower sets, and 2**25 / 301 steps of cost are more than its 30,000.
+    plan = get_planner("exact")(graph, 10**6, PlannerOptions(mode="time"))
+    assert (plan.status, plan.lower_sets) == (PlanStatus.OPTIMAL_IN_FAMILY, 301)
+    assert plan.provenance["notes"] == []
 
 
 @pytest.mark.parametrize("name", ["exact", "approximate", "chen"])

@@ -12,13 +12,16 @@ from memfit.graph_io import bare_graph
 from memfit.liveness import simulate
 from memfit.schedule import Schedule
 from memfit.strategy import (
+    FormulaStage,
     cached_bytes,
     canonical_schedule,
     canonical_stages,
     formula_overhead,
     formula_peak_bytes,
     formula_peaks,
+    formula_stages,
     peak_op,
+    peaks_of,
 )
 
 # a -> b -> c -> d, of 1, 2, 4 and 8 bytes; backward ops read their op's input and output.
@@ -52,6 +55,10 @@ def test_two_stages_of_a_chain() -> None:
     # 2 (1 + 2) + 4; then 2 kept and 2 (4 + 8).
     assert formula_peaks(CHAIN, sequence) == [10, 26]
     assert formula_peak_bytes(CHAIN, sequence) == 26
+    assert formula_stages(CHAIN, sequence) == [
+        FormulaStage(overhead=10, cached_bytes=2, peak_bytes=10),
+        FormulaStage(overhead=40 + 80, cached_bytes=0, peak_bytes=24),
+    ]
     first, second = canonical_stages(CHAIN, sequence, schedule)
     assert (first.forward_ops, first.first_op, first.last_op) == (2, "a", "b")
     assert (first.kept_bytes, first.recompute_cost) == (2, 10)
@@ -59,6 +66,23 @@ def test_two_stages_of_a_chain() -> None:
     # b, c, d and the gradients of c and d: 2 + 4 + 8 + 4 + 8, at d's backward op.
     assert simulate(CHAIN, schedule).peak_bytes == 26
     assert peak_op(CHAIN, schedule) == "d.backward"
+
+
+def test_the_formulas_of_stages_whose_boundaries_overlap() -> None:
+    # a is read by b, by c and by e; d is read by e only.
+    graph = bare_graph(
+        [[], [0], [0, 1], [], [0, 2, 3]], [1, 2, 4, 8, 16], [10, 20, 40, 80, 160], [[]] * 5
+    )
+    stages = formula_stages(graph, [0b00001, 0b00111, 0b11111])
+    assert stages == [
+        # Keeps a. b, c and e read it; beside them they read b, c and d, which are yet to come.
+        FormulaStage(0, 1, 2 * 1 + (2 + 4 + 16) + (2 + 4 + 8)),
+        # a stays in the boundary but is cached already. e reads c, and d beside it.
+        FormulaStage(20, 4, 2 * (2 + 4) + 16 + 8),
+        FormulaStage(80 + 160, 0, 2 * (8 + 16)),
+    ]
+    assert peaks_of(stages) == [38, 1 + 36, 1 + 4 + 48]
+    assert formula_peaks(graph, [0b00001, 0b00111, 0b11111]) == peaks_of(stages)
 
 
 def test_the_empty_set_may_come_first() -> None:
@@ -78,7 +102,9 @@ def test_the_empty_set_may_come_first() -> None:
     ],
 )
 def test_bad_sequences(sequence: list[int], rule: str) -> None:
-    for function in (canonical_schedule, formula_overhead, cached_bytes, formula_peak_bytes):
+    for function in (
+        canonical_schedule, formula_stages, formula_overhead, cached_bytes, formula_peak_bytes
+    ):  # fmt: skip
         with pytest.raises(GraphError, match=rule):
             function(CHAIN, sequence)
 
@@ -172,6 +198,7 @@ def test_a_graph_without_forward_ops() -> None:
     schedule.validate(graph)
     assert simulate(graph, schedule).peak_bytes == 8
     assert (formula_overhead(graph, [0]), formula_peak_bytes(graph, [0])) == (0, 0)
+    assert (formula_stages(graph, [0]), peaks_of([])) == ([], [])
     assert canonical_stages(graph, [0], schedule) == ()
 
 

@@ -10,22 +10,24 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memfit._core import python_canonical, python_lower_sets, python_pareto, python_stage
+from memfit._core import python_blocks, python_canonical, python_lower_sets
 from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import UsageError
 
 if TYPE_CHECKING:
+    from memfit._core.python_blocks import BlockTable, StageTable
     from memfit._core.python_canonical import CanonicalTable
-    from memfit._core.python_pareto import EdgeTable
 
 __all__ = [
+    "BlockTable",
     "CanonicalTable",
-    "EdgeTable",
+    "StageTable",
+    "block_table",
     "canonical_table",
     "core_compiler",
     "core_name",
     "enumerate_lower_sets",
-    "stage_edges",
+    "stage_table",
 ]
 
 _WANTED = os.environ.get("MEMFIT_CORE", "").strip().lower()
@@ -67,7 +69,8 @@ def core_compiler() -> str | None:
 
 
 if not TYPE_CHECKING:
-    EdgeTable = python_pareto.EdgeTable if _fast is None else _fast.EdgeTable
+    BlockTable = python_blocks.BlockTable if _fast is None else _fast.BlockTable
+    StageTable = python_blocks.StageTable if _fast is None else _fast.StageTable
     CanonicalTable = python_canonical.CanonicalTable if _fast is None else _fast.CanonicalTable
 
 
@@ -124,13 +127,35 @@ def canonical_table(
     return table
 
 
-def stage_edges(
+def block_table(
     problem: StageProblem,
     cuts: Sequence[Cut],
     progress: Callable[[float], None] | None = None,
-) -> EdgeTable:
-    """All stages between nested cuts, simulated; see `memfit._core.python_stage`."""
+) -> BlockTable:
+    """All pieces of stages within a block, simulated; see `memfit._core.python_blocks`."""
     _tell_once()
-    core = python_stage if _fast is None else _fast
-    table: EdgeTable = core.stage_edges(problem, cuts, progress)
+    core = python_blocks if _fast is None else _fast
+    table: BlockTable = core.block_table(problem, cuts, progress)
+    return table
+
+
+def stage_table(
+    tables: Sequence[BlockTable],
+    base_bytes: Sequence[int],
+    total_cost: int,
+    slots: int,
+    progress: Callable[[float], None] | None = None,
+) -> StageTable:
+    """The whole trade-off of a graph cut into blocks; see `memfit._core.python_blocks`.
+
+    Args:
+        tables: for each block in forward order, its pieces; alike blocks may share one.
+        base_bytes: for each block, bytes alive at its upper end on the way back beyond the cache.
+        total_cost: the cost of one forward pass.
+        slots: most labels of a state; costs are told apart by total_cost / slots, about.
+        progress: called with the share done.
+    """
+    _tell_once()
+    core = python_blocks if _fast is None else _fast
+    table: StageTable = core.stage_table(tables, base_bytes, total_cost, slots, progress)
     return table

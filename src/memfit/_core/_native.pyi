@@ -14,7 +14,7 @@ def canonical_table(
     threads: int,
     progress: Callable[[float], None] | None,
 ) -> CanonicalTable: ...
-def stage_edges(
+def block_table(
     problem: StageProblem,
     count: int,
     lower: bytes,
@@ -24,7 +24,15 @@ def stage_edges(
     base_bytes: Sequence[int],
     threads: int,
     progress: Callable[[float], None] | None,
-) -> EdgeTable: ...
+) -> BlockTable: ...
+def stage_table(
+    tables: Sequence[BlockTable],
+    base_bytes: Sequence[int],
+    total_cost: int,
+    slots: int,
+    threads: int,
+    progress: Callable[[float], None] | None,
+) -> StageTable: ...
 
 class StageProblem:
     def __init__(
@@ -42,29 +50,34 @@ class StageProblem:
         keep_flags: Sequence[Sequence[bool]],
         always_keep_bytes: int,
         auxiliary_share: int,
+        from_below: Sequence[bool],
+        read_above: Sequence[bool],
+        used_below: Sequence[bool],
+        begun_above: Sequence[bool],
+        always_keep: Sequence[bool],
+        interface_below: Sequence[int],
+        interface_above: Sequence[int],
+        cached_below: Sequence[Sequence[int]],
     ) -> None: ...
+
+_Piece = tuple[int, int, int, int, int, int, int, int, bool, bool]
+
+class BlockTable:
+    @property
+    def cuts(self) -> int: ...
+    def inner(self, lower: int, upper: int, variant: int) -> tuple[int, int, int, int] | None: ...
+    def top(self, upper: int, variant: int) -> _Piece | None: ...
+    def bottom(self, lower: int, variant: int, passed: bool) -> _Piece: ...
+    def through(self, variant: int, passed: bool) -> _Piece: ...
+
+class StageTable:
+    @property
+    def exact(self) -> bool: ...
+    def curve(self) -> list[tuple[int, int]]: ...
+    def smallest_budget(self) -> int: ...
+    def path(self, budget_bytes: int) -> list[tuple[int, int, int, int, int]] | None: ...
 
 class CanonicalTable:
     def curve(self) -> list[tuple[int, int]]: ...
     def smallest_budget(self) -> int: ...
     def shortest(self, budget_bytes: int, longest: bool = False) -> list[int] | None: ...
-
-class EdgeTable:
-    @staticmethod
-    def from_lists(
-        states: int,
-        sources: Sequence[int],
-        targets: Sequence[int],
-        variants: Sequence[int],
-        costs: Sequence[int],
-        cached: Sequence[int],
-        peaks: Sequence[int],
-    ) -> EdgeTable: ...
-    def shortest(
-        self, budget_bytes: int, longest: bool = False, quantum: int = 1
-    ) -> list[int] | None: ...
-    def smallest_budget(self) -> tuple[int, list[int]]: ...
-    def edge(self, index: int) -> tuple[int, int, int, int, int, int]: ...
-    def __len__(self) -> int: ...
-    @property
-    def states(self) -> int: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import memfit._core._native as _native
@@ -11,16 +12,19 @@ from memfit.errors import TooManyLowerSetsError
 __all__ = [
     "COMPILER",
     "VERSION",
+    "BlockTable",
     "CanonicalTable",
-    "EdgeTable",
+    "StageTable",
+    "block_table",
     "canonical_table",
     "enumerate_lower_sets",
-    "stage_edges",
+    "stage_table",
 ]
 
 COMPILER = _native.compiler
 VERSION = _native.version
-EdgeTable = _native.EdgeTable
+BlockTable = _native.BlockTable
+StageTable = _native.StageTable
 CanonicalTable = _native.CanonicalTable
 
 _WORD_BITS = 64
@@ -67,29 +71,17 @@ def canonical_table(
     )
 
 
-def stage_edges(
+def block_table(
     problem: StageProblem,
     cuts: Sequence[Cut],
     progress: Callable[[float], None] | None = None,
     threads: int = 0,
-) -> EdgeTable:
-    """See `memfit._core.python_stage.stage_edges`; `threads` 0 means one a CPU core."""
+) -> BlockTable:
+    """See `memfit._core.python_blocks.block_table`; `threads` 0 means one a CPU core."""
     native = _native.StageProblem(
-        problem.value_bytes,
-        problem.outlives,
-        problem.forward_inputs,
-        problem.forward_outputs,
-        problem.forward_cost,
-        problem.forward_workspace,
-        problem.forward_recomputable,
-        problem.backward_inputs,
-        problem.backward_outputs,
-        problem.backward_workspace,
-        problem.keep_flags,
-        problem.always_keep_bytes,
-        problem.auxiliary_share,
+        **{f.name: getattr(problem, f.name) for f in dataclasses.fields(problem) if f.init}
     )
-    return _native.stage_edges(
+    return _native.block_table(
         native,
         len(cuts),
         _pack([cut.lower for cut in cuts], len(problem.forward_inputs)),
@@ -100,3 +92,15 @@ def stage_edges(
         threads,
         progress,
     )
+
+
+def stage_table(
+    tables: Sequence[BlockTable],
+    base_bytes: Sequence[int],
+    total_cost: int,
+    slots: int,
+    progress: Callable[[float], None] | None = None,
+    threads: int = 0,
+) -> StageTable:
+    """See `memfit._core.python_blocks.stage_table`; `threads` 0 means one a CPU core."""
+    return _native.stage_table(tables, base_bytes, total_cost, slots, threads, progress)

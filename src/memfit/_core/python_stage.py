@@ -3,6 +3,12 @@
 A *stage* (L -> L') runs the forward ops of V' = L' minus L and, on the way back, the backward ops
 R(L) minus R(L'), with recomputation of what it did not keep. Its peak beyond the cache depends on
 L and L' alone (DESIGN: liveness inside the DP), so it is simulated once for each pair and variant.
+
+A graph is cut into *blocks*, at lower sets that hold or are held by every other one
+(`memfit.blocks`), and a stage over several blocks into *pieces*, one a block. A piece is *open*
+above where the stage goes on beyond its block, and open below where it began before it. An open end
+keeps nothing: the few large values that cross it (its *interface*) are computed again from below. A
+piece is simulated by itself; `memfit._core.python_blocks` puts pieces together.
 """
 
 from __future__ import annotations
@@ -10,16 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from memfit._core.python_pareto import EdgeTable
-
-__all__ = ["Cut", "StageCost", "StageProblem", "simulate_stage", "stage_edges", "stage_keep"]
+__all__ = ["Cut", "PieceCost", "StageProblem", "bits", "piece_keep", "provided", "simulate_piece"]
 
 
 @dataclass(frozen=True)
 class StageProblem:
-    """A training graph, flattened. Values are numbered 0 … len(value_bytes) - 1.
+    """One block of a training graph, flattened. Values are numbered 0 … len(value_bytes) - 1.
 
-    Resident values and tangents are left out of all lists.
+    Resident values and tangents are left out of all lists. A value that no op of the block makes is
+    a gradient made elsewhere or, with `from_below`, a forward value made below the block.
 
     Attributes:
         value_bytes: size of each value.
@@ -33,6 +38,16 @@ class StageProblem:
         always_keep_bytes: values read by a backward op are kept when they are at most this large.
         auxiliary_share: so are outputs of an op that keeps another output for the boundary, when
             they are at most this share of it, in 1/1024.
+        from_below: forward values made below the block.
+        read_above: forward values that something above the block reads.
+        used_below: values that something below the block may still need: a forward or a backward
+            op there reads or writes it.
+        begun_above: gradients that backward ops above the block write first.
+        always_keep: values that every stage keeps: they pass over whole blocks, or are negligible
+            and cross the block's end.
+        interface_below: values that cross the block's lower end and are not always kept.
+        interface_above: values that cross its upper end and are not always kept.
+        cached_below: for each variant, those of `interface_below` that an open stage keeps anyway.
     """
 
     value_bytes: Sequence[int]
@@ -48,13 +63,26 @@ class StageProblem:
     keep_flags: Sequence[Sequence[bool]]
     always_keep_bytes: int = 1024
     auxiliary_share: int = 128
-    forward_producer: list[int] = field(init=False)
-    forward_readers: list[list[int]] = field(init=False)
-    backward_readers: list[list[int]] = field(init=False)
-    backward_writers: list[list[int]] = field(init=False)
+    from_below: Sequence[bool] = ()
+    read_above: Sequence[bool] = ()
+    used_below: Sequence[bool] = ()
+    begun_above: Sequence[bool] = ()
+    always_keep: Sequence[bool] = ()
+    interface_below: Sequence[int] = ()
+    interface_above: Sequence[int] = ()
+    cached_below: Sequence[Sequence[int]] = ()
+    forward_producer: list[int] = field(init=False, compare=False)
+    forward_readers: list[list[int]] = field(init=False, compare=False)
+    backward_readers: list[list[int]] = field(init=False, compare=False)
+    backward_writers: list[list[int]] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         count = len(self.value_bytes)
+        for name in ("from_below", "read_above", "used_below", "begun_above", "always_keep"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, [False] * count)
+        if not self.cached_below:
+            object.__setattr__(self, "cached_below", [()] * len(self.keep_flags))
         producer = [-1] * count
         readers: list[list[int]] = [[] for _ in range(count)]
         backward_readers: list[list[int]] = [[] for _ in range(count)]
@@ -77,15 +105,18 @@ class StageProblem:
 
 @dataclass(frozen=True)
 class Cut:
-    """A lower set L, with what the way back leaves at it.
+    """A lower set L of a block, with what the way back leaves at it.
 
     Attributes:
-        lower: bitmask of the forward ops in L.
-        finished: bitmask of R(L), the backward ops that have run when the way back reaches L.
+        lower: bitmask of the block's forward ops in L.
+        finished: bitmask of the block's backward ops in R(L): those that have run when the way back
+            reaches L.
         boundary: forward values of L that a forward op outside L reads.
-        needed_below: forward values made outside L that a backward op outside R(L) reads.
-        base_bytes: bytes alive at the cut on the way back beyond the cache and `needed_below`:
-            gradients that cross it, finished gradients, forward outputs made outside L.
+        needed_below: forward values of the block made outside L that a backward op outside R(L)
+            reads.
+        base_bytes: bytes alive at the cut on the way back beyond the cache and `needed_below`, less
+            those at the block's upper end: gradients that cross it, finished gradients, forward
+            outputs made outside L.
     """
 
     lower: int
@@ -102,39 +133,62 @@ class Cut:
         base = 0
         for s, producer in enumerate(problem.forward_producer):
             size = problem.value_bytes[s]
-            if producer >= 0:
-                if lower >> producer & 1:
-                    if any(not lower >> r & 1 for r in problem.forward_readers[s]):
-                        boundary.add(s)
-                elif problem.outlives[s]:
+            if problem.from_below[s] or (producer >= 0 and lower >> producer & 1):
+                if problem.read_above[s] or any(
+                    not lower >> r & 1 for r in problem.forward_readers[s]
+                ):
+                    boundary.add(s)
+            elif producer >= 0:
+                if problem.outlives[s]:
                     base += size
                 elif any(not finished >> r & 1 for r in problem.backward_readers[s]):
                     needed.append(s)
-            elif any(finished >> w & 1 for w in problem.backward_writers[s]) and (
-                problem.outlives[s] or _touched_below(problem, s, finished)
-            ):
-                base += size
+            else:
+                begun = problem.begun_above[s]
+                if (begun or any(finished >> w & 1 for w in problem.backward_writers[s])) and (
+                    problem.outlives[s] or _touched_below(problem, s, finished)
+                ):
+                    base += size
+                if begun:
+                    base -= size
         return cls(lower, finished, frozenset(boundary), tuple(needed), base)
 
 
 def _touched_below(problem: StageProblem, s: int, finished: int) -> bool:
     ops = problem.backward_readers[s] + problem.backward_writers[s]
-    return any(not finished >> op & 1 for op in ops)
+    return problem.used_below[s] or any(not finished >> op & 1 for op in ops)
 
 
 @dataclass(frozen=True, slots=True)
-class StageCost:
-    """What a stage costs.
+class PieceCost:
+    """What a piece of a stage costs. Bytes are beyond the cache.
 
     Attributes:
         cost: cost of its recomputations.
         cached_bytes: bytes that it adds to the cache.
-        peak_bytes: its peak beyond the cache, over its forward and its backward part.
+        forward_bytes: its peak on the way forward, beyond what the pieces below it keep.
+        standing_bytes: bytes that it has kept and that are alive on the way back before it is
+            computed again.
+        pass_bytes: its peak while the interface above it is computed again.
+        held_bytes: bytes that it has alive from then until its own backward ops run, the interface
+            above it left out.
+        start_bytes: bytes alive right before its own backward ops, what the pieces below provide
+            left out; relative to `Cut.base_bytes` at the upper end of the block.
+        backward_bytes: its peak while its own backward ops run; relative like `start_bytes`.
+        asks: whether it needs the interface below it computed again.
+        passed: whether it computes the interface above it again for the pieces above.
     """
 
     cost: int
     cached_bytes: int
-    peak_bytes: int
+    forward_bytes: int
+    standing_bytes: int
+    pass_bytes: int
+    held_bytes: int
+    start_bytes: int
+    backward_bytes: int
+    asks: bool
+    passed: bool
 
 
 def bits(mask: int) -> list[int]:
@@ -147,23 +201,34 @@ def bits(mask: int) -> list[int]:
     return result
 
 
-def stage_keep(problem: StageProblem, lower: Cut, upper: Cut, variant: int) -> set[int]:
-    """Values of V' that the stage keeps for the way back.
+def piece_keep(
+    problem: StageProblem, lower: Cut, upper: Cut, variant: int, open_above: bool = False
+) -> set[int]:
+    """Values of V' that a stage keeps for the way back.
 
-    Kept are: the boundary of L'; forward outputs; outputs of ops that must not run again, where
-    anything may read them later; small values that a backward op reads; and the values that the
-    variant flags, where a backward op reads them.
+    Kept are: the boundary of L', its interface left out where the stage goes on above; forward
+    outputs; outputs of ops that must not run again, where anything may read them later; small
+    values that a backward op reads; values that are always kept; and the values that the variant
+    flags, where a backward op reads them.
     """
     flags = problem.keep_flags[variant]
     size = problem.value_bytes
+    passing = frozenset(problem.interface_above) if open_above else frozenset()
     keep: set[int] = set()
     for v in bits(upper.lower & ~lower.lower):
         outputs = problem.forward_outputs[v]
         fixed = not problem.forward_recomputable[v]
         boundary_bytes = 0
         for s in outputs:
-            later = problem.backward_readers[s] or problem.forward_readers[s]
-            if s in upper.boundary or problem.outlives[s] or (fixed and later):
+            later = (
+                problem.backward_readers[s] or problem.forward_readers[s] or problem.read_above[s]
+            )
+            if (
+                (s in upper.boundary and s not in passing)
+                or problem.outlives[s]
+                or problem.always_keep[s]
+                or (fixed and later)
+            ):
                 keep.add(s)
                 boundary_bytes += size[s]
         for s in outputs:
@@ -176,31 +241,47 @@ def stage_keep(problem: StageProblem, lower: Cut, upper: Cut, variant: int) -> s
     return keep
 
 
-def simulate_stage(
+def provided(problem: StageProblem, variant: int) -> frozenset[int]:
+    """Values that a piece which is open below finds computed again, not in the cache."""
+    return frozenset(problem.interface_below) - frozenset(problem.cached_below[variant])
+
+
+def simulate_piece(
     problem: StageProblem,
     lower: Cut,
     upper: Cut,
     variant: int,
-    emit: Callable[[int, bool], None] | None = None,
-) -> StageCost:
-    """Simulate one stage, every value freed after its last use, recomputation just in time.
+    open_below: bool = False,
+    open_above: bool = False,
+    passed: bool = False,
+    emit: Callable[[int, bool, bool], None] | None = None,
+) -> PieceCost:
+    """Simulate one piece, every value freed after its last use, recomputation just in time.
 
     Args:
-        problem: the graph.
-        lower: the cut L.
-        upper: the cut L', a strict superset.
+        problem: the block.
+        lower: the cut L; the block's lower end if `open_below`.
+        upper: the cut L', a strict superset; the block's upper end if `open_above`.
         variant: which values to keep beyond the boundary.
-        emit: called for each op of the way back in order: (forward op, True) for a
-            recomputation, (backward op, False) for a backward op.
+        open_below: the stage began below; the interface there is not in the cache.
+        open_above: the stage goes on above; the interface there is not kept.
+        passed: pieces above ask for the interface above, so it is computed again before they run
+            their backward ops.
+        emit: called for each op of the way back in order: (op, is it a recomputation, does it run
+            before the backward ops of the pieces above).
     """
     size = problem.value_bytes
     ops = bits(upper.lower & ~lower.lower)
-    keep = stage_keep(problem, lower, upper, variant)
+    keep = piece_keep(problem, lower, upper, variant, open_above)
     inside = {s for v in ops for s in problem.forward_outputs[v]}
-    forward_peak = _forward_peak(problem, ops, inside, keep)
+    lent_below = provided(problem, variant) if open_below else frozenset()
+    forward_bytes = _forward_bytes(problem, ops, inside, keep, lent_below)
 
+    asked: list[int] = []
+    if open_above and passed:
+        asked = [s for s in problem.interface_above if s in inside and s not in keep]
     backward = bits(lower.finished & ~upper.finished)
-    again = _recomputed(problem, backward, lower.needed_below, inside, keep)
+    again = _recomputed(problem, backward, (*lower.needed_below, *asked), inside, keep)
     uses: dict[int, int] = {}
     for v in again:
         for s in problem.forward_inputs[v]:
@@ -211,40 +292,42 @@ def simulate_stage(
 
     below = frozenset(lower.needed_below)
 
-    def pinned(s: int) -> bool:
-        if problem.outlives[s] or s in below:
+    def made_below(s: int) -> bool:
+        producer = problem.forward_producer[s]
+        return problem.from_below[s] or (producer >= 0 and bool(lower.lower >> producer & 1))
+
+    def pinned(s: int, cut: Cut = lower) -> bool:
+        if problem.outlives[s] or problem.used_below[s] or (s in below and cut is lower):
             return True
         producer = problem.forward_producer[s]
-        if producer < 0:
-            return _touched_below(problem, s, lower.finished)
-        if lower.lower >> producer & 1:
+        if producer < 0 and not problem.from_below[s]:
+            return _touched_below(problem, s, cut.finished)
+        if problem.from_below[s] or cut.lower >> producer & 1:
             return (
-                s not in lower.boundary
-                or any(lower.lower >> r & 1 for r in problem.forward_readers[s])
-                or any(not lower.finished >> r & 1 for r in problem.backward_readers[s])
+                s not in cut.boundary
+                or any(cut.lower >> r & 1 for r in problem.forward_readers[s])
+                or any(not cut.finished >> r & 1 for r in problem.backward_readers[s])
             )
         return False
 
-    current = upper.base_bytes
-    live: set[int] = set()
-    for s in upper.needed_below:
-        if s not in inside:
-            current += size[s]
-            live.add(s)
-    for s in keep:
-        if s in uses or pinned(s):
-            current += size[s]
-            live.add(s)
+    live = {s for s in keep if s in uses or pinned(s)}
+    # Kept for the pieces above alone: gone when these are done.
+    lent = {s for s in keep - live if open_above and problem.read_above[s]}
+    current = standing = sum(size[s] for s in live | lent)
     # What the cache holds is counted in m; freeing it here makes `current` fall below its start.
     for s in uses:
-        producer = problem.forward_producer[s]
-        if producer >= 0:
-            if lower.lower >> producer & 1:
-                live.add(s)
-        elif any(upper.finished >> w & 1 for w in problem.backward_writers[s]):
+        if made_below(s) or (
+            problem.forward_producer[s] < 0
+            and (
+                problem.begun_above[s]
+                or any(upper.finished >> w & 1 for w in problem.backward_writers[s])
+            )
+        ):
             live.add(s)
-    peak = current
+    asks = any(s in uses for s in lent_below)
     done: set[int] = set()
+    peak = 0
+    early = False
 
     def release(s: int) -> None:
         nonlocal current
@@ -257,7 +340,7 @@ def simulate_stage(
         nonlocal current, peak
         done.add(v)
         if emit is not None:
-            emit(v, True)
+            emit(v, True, early)
         outputs = problem.forward_outputs[v]
         double = 0
         for s in outputs:
@@ -270,7 +353,7 @@ def simulate_stage(
         for s in problem.forward_inputs[v]:
             release(s)
         for s in outputs:
-            if s not in keep and s not in uses and not pinned(s):
+            if s not in keep and s not in uses and not pinned(s) and s not in waiting:
                 current -= size[s]
                 live.discard(s)
 
@@ -287,10 +370,42 @@ def simulate_stage(
         for v in sorted(todo):
             recompute(v)
 
+    # The interface above is alive for the pieces above as long as these need it.
+    waiting = set(asked)
+    for s in asked:
+        uses[s] = uses.get(s, 0) + 1
+    provided_bytes = sum(size[s] for s in lent_below if s in uses)
+    pass_bytes = held = standing
+    if asked:
+        early = True
+        current += provided_bytes
+        peak = current
+        provide(asked)
+        early = False
+        pass_bytes = peak
+        held = current - sum(size[s] for s in asked)
+        waiting.clear()
+        for s in asked:
+            release(s)
+    # What lies in the cache for pieces above alone is dead by now.
+    dead = sum(
+        size[s]
+        for s in upper.boundary
+        if made_below(s) and s not in lent_below and not pinned(s, upper)
+    )
+    current += upper.base_bytes - dead - sum(size[s] for s in lent)
+    for s in upper.needed_below:
+        if s not in inside:
+            current += size[s]
+            live.add(s)
+    start = current
+    if not asked:
+        current += provided_bytes
+    peak = current
     for b in backward:
         provide(problem.backward_inputs[b])
         if emit is not None:
-            emit(b, False)
+            emit(b, False, False)
         for s in problem.backward_outputs[b]:
             if s not in live:
                 current += size[s]
@@ -301,28 +416,43 @@ def simulate_stage(
         for s in problem.backward_outputs[b]:
             release(s)
     provide(lower.needed_below)
-    cost = sum(problem.forward_cost[v] for v in again)
-    return StageCost(cost, sum(size[s] for s in keep), max(forward_peak, peak))
+    return PieceCost(
+        cost=sum(problem.forward_cost[v] for v in again),
+        cached_bytes=sum(size[s] for s in keep),
+        forward_bytes=forward_bytes,
+        standing_bytes=standing,
+        pass_bytes=pass_bytes,
+        held_bytes=held,
+        start_bytes=start,
+        backward_bytes=peak,
+        asks=asks,
+        passed=bool(asked),
+    )
 
 
-def _forward_peak(
-    problem: StageProblem, ops: Sequence[int], inside: set[int], keep: set[int]
+def _forward_bytes(
+    problem: StageProblem,
+    ops: Sequence[int],
+    inside: set[int],
+    keep: set[int],
+    lent_below: frozenset[int],
 ) -> int:
     size = problem.value_bytes
     uses: dict[int, int] = {}
     for v in ops:
         for s in problem.forward_inputs[v]:
             uses[s] = uses.get(s, 0) + 1
-    current = peak = 0
+    current = peak = sum(size[s] for s in lent_below)
     for v in ops:
         current += sum(size[s] for s in problem.forward_outputs[v])
         peak = max(peak, current + problem.forward_workspace[v])
         for s in problem.forward_inputs[v]:
             uses[s] -= 1
-            if uses[s] == 0 and s in inside and s not in keep:
+            gone = uses[s] == 0 and not problem.read_above[s]
+            if gone and (s in lent_below or (s in inside and s not in keep)):
                 current -= size[s]
         for s in problem.forward_outputs[v]:
-            if s not in uses and s not in keep:
+            if s not in uses and s not in keep and not problem.read_above[s]:
                 current -= size[s]
     return peak
 
@@ -345,42 +475,3 @@ def _recomputed(
                 again.add(v)
                 stack.extend(problem.forward_inputs[v])
     return sorted(again)
-
-
-def stage_edges(
-    problem: StageProblem,
-    cuts: Sequence[Cut],
-    progress: Callable[[float], None] | None = None,
-) -> EdgeTable:
-    """All stages between nested cuts, one edge for each variant.
-
-    Args:
-        problem: the graph.
-        cuts: in topological order (by size): the empty set first, V last. A pair is a stage when
-            L is a strict subset of L' and R(L') a subset of R(L).
-        progress: called with the share done.
-    """
-    sources: list[int] = []
-    targets: list[int] = []
-    variants: list[int] = []
-    costs: list[int] = []
-    cached: list[int] = []
-    peaks: list[int] = []
-    for i, lower in enumerate(cuts):
-        if progress is not None:
-            progress(i / len(cuts))
-        for j in range(i + 1, len(cuts)):
-            upper = cuts[j]
-            if lower.lower & ~upper.lower or upper.finished & ~lower.finished:
-                continue
-            if lower.lower == upper.lower:
-                continue
-            for variant in range(len(problem.keep_flags)):
-                stage = simulate_stage(problem, lower, upper, variant)
-                sources.append(i)
-                targets.append(j)
-                variants.append(variant)
-                costs.append(stage.cost)
-                cached.append(stage.cached_bytes)
-                peaks.append(stage.peak_bytes)
-    return EdgeTable.from_lists(len(cuts), sources, targets, variants, costs, cached, peaks)

@@ -25,12 +25,15 @@ class PlannerOptions:
         max_lower_sets: enumeration of all lower sets stops there, and the planner goes on with the
             next smaller family and says so in the plan's provenance. None: as many as the planner
             and the core can take.
+        time_limit_s: seconds after which the search stops with the best plan so far, which says so;
+            None for no limit (the default planner).
         progress: called with a label and the share done, 0 to 1.
     """
 
     mode: str = "auto"
     family: str = "auto"
     max_lower_sets: int | None = None
+    time_limit_s: float | None = None
     progress: Progress | None = None
 
 

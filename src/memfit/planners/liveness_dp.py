@@ -2,210 +2,152 @@
 
 The recurrence is that of Kusumoto et al. 2019, section 4.2; the peak of a stage is simulated with
 every value freed at its last use instead of bounded by their formula, the last stage need not be
-recomputed, and a stage may keep more than its boundary.
+recomputed, and a stage may keep more than its boundary. It runs from V back to the empty set over
+pairs (overhead still to come, bytes still needed), so that one run serves every budget.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from memfit import _core
-from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import simulate
-from memfit.lower_sets import choose_family
-from memfit.plan import Plan, PlanStatus, make_plan
-from memfit.planners.base import PlannerOptions
+from memfit.graph import TrainingGraph
+from memfit.liveness import MemoryTimeline, simulate
+from memfit.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.planners.base import PlannerOptions, TradeOff, TradeOffPoint
+from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
 from memfit.schedule import Schedule
-from memfit.stages import (
-    BackwardStages,
-    path_schedule,
-    path_stages,
-    stage_problem,
-    store_all_schedule,
-)
+from memfit.stages import StagePath, store_all_schedule
 
-__all__ = ["LivenessTable", "keep_variants", "negligible_bytes", "plan", "useful_ops"]
+__all__ = ["plan", "plan_from_table", "table_for", "trade_off"]
 
-_NEGLIGIBLE_BYTES = 1024
-_NEGLIGIBLE_SHARE = 10_000
-
-_MAX_CUTS = {"native": 640, "python": 80}
-_COST_STEPS = 20_000
 _NOMINAL_TRIES = 7
 
 
 @dataclass(frozen=True)
-class LivenessTable:
-    """All stages of one graph, simulated once; plans for any budget are read off it."""
+class _Found:
+    """A way through the stages, judged by the simulator."""
 
     graph: TrainingGraph
-    problem: StageProblem
-    cuts: tuple[Cut, ...]
-    edges: _core.EdgeTable
-    family: str
-    notes: tuple[str, ...]
-    fixed_bytes: int
-    minimum_nominal_bytes: int
-    minimum_path: tuple[int, ...]
+    path: StagePath
 
-    def path(self, edge_ids: Sequence[int]) -> list[tuple[Cut, Cut, int]]:
-        """Edge ids as stages."""
-        stages = []
-        for e in edge_ids:
-            source, target, variant = self.edges.edge(e)[:3]
-            stages.append((self.cuts[source], self.cuts[target], variant))
-        return stages
+    @cached_property
+    def schedule(self) -> Schedule:
+        return self.path.schedule()
 
-    def schedule(self, edge_ids: Sequence[int]) -> Schedule:
-        """Edge ids as a schedule."""
-        return path_schedule(self.graph, self.problem, self.path(edge_ids))
-
-    def best_path(self, nominal_bytes: int) -> list[int] | None:
-        """Least recomputation where every stage's simulated peak is at most `nominal_bytes`."""
-        quantum = max(1, self.graph.total_cost // _COST_STEPS) if self._large else 1
-        return self.edges.shortest(nominal_bytes, quantum=quantum)
+    @cached_property
+    def timeline(self) -> MemoryTimeline:
+        return simulate(self.graph, self.schedule)
 
     @property
-    def _large(self) -> bool:
-        return self.graph.total_cost > _COST_STEPS
+    def peak_bytes(self) -> int:
+        return self.timeline.peak_bytes
+
+    @cached_property
+    def overhead(self) -> int:
+        return self.schedule.overhead(self.graph)
 
 
-def negligible_bytes(graph: TrainingGraph) -> int:
-    """Size up to which a value is not worth a decision: 1 KiB, or 0.01% of all activations."""
-    activations = sum(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
-    return min(_NEGLIGIBLE_BYTES, activations // _NEGLIGIBLE_SHARE)
+class _TimeUp(Exception):
+    """The time limit has been reached."""
 
 
-def keep_variants(graph: TrainingGraph) -> list[list[bool]]:
-    """Which values a stage keeps beyond its boundary, for each variant.
+def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
+    """Simulate all stages of a graph.
 
-    Variant 0 keeps none, the last one all that the backward pass reads. Those between keep only
-    what is dear to compute again: values ordered by cost per byte, the cheapest half (by bytes),
-    then the cheapest three quarters, left out.
+    With `options.time_limit_s` and no time left, a quick search over fewer lower sets is made
+    instead, and its table says so.
+
+    Raises:
+        UsageError: an unknown family.
     """
-    count = len(graph.values)
-    start = graph.forward_count
-    threshold = negligible_bytes(graph)
-    wanted: list[tuple[float, int]] = []
-    for op in graph.forward_ops:
-        written = sum(graph.values[v].size_bytes for v in op.outputs)
-        for v in op.outputs:
-            if graph.values[v].size_bytes > threshold and any(
-                c >= start for c in graph.consumers[v]
-            ):
-                wanted.append((op.cost / max(1, written), v))
-    wanted.sort()
-    total = sum(graph.values[v].size_bytes for _, v in wanted)
-    variants = [[False] * count]
-    for share in (0.75, 0.5, 0.25):
-        flags = [False] * count
-        running = 0
-        for _, v in wanted:
-            running += graph.values[v].size_bytes
-            flags[v] = running > share * total
-        if flags not in variants:
-            variants.append(flags)
-    everything = [False] * count
-    for _, v in wanted:
-        everything[v] = True
-    variants.append(everything)
-    return variants
+    began = time.perf_counter()
+
+    def report(label: str, share: float) -> None:
+        limit = options.time_limit_s
+        if limit is not None and time.perf_counter() - began > limit:
+            raise _TimeUp
+        if options.progress is not None:
+            options.progress(label, share)
+
+    try:
+        return build_table(
+            graph,
+            family=options.family,
+            max_lower_sets=options.max_lower_sets,
+            effort=FULL[_core.core_name()],
+            progress=report,
+        )
+    except _TimeUp:
+        table = build_table(
+            graph,
+            family="prefix",
+            max_lower_sets=options.max_lower_sets,
+            effort=QUICK,
+            progress=options.progress,
+        )
+        note = (
+            f"the time limit of {options.time_limit_s:g} s was reached; a quick search over a few "
+            "prefixes of the program order was made instead"
+        )
+        return replace(table, notes=(*table.notes, note))
 
 
-def useful_ops(graph: TrainingGraph) -> list[bool]:
-    """Forward ops after which a cut may help: something reads an output that is not negligible."""
-    threshold = negligible_bytes(graph)
-    return [
-        any(graph.values[v].size_bytes > threshold and bool(graph.consumers[v]) for v in op.outputs)
-        for op in graph.forward_ops
+def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
+    """The overhead of every budget, from one run.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    began = time.perf_counter()
+    table = table_for(graph, options)
+    points = [
+        TradeOffPoint(table.fixed_bytes + budget, cost)
+        for cost, budget in reversed(table.stages.curve())
     ]
-
-
-def _thin(cuts: list[Cut], problem: StageProblem, limit: int) -> list[Cut]:
-    """At most `limit` cuts: of each run of neighbours the one with the smallest boundary."""
-    inner = cuts[1:-1]
-    window = math.ceil(len(inner) / max(1, limit - 2))
-
-    def weight(cut: Cut) -> tuple[int, int]:
-        size = problem.value_bytes
-        return sum(size[s] for s in cut.boundary) + cut.base_bytes, cut.lower
-
-    chosen = [min(inner[i : i + window], key=weight) for i in range(0, len(inner), window)]
-    return [cuts[0], *chosen, cuts[-1]]
-
-
-def build_table(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
-    """Simulate all stages of a family of lower sets."""
-    limit = min(options.max_lower_sets or 1 << 30, _MAX_CUTS[_core.core_name()])
-    useful = useful_ops(graph)
-    family, masks, note = choose_family(graph, options.family, limit, useful)
-    notes = [note] if note else []
-    problem = stage_problem(graph, keep_variants(graph), negligible_bytes(graph))
-    backward = BackwardStages(graph)
-    cuts = [Cut.of(problem, mask, backward.finished(mask)) for mask in masks]
-    if len(cuts) > limit:
-        notes.append(f"{len(cuts)} cuts thinned to {limit}, smallest boundaries kept")
-        cuts = _thin(cuts, problem, limit)
-    progress = options.progress
-
-    def report(share: float) -> None:
-        if progress is not None:
-            progress("simulating stages", share)
-
-    edges = _core.stage_edges(problem, cuts, report)
-    nominal, path = edges.smallest_budget()
-    fixed = graph.resident_bytes + sum(
-        v.size_bytes for v in graph.values if v.kind is ValueKind.TANGENT
-    )
-    return LivenessTable(
-        graph, problem, tuple(cuts), edges, family, tuple(notes), fixed, nominal, tuple(path)
+    return TradeOff(
+        planner="liveness",
+        family=table.family,
+        status=PlanStatus.FEASIBLE,
+        cost_unit=graph.cost_unit,
+        total_cost=graph.total_cost,
+        lower_sets=table.cut_count,
+        points=tuple(points),
+        seconds=time.perf_counter() - began,
+        notes=table.notes,
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    edge_ids: tuple[int, ...]
-    schedule: Schedule
-    peak_bytes: int
-    overhead: int
-
-
-def _judge(table: LivenessTable, edge_ids: Sequence[int]) -> _Found:
-    schedule = table.schedule(edge_ids)
-    peak = simulate(table.graph, schedule).peak_bytes
-    return _Found(tuple(edge_ids), schedule, peak, schedule.overhead(table.graph))
-
-
-def _search(table: LivenessTable, budget_bytes: int, minimum: _Found) -> _Found:
+def _search(table: LivenessTable, budget_bytes: int, smallest: _Found) -> _Found:
     """Least overhead whose exactly simulated peak fits the budget.
 
-    The DP counts cached values as alive even where they are already dead on the way back, so its
-    peaks are upper bounds: a nominal budget above the real one may still fit, and costs less. A
-    bisection over nominal budgets finds the largest one that the simulator accepts.
+    The DP's peaks are upper bounds: it counts a cached value as alive to the end of the stage that
+    it was kept for. A nominal budget above the real one may still fit, and costs less; a bisection
+    over nominal budgets finds the largest one that the simulator accepts.
     """
-    real = budget_bytes - table.fixed_bytes
-    best = minimum
-    low = max(real, table.minimum_nominal_bytes)
-    high = max(low, math.ceil(low * 1.5))
+    best = smallest
+    low = max(budget_bytes - table.fixed_bytes, table.stages.smallest_budget())
+    high = math.ceil(low * 1.5)
     nominal = low
+    seen: set[int] = set()
     for _ in range(_NOMINAL_TRIES):
-        edge_ids = table.best_path(nominal)
-        if edge_ids is None:
-            low = nominal
-        else:
-            found = _judge(table, edge_ids)
-            fits = found.peak_bytes <= budget_bytes
-            if fits and (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
-                best = found
-            if found.overhead == 0 and fits:
-                break
-            low, high = (nominal, high) if fits else (low, nominal)
+        path = table.path(nominal)
+        assert path is not None, "a nominal budget above the smallest one has a path"
+        found = _Found(table.graph, path)
+        fits = found.peak_bytes <= budget_bytes
+        if fits and (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
+            best = found
+        if fits and found.overhead == 0:
+            break
+        low, high = (nominal, high) if fits else (low, nominal)
+        seen.add(nominal)
         nominal = (low + high) // 2
+        if nominal in seen:
+            break
     return best
 
 
@@ -214,31 +156,33 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
 
     Raises:
         InfeasibleBudgetError: no plan of the family fits.
+        UsageError: an unknown family.
     """
     began = time.perf_counter()
-    return plan_from_table(build_table(graph, options), budget_bytes, began)
+    return plan_from_table(table_for(graph, options), budget_bytes, began)
 
 
 def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Plan:
     """As `plan`, from stages simulated before."""
     graph = table.graph
-    plain = simulate(graph, store_all_schedule(graph))
-    minimum = _judge(table, table.minimum_path)
-    if budget_bytes < minimum.peak_bytes:
-        timeline = simulate(graph, minimum.schedule)
-        step = minimum.schedule.steps[timeline.peak_step]
+    plain_schedule = store_all_schedule(graph)
+    plain = simulate(graph, plain_schedule)
+    path = table.path(table.stages.smallest_budget())
+    assert path is not None, "the smallest budget has a path"
+    smallest = _Found(graph, path)
+    minimum = min(smallest.peak_bytes, plain.peak_bytes)
+    if budget_bytes < minimum:
+        step = smallest.schedule.steps[smallest.timeline.peak_step]
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes,
-            minimum_bytes=minimum.peak_bytes,
+            minimum_bytes=minimum,
             binding_op=graph.ops[step.op].source or graph.ops[step.op].name,
         )
     if plain.peak_bytes <= budget_bytes:
-        schedule = store_all_schedule(graph)
-        everything = len(table.problem.keep_flags) - 1
-        path = [(table.cuts[0], table.cuts[-1], everything)]
+        schedule, stages = plain_schedule, _whole(graph, plain_schedule)
     else:
-        found = _search(table, budget_bytes, minimum)
-        schedule, path = found.schedule, table.path(found.edge_ids)
+        found = _search(table, budget_bytes, smallest)
+        schedule, stages = found.schedule, found.path.stages()
     return make_plan(
         graph,
         schedule,
@@ -248,9 +192,18 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
         status=PlanStatus.FEASIBLE,
         budget_bytes=budget_bytes,
         plain_peak_bytes=plain.peak_bytes,
-        smallest_feasible_budget_bytes=minimum.peak_bytes,
-        lower_sets=len(table.cuts),
-        stages=path_stages(graph, table.problem, path),
+        smallest_feasible_budget_bytes=minimum,
+        lower_sets=table.cut_count,
+        stages=stages,
         seconds=time.perf_counter() - began,
         provenance={"notes": list(table.notes), "core": _core.core_name()},
     )
+
+
+def _whole(graph: TrainingGraph, schedule: Schedule) -> tuple[Stage, ...]:
+    """The plain step as one stage."""
+    ops = graph.forward_ops
+    if not ops:
+        return ()
+    kept = sum(graph.values[v].size_bytes for v in schedule.kept(graph))
+    return (Stage(len(ops), ops[0].name, ops[-1].name, kept, 0),)

@@ -141,8 +141,12 @@ def build_table(graph: TrainingGraph, family: str, options: PlannerOptions) -> P
 
     report("listing lower sets", 0.0)
     limit = options.max_lower_sets or _MAX_LOWER_SETS[_core.core_name()]
-    name, masks, note = choose_family(graph, wanted, limit)
-    notes = [note] if note else []
+    name, masks = choose_family(graph.forward_predecessors, wanted, limit)
+    notes = []
+    if name != wanted:
+        notes.append(
+            f"family {wanted} has more than {limit} lower sets; family {name} was searched instead"
+        )
     quantum = _cost_quantum(len(masks), graph.forward_count, graph.forward_cost)
     if quantum > 1:
         notes.append(f"costs were rounded up to multiples of {quantum} {graph.cost_unit}")

@@ -1,0 +1,74 @@
+// The lower pieces of a stage over several blocks; see Stack in memfit/_core/python_blocks.py.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "front.hpp"
+#include "stage.hpp"
+
+namespace memfit {
+
+struct Stack {
+  std::int64_t cost = 0;
+  std::int64_t cached_bytes = 0;
+  std::int64_t forward_bytes = 0;
+  std::int64_t beside_top = 0;
+  std::int64_t pass_top = kNothing;
+  std::int64_t settled = kNothing;
+  std::int64_t group = kNothing;
+  std::int64_t group_start = 0;
+  std::int64_t group_standing = 0;
+  bool asks = false;
+  bool group_of_top = true;
+
+  // The stack with one more piece below it; `piece` is passed where the stack asks.
+  [[nodiscard]] Stack below(const PieceCost& piece, std::int64_t base_bytes) const {
+    Stack grown = *this;
+    grown.cost += piece.cost;
+    grown.cached_bytes += piece.cached_bytes;
+    grown.forward_bytes = std::max(piece.forward_bytes, piece.cached_bytes + forward_bytes);
+    grown.asks = piece.asks;
+    const std::int64_t standing = piece.standing_bytes;
+    const std::int64_t held = piece.held_bytes;
+    const std::int64_t own = piece.backward_bytes + base_bytes;
+    if (!piece.passed) {
+      grown.beside_top += standing;
+      grown.pass_top = more(pass_top, standing);
+      grown.settled = more(std::max(settled, group), standing);
+      grown.group = own;
+      grown.group_start = piece.start_bytes + base_bytes;
+      grown.group_standing = 0;
+      grown.group_of_top = false;
+      return grown;
+    }
+    const std::int64_t first = piece.pass_bytes + group_standing;
+    grown.group_standing += standing;
+    if (group_of_top) {
+      grown.beside_top += held;
+      grown.pass_top = std::max(more(pass_top, held), first);
+      grown.group = std::max(more(group, held), own);
+    } else {
+      grown.beside_top += standing;
+      grown.pass_top = more(pass_top, standing);
+      grown.settled = more(settled, standing);
+      grown.group = std::max({group + held, own, group_start + first});
+    }
+    return grown;
+  }
+
+  [[nodiscard]] Step stage(const PieceCost& top, std::int64_t base_bytes) const {
+    const std::int64_t backward =
+        std::max({settled, group, top.backward_bytes + base_bytes + beside_top,
+                  top.start_bytes + base_bytes + pass_top});
+    return {cost + top.cost, cached_bytes + top.cached_bytes,
+            std::max({backward, forward_bytes, cached_bytes + top.forward_bytes})};
+  }
+
+ private:
+  static std::int64_t more(std::int64_t amount, std::int64_t by) {
+    return amount == kNothing ? amount : amount + by;
+  }
+};
+
+}  // namespace memfit

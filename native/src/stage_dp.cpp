@@ -1,0 +1,252 @@
+#include "stage_dp.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace memfit {
+namespace {
+
+constexpr std::int64_t kLimit = std::int64_t{1} << 60;
+constexpr std::size_t kMostSlots = std::size_t{1} << 24;
+
+int slot_shift(std::int64_t total_cost, std::size_t slots) {
+  int shift = 0;
+  while (static_cast<std::uint64_t>(total_cost >> shift) >= slots) ++shift;
+  return shift;
+}
+
+}  // namespace
+
+// For each later block, variant and asking, the pieces between it and the block at hand.
+class StageTable::Stacks {
+ public:
+  Stacks(const StageTable& table, std::size_t end)
+      : table_(table), stacks_(end * table.variants_ * 2), end_(table.variants_, 0) {}
+
+  // Ends the stages that would go on from block i + 1 to block i to no purpose.
+  void seal(std::size_t i) {
+    if (i + 1 >= table_.tables_.size()) return;
+    for (std::size_t v = 0; v < table_.variants_; ++v) {
+      if (table_.tables_[i + 1]->sealed(v)) end_[v] = i + 1;
+    }
+  }
+
+  void extend(std::size_t i) {
+    for (std::size_t v = 0; v < table_.variants_; ++v) {
+      for (const bool asks : {false, true}) {
+        for (std::size_t j = i + 1; j < end_[v]; ++j) {
+          Stack& stack = at(j, v, asks);
+          stack = stack.below(table_.tables_[i]->through(v, stack.asks), table_.base_bytes_[i]);
+        }
+        Stack& fresh = at(i, v, asks);
+        fresh = Stack{};
+        fresh.asks = asks;
+      }
+      end_[v] = std::max(end_[v], i + 1);
+    }
+  }
+
+  [[nodiscard]] const Stack* find(std::size_t j, std::size_t v, bool asks) const {
+    return j < end_[v] ? &stacks_[(j * table_.variants_ + v) * 2 + (asks ? 1 : 0)] : nullptr;
+  }
+
+ private:
+  const StageTable& table_;
+  std::vector<Stack> stacks_;
+  std::vector<std::size_t> end_;  // by variant, the block from which on no stage may end
+
+  Stack& at(std::size_t j, std::size_t v, bool asks) {
+    return stacks_[(j * table_.variants_ + v) * 2 + (asks ? 1 : 0)];
+  }
+};
+
+template <class Visit>
+void StageTable::inner_stages(std::size_t i, std::size_t a, Visit&& visit) const {
+  const BlockTable& table = *tables_[i];
+  for (std::size_t b = a + 1; b < table.cuts(); ++b) {
+    for (std::size_t v = 0; v < variants_; ++v) {
+      const InnerCost& piece = table.inner(a, b, v);
+      if (piece.cost < 0) continue;
+      visit(Step{piece.cost, piece.cached_bytes,
+                 std::max(piece.forward_bytes, piece.backward_bytes + base_bytes_[i])},
+            i, b, v);
+    }
+  }
+}
+
+template <class Visit>
+void StageTable::longer_stages(std::size_t i, std::size_t a, const Stacks& stacks,
+                               Visit&& visit) const {
+  const BlockTable& table = *tables_[i];
+  std::vector<char> open(variants_ * 2, 1);
+  std::size_t left = open.size();
+  for (std::size_t j = i + 1; j < tables_.size() && left > 0; ++j) {
+    const BlockTable& last = *tables_[j];
+    for (std::size_t v = 0; v < variants_; ++v) {
+      for (const bool asks : {false, true}) {
+        char& is_open = open[v * 2 + (asks ? 1 : 0)];
+        if (is_open == 0) continue;
+        const Stack* stack = stacks.find(j, v, asks);
+        Stack whole;
+        if (stack != nullptr) whole = stack->below(table.bottom(a, v, stack->asks), base_bytes_[i]);
+        if (stack == nullptr || idle(i, a, whole)) {
+          is_open = 0;
+          --left;
+          continue;
+        }
+        for (std::size_t b = 1; b < last.cuts(); ++b) {
+          const PieceCost* top = last.top(b, v);
+          if (top != nullptr && top->asks == asks) visit(whole.stage(*top, base_bytes_[j]), j, b, v);
+        }
+      }
+    }
+  }
+}
+
+// Whether a stage over a stack costs and needs at least what ending at the block's end does.
+bool StageTable::idle(std::size_t i, std::size_t a, const Stack& stack) const {
+  const BlockTable& table = *tables_[i];
+  const SlotFront& after = fronts_[i + 1][0];
+  for (std::size_t v = 0; v < variants_; ++v) {
+    const InnerCost& piece = table.inner(a, table.cuts() - 1, v);
+    if (piece.cost < 0) continue;
+    const std::int64_t need = after.need_at(stack.cost - piece.cost);
+    if (need == kNever) continue;
+    const std::int64_t peak = std::max(piece.forward_bytes, piece.backward_bytes + base_bytes_[i]);
+    if (std::max(peak, piece.cached_bytes + need) <= stack.beside_top) return true;
+  }
+  return false;
+}
+
+StageTable::StageTable(std::vector<std::shared_ptr<const BlockTable>> tables,
+                       std::vector<std::int64_t> base_bytes, std::int64_t total_cost,
+                       std::size_t slots, std::size_t threads, const Tick& tick)
+    : tables_(std::move(tables)), base_bytes_(std::move(base_bytes)), fronts_(tables_.size() + 1) {
+  if (base_bytes_.size() != tables_.size()) throw std::invalid_argument("wrong length of base_bytes");
+  if (total_cost < 0 || total_cost >= kLimit || slots < 1 || slots > kMostSlots) {
+    throw std::invalid_argument("total_cost must be between 0 and 2**60, slots between 1 and 2**24");
+  }
+  std::int64_t cost = 0;
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < tables_.size(); ++i) {
+    const BlockTable& table = *tables_[i];
+    if (i == 0) variants_ = table.variants();
+    if (table.variants() != variants_) throw std::invalid_argument("tables differ in their variants");
+    if (base_bytes_[i] < 0 || base_bytes_[i] >= kLimit) {
+      throw std::invalid_argument("base_bytes must be between 0 and 2**60");
+    }
+    if (table.largest_cost() >= kLimit - cost || table.largest_bytes() >= kLimit - bytes) {
+      throw std::invalid_argument("costs or bytes of all blocks must add up below 2**60");
+    }
+    cost += table.largest_cost();
+    bytes += table.largest_bytes();
+  }
+  if (cost > total_cost) throw std::invalid_argument("total_cost is less than a way may cost");
+  shift_ = slot_shift(total_cost, slots);
+
+  const std::size_t count = tables_.size();
+  fronts_[count].push_back({{0}, {kNothing}});
+  Team team(thread_count(threads));
+  std::vector<SlotBuilder> builders(team.threads(), SlotBuilder(shift_, total_cost));
+  Stacks stacks(*this, count);
+  for (std::size_t i = count; i-- > 0;) {
+    const BlockTable& table = *tables_[i];
+    stacks.seal(i);
+    fronts_[i].resize(table.cuts() - 1);
+    const auto between = [&] {
+      if (tick) tick(1.0 - static_cast<double>(i + 1) / static_cast<double>(count));
+    };
+    // Longer stages lead to later blocks, whose fronts are known; those of the block's own cuts
+    // are found one after the other.
+    team.run(
+        table.cuts() - 1,
+        [&](std::size_t a, std::size_t worker) {
+          SlotBuilder& builder = builders[worker];
+          longer_stages(i, a, stacks, [&](const Step& step, std::size_t j, std::size_t b, std::size_t) {
+            builder.add(step, front(j, b));
+          });
+          fronts_[i][a] = builder.take();
+        },
+        between);
+    for (std::size_t a = table.cuts() - 1; a-- > 0;) {
+      SlotBuilder& builder = builders[0];
+      builder.add({0, 0, kNothing}, fronts_[i][a]);
+      inner_stages(i, a, [&](const Step& step, std::size_t j, std::size_t b, std::size_t) {
+        builder.add(step, front(j, b));
+      });
+      fronts_[i][a] = builder.take();
+      if (tick && a % 8 == 0) between();
+    }
+    stacks.extend(i);
+  }
+}
+
+std::vector<std::pair<std::int64_t, std::int64_t>> StageTable::curve() const {
+  const SlotFront& first = fronts_[0][0];
+  std::vector<std::pair<std::int64_t, std::int64_t>> points;
+  for (std::size_t k = 0; k < first.costs.size(); ++k) {
+    points.emplace_back(first.costs[k], std::max<std::int64_t>(0, first.needs[k]));
+  }
+  return points;
+}
+
+std::int64_t StageTable::smallest_budget() const {
+  return fronts_[0][0].needs.empty() ? 0 : std::max<std::int64_t>(0, fronts_[0][0].needs.back());
+}
+
+std::optional<std::vector<StageTable::Stage>> StageTable::path(std::int64_t budget_bytes) const {
+  const SlotFront& first = fronts_[0][0];
+  const auto k = static_cast<std::size_t>(
+      std::partition_point(first.needs.begin(), first.needs.end(),
+                           [budget_bytes](std::int64_t need) { return need > budget_bytes; }) -
+      first.needs.begin());
+  if (budget_bytes < 0 || k == first.needs.size()) return std::nullopt;
+  std::int64_t cost = first.costs[k];
+  std::int64_t need = first.needs[k];
+  std::vector<Stage> stages;
+  const std::size_t count = tables_.size();
+  for (std::size_t i = 0, a = 0; i < count;) {
+    std::optional<Stage> found;
+    std::int64_t next_cost = 0;
+    std::int64_t next_need = 0;
+    const auto look = [&](const Step& step, std::size_t j, std::size_t b, std::size_t v) {
+      if (found) return;
+      const SlotFront& after = front(j, b);
+      const std::int64_t rest = cost - step.cost;
+      const auto place = std::lower_bound(after.costs.begin(), after.costs.end(), rest);
+      if (place == after.costs.end() || *place != rest) return;
+      const std::int64_t later = after.needs[static_cast<std::size_t>(place - after.costs.begin())];
+      if (std::max(step.peak_bytes, step.cached_bytes + later) != need) return;
+      next_cost = rest;
+      next_need = later;
+      found = Stage{static_cast<std::int64_t>(i), static_cast<std::int64_t>(a),
+                    static_cast<std::int64_t>(j), static_cast<std::int64_t>(b),
+                    static_cast<std::int64_t>(v)};
+    };
+    inner_stages(i, a, look);
+    // Few stages are long, so the stacks for longer ones are made when they are needed.
+    for (std::size_t span = 4; !found; span *= 4) {
+      const std::size_t end = std::min(i + span, count);
+      Stacks stacks(*this, end);
+      for (std::size_t k2 = end; k2-- > i + 1;) {
+        stacks.seal(k2);
+        stacks.extend(k2);
+      }
+      stacks.seal(i);
+      longer_stages(i, a, stacks, look);
+      if (!found && end == count) throw std::logic_error("a label without a way on");
+    }
+    stages.push_back(*found);
+    cost = next_cost;
+    need = next_need;
+    const auto j = static_cast<std::size_t>((*found)[2]);
+    const auto b = static_cast<std::size_t>((*found)[3]);
+    const bool whole = b + 1 == tables_[j]->cuts();
+    i = whole ? j + 1 : j;
+    a = whole ? 0 : b;
+  }
+  return stages;
+}
+
+}  // namespace memfit

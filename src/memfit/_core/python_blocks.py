@@ -1,0 +1,378 @@
+"""Stages over blocks, put together from pieces, and the best sequence of them: the reference.
+
+States are the cuts of all blocks in forward order; the upper end of a block is the lower end of the
+next. A stage begins in one block and ends in the same or a later one. What it costs follows from
+its pieces in a few additions (`Stack`), so that a graph of many blocks takes the work of its parts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from memfit._core.python_slots import (
+    Front,
+    FrontBuilder,
+    last_front,
+    need_at,
+    slot_shift,
+)
+from memfit._core.python_stage import Cut, PieceCost, StageProblem, provided, simulate_piece
+
+__all__ = ["BlockTable", "StageStep", "StageTable", "block_table", "stage_table"]
+
+StageStep = tuple[int, int, int, int, int]
+"""A stage: block and cut where it begins, block and cut where it ends, variant."""
+
+_NONE = -(1 << 62)
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """All pieces of one block, simulated.
+
+    Attributes:
+        cuts: number of cuts, both ends included.
+        inner: by lower cut, upper cut and variant: whole stages within the block.
+        top: by upper cut and variant: from the open lower end. Where the upper cut keeps some of
+            the interface there, the stage may as well be split at that end, and is left out.
+        bottom: by lower cut, variant and whether the interface is asked for: to the open upper end.
+        through: by variant and whether it is asked for: both ends open.
+        sealed: for each variant, whether an open stage keeps the whole interface below anyway, so
+            that it is no different from two stages.
+    """
+
+    cuts: int
+    inner: dict[tuple[int, int, int], PieceCost]
+    top: dict[tuple[int, int], PieceCost]
+    bottom: dict[tuple[int, int, bool], PieceCost]
+    through: dict[tuple[int, bool], PieceCost]
+    sealed: tuple[bool, ...]
+
+
+def block_table(
+    problem: StageProblem,
+    cuts: Sequence[Cut],
+    progress: Callable[[float], None] | None = None,
+) -> BlockTable:
+    """Simulate all pieces of a block.
+
+    Args:
+        problem: the block.
+        cuts: by number of ops, the lower end first, the upper end last. A pair is a stage where
+            the one is a strict subset of the other and so are, the other way, their R(L).
+        progress: called with the share done.
+    """
+    variants = range(len(problem.keep_flags))
+    last = len(cuts) - 1
+    lowest, highest = cuts[0], cuts[-1]
+    inner: dict[tuple[int, int, int], PieceCost] = {}
+    for a in range(last):
+        if progress is not None:
+            progress(a / last)
+        for b in range(a + 1, last + 1):
+            if _nested(cuts[a], cuts[b]):
+                for v in variants:
+                    inner[a, b, v] = simulate_piece(problem, cuts[a], cuts[b], v)
+    return BlockTable(
+        cuts=len(cuts),
+        inner=inner,
+        top={
+            (b, v): simulate_piece(problem, lowest, cuts[b], v, open_below=True)
+            for b in range(1, last + 1)
+            for v in variants
+            if not cuts[b].boundary & provided(problem, v)
+        },
+        bottom={
+            (a, v, passed): simulate_piece(
+                problem, cuts[a], highest, v, open_above=True, passed=passed
+            )
+            for a in range(last)
+            for v in variants
+            for passed in (False, True)
+        },
+        through={
+            (v, passed): simulate_piece(
+                problem, lowest, highest, v, open_below=True, open_above=True, passed=passed
+            )
+            for v in variants
+            for passed in (False, True)
+        },
+        sealed=tuple(not provided(problem, v) for v in variants),
+    )
+
+
+def _nested(lower: Cut, upper: Cut) -> bool:
+    return (
+        lower.lower != upper.lower
+        and not lower.lower & ~upper.lower
+        and not upper.finished & ~lower.finished
+    )
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The lower pieces of a stage over several blocks, from its top piece down.
+
+    On the way back the top piece runs first. The pieces that compute its interface again for it, a
+    row of neighbours, form its group; below them, each piece that is not asked begins a group of
+    its own. With t the top piece, the stage peaks on the way back at the largest of `settled`,
+    `group`, t.backward_bytes + `beside_top` and t.start_bytes + `pass_top`.
+
+    Attributes:
+        cost: cost of the recomputations.
+        cached_bytes: bytes that the pieces keep.
+        forward_bytes: peak on the way forward.
+        asks: whether the lowest piece needs the interface below it computed again.
+        beside_top: bytes alive beside the top piece's own while its backward ops run.
+        pass_top: peak beyond the top piece's start while its group is computed again.
+        settled: peak while earlier groups, but for the top piece, run their backward ops.
+        group: peak while the lowest group, but for the top piece, runs its backward ops.
+        group_start: bytes alive at the start of the piece that the lowest group is computed again
+            for; None where that is the top piece.
+        group_standing: bytes that the lowest group's lower pieces have standing.
+    """
+
+    cost: int = 0
+    cached_bytes: int = 0
+    forward_bytes: int = 0
+    asks: bool = False
+    beside_top: int = 0
+    pass_top: int = _NONE
+    settled: int = _NONE
+    group: int = _NONE
+    group_start: int | None = None
+    group_standing: int = 0
+
+    def below(self, piece: PieceCost, base_bytes: int) -> Stack:
+        """The stack with one more piece below it; `piece` is passed where the stack asks.
+
+        Args:
+            piece: the piece.
+            base_bytes: bytes alive at the upper end of the piece's block on the way back.
+        """
+        standing, held = piece.standing_bytes, piece.held_bytes
+        grown = replace(
+            self,
+            cost=self.cost + piece.cost,
+            cached_bytes=self.cached_bytes + piece.cached_bytes,
+            forward_bytes=max(piece.forward_bytes, piece.cached_bytes + self.forward_bytes),
+            asks=piece.asks,
+        )
+        own = piece.backward_bytes + base_bytes
+        if not piece.passed:
+            return replace(
+                grown,
+                beside_top=self.beside_top + standing,
+                pass_top=_more(self.pass_top, standing),
+                settled=_more(max(self.settled, self.group), standing),
+                group=own,
+                group_start=piece.start_bytes + base_bytes,
+                group_standing=0,
+            )
+        first = piece.pass_bytes + self.group_standing
+        if self.group_start is None:
+            return replace(
+                grown,
+                beside_top=self.beside_top + held,
+                pass_top=max(_more(self.pass_top, held), first),
+                group=max(_more(self.group, held), own),
+                group_standing=self.group_standing + standing,
+            )
+        return replace(
+            grown,
+            beside_top=self.beside_top + standing,
+            pass_top=_more(self.pass_top, standing),
+            settled=_more(self.settled, standing),
+            group=max(self.group + held, own, self.group_start + first),
+            group_standing=self.group_standing + standing,
+        )
+
+    def stage(self, top: PieceCost, base_bytes: int) -> tuple[int, int, int]:
+        """(cost, cached bytes, peak bytes) of the stage with this top piece."""
+        backward = max(
+            self.settled,
+            self.group,
+            top.backward_bytes + base_bytes + self.beside_top,
+            top.start_bytes + base_bytes + self.pass_top,
+        )
+        return (
+            self.cost + top.cost,
+            self.cached_bytes + top.cached_bytes,
+            max(backward, self.forward_bytes, self.cached_bytes + top.forward_bytes),
+        )
+
+
+def _more(amount: int, by: int) -> int:
+    return amount if amount == _NONE else amount + by
+
+
+class StageTable:
+    """The whole trade-off of a graph cut into blocks; plans for any budget are read off it.
+
+    Attributes:
+        exact: whether every cost has a slot of its own.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[BlockTable],
+        base_bytes: Sequence[int],
+        total_cost: int,
+        slots: int,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self._tables = tables
+        self._base_bytes = base_bytes
+        self._variants = range(len(tables[0].sealed)) if tables else range(0)
+        self._shift = slot_shift(total_cost, slots)
+        self.exact = self._shift == 0
+        self._fronts: list[list[Front]] = [[([], [])] * (t.cuts - 1) for t in tables]
+        self._fronts.append([last_front()])
+        stacks: dict[tuple[int, int, bool], Stack] = {}
+        for i in range(len(tables) - 1, -1, -1):
+            if progress is not None:
+                progress(1 - (i + 1) / len(tables))
+            self._seal(stacks, i)
+            for a in range(tables[i].cuts - 2, -1, -1):
+                builder = FrontBuilder(self._shift)
+                for cost, cached, peak, stage in self._stages(i, a, stacks):
+                    builder.add(cost, cached, peak, self._front(stage))
+                self._fronts[i][a] = builder.take()
+            self._extend(stacks, i)
+
+    def _seal(self, stacks: dict[tuple[int, int, bool], Stack], i: int) -> None:
+        """Ends the stages that would go on from block i + 1 to block i to no purpose."""
+        if i + 1 < len(self._tables):
+            for key in [k for k in stacks if self._tables[i + 1].sealed[k[1]]]:
+                del stacks[key]
+
+    def _extend(self, stacks: dict[tuple[int, int, bool], Stack], i: int) -> None:
+        for key, stack in stacks.items():
+            piece = self._tables[i].through[key[1], stack.asks]
+            stacks[key] = stack.below(piece, self._base_bytes[i])
+        for v in self._variants:
+            for asks in (False, True):
+                stacks[i, v, asks] = Stack(asks=asks)
+
+    def _front(self, stage: StageStep) -> Front:
+        """The front of the state that a stage leads to."""
+        _, _, j, b, _ = stage
+        return self._fronts[j + 1][0] if b == self._tables[j].cuts - 1 else self._fronts[j][b]
+
+    def _stages(
+        self, i: int, a: int, stacks: dict[tuple[int, int, bool], Stack]
+    ) -> Iterator[tuple[int, int, int, StageStep]]:
+        """(cost, cached bytes, peak bytes, stage) of the stages that begin at a cut.
+
+        Args:
+            i: block.
+            a: cut of the block.
+            stacks: for each later block, variant and asking: the pieces between it and block i.
+        """
+        table, base = self._tables[i], self._base_bytes[i]
+        for b in range(a + 1, table.cuts):
+            for v in self._variants:
+                piece = table.inner.get((a, b, v))
+                if piece is not None:
+                    peak = max(piece.forward_bytes, piece.backward_bytes + base)
+                    yield piece.cost, piece.cached_bytes, peak, (i, a, i, b, v)
+        open_ends = [(v, asks) for v in self._variants for asks in (False, True)]
+        for j in range(i + 1, len(self._tables)):
+            for v, asks in tuple(open_ends):
+                stack = stacks.get((j, v, asks))
+                whole = stack and stack.below(table.bottom[a, v, stack.asks], base)
+                if whole is None or self._idle(i, a, whole):
+                    open_ends.remove((v, asks))
+                    continue
+                for b in range(1, self._tables[j].cuts):
+                    top = self._tables[j].top.get((b, v))
+                    if top is not None and top.asks is asks:
+                        yield *whole.stage(top, self._base_bytes[j]), (i, a, j, b, v)
+            if not open_ends:
+                break
+
+    def _idle(self, i: int, a: int, stack: Stack) -> bool:
+        """Whether a stage over a stack costs and needs at least what ending at block i's end does.
+
+        Longer stages cost and need more still.
+        """
+        table = self._tables[i]
+        after = self._fronts[i + 1][0]
+        for v in self._variants:
+            piece = table.inner.get((a, table.cuts - 1, v))
+            if piece is None:
+                continue
+            need = need_at(after, stack.cost - piece.cost)
+            if need is None:
+                continue
+            peak = max(piece.forward_bytes, piece.backward_bytes + self._base_bytes[i])
+            if max(peak, piece.cached_bytes + need) <= stack.beside_top:
+                return True
+        return False
+
+    def curve(self) -> list[tuple[int, int]]:
+        """(cost, budget): each cost that some budget calls for, ascending, with the least one."""
+        costs, needs = self._fronts[0][0]
+        return [(cost, max(0, need)) for cost, need in zip(costs, needs, strict=True)]
+
+    def smallest_budget(self) -> int:
+        """The smallest budget that some path fits; 0 for a graph without forward ops."""
+        return max(0, self._fronts[0][0][1][-1])
+
+    def path(self, budget_bytes: int) -> list[StageStep] | None:
+        """The stages of least cost within a budget; None if none fit.
+
+        Of equal paths it is the one found from the first state on by taking, at each state, the
+        first stage that leads on to the label, by block where it ends, then within its own block
+        by cut and variant, in later ones by variant, whether the top piece asks, and cut.
+        """
+        costs, needs = self._fronts[0][0]
+        at = next((k for k, need in enumerate(needs) if need <= budget_bytes), None)
+        if budget_bytes < 0 or at is None:
+            return None
+        cost, need = costs[at], needs[at]
+        i = a = 0
+        path: list[StageStep] = []
+        while i < len(self._tables):
+            cost, need, stage = self._step(i, a, cost, need)
+            path.append(stage)
+            _, _, i, a, _ = stage
+            if a == self._tables[i].cuts - 1:
+                i, a = i + 1, 0
+        return path
+
+    def _step(self, i: int, a: int, cost: int, need: int) -> tuple[int, int, StageStep]:
+        stacks: dict[tuple[int, int, bool], Stack] = {}
+        span = 1
+        while True:
+            for step, cached, peak, stage in self._stages(i, a, stacks):
+                costs, needs = self._front(stage)
+                k = bisect_right(costs, cost - step) - 1
+                if k >= 0 and costs[k] == cost - step and max(peak, cached + needs[k]) == need:
+                    return costs[k], needs[k], stage
+            if i + span > len(self._tables):
+                raise AssertionError("a label without a way on")
+            # Few stages are long, so the stacks for longer ones are made when they are needed.
+            span *= 4
+            stacks = self._stacks_over(i, i + span)
+
+    def _stacks_over(self, i: int, reach: int) -> dict[tuple[int, int, bool], Stack]:
+        stacks: dict[tuple[int, int, bool], Stack] = {}
+        for k in range(min(reach, len(self._tables)) - 1, i, -1):
+            self._seal(stacks, k)
+            self._extend(stacks, k)
+        self._seal(stacks, i)
+        return stacks
+
+
+def stage_table(
+    tables: Sequence[BlockTable],
+    base_bytes: Sequence[int],
+    total_cost: int,
+    slots: int,
+    progress: Callable[[float], None] | None = None,
+) -> StageTable:
+    """See `memfit._core.stage_table`."""
+    return StageTable(tables, base_bytes, total_cost, slots, progress)

@@ -1,0 +1,282 @@
+"""What the default planner searches: the blocks of a graph, their cuts, all stages over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memfit import _core
+from memfit._core.python_stage import Cut
+from memfit.blocks import Block, Blocks, cut_graph
+from memfit.graph import TrainingGraph, ValueKind
+from memfit.lower_sets import FAMILIES, choose_family
+from memfit.stages import BackwardStages, StagePath
+
+__all__ = [
+    "Effort",
+    "LivenessTable",
+    "build_table",
+    "keep_variants",
+    "negligible_bytes",
+    "useful_ops",
+]
+
+_NEGLIGIBLE_BYTES = 1024
+_NEGLIGIBLE_SHARE = 10_000
+
+_LABELS = 1 << 25
+_MOST_SLOTS, _LEAST_SLOTS = 1 << 13, 1 << 8
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to search.
+
+    Attributes:
+        cuts: most cuts of a block.
+        steps: most ops to simulate, over all pieces, about.
+        shares: shares of the backward's forward values, by bytes, that the stages' variants leave
+            out between none and all.
+    """
+
+    cuts: int
+    steps: int
+    shares: tuple[float, ...] = (0.75, 0.5, 0.25)
+
+
+FULL = {"native": Effort(640, 800_000_000), "python": Effort(80, 20_000_000)}
+"""The most that each core should take on: a few seconds."""
+
+QUICK = Effort(24, 4_000_000, ())
+"""What is done in a moment, on either core nearly."""
+
+
+@dataclass(frozen=True)
+class LivenessTable:
+    """All stages of one graph, simulated once; plans for any budget are read off it.
+
+    Attributes:
+        graph: the graph.
+        blocks: the graph, cut into blocks.
+        cuts: for each block its cuts, both ends included.
+        stages: the stages and the trade-off that they allow.
+        family: the smallest family of lower sets that any block was searched with.
+        notes: what a reader of the plan should know, such as a family that was reduced.
+        fixed_bytes: bytes alive all through the backward pass that no stage counts.
+    """
+
+    graph: TrainingGraph
+    blocks: Blocks
+    cuts: tuple[tuple[Cut, ...], ...]
+    stages: _core.StageTable
+    family: str
+    notes: tuple[str, ...]
+    fixed_bytes: int
+
+    @property
+    def cut_count(self) -> int:
+        """Number of different cuts."""
+        return sum(len(cuts) - 1 for cuts in self.cuts) + 1
+
+    def path(self, nominal_bytes: int) -> StagePath | None:
+        """Least recomputation where every stage's simulated peak is at most `nominal_bytes`."""
+        steps = self.stages.path(nominal_bytes)
+        return None if steps is None else StagePath(self.blocks, self.cuts, steps)
+
+
+def negligible_bytes(graph: TrainingGraph) -> int:
+    """Size up to which a value is not worth a decision: 1 KiB, or 0.01% of all activations."""
+    activations = sum(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
+    return min(_NEGLIGIBLE_BYTES, activations // _NEGLIGIBLE_SHARE)
+
+
+def keep_variants(
+    graph: TrainingGraph, shares: Sequence[float] = (0.75, 0.5, 0.25)
+) -> list[list[bool]]:
+    """Which values a stage keeps beyond its boundary, for each variant.
+
+    Variant 0 keeps none, the last one all that the backward pass reads. Those between keep only
+    what is dear to compute again: values ordered by cost per byte, of which the cheapest are left
+    out up to a share of all bytes.
+    """
+    count = len(graph.values)
+    start = graph.forward_count
+    threshold = negligible_bytes(graph)
+    wanted: list[tuple[float, int]] = []
+    for op in graph.forward_ops:
+        written = sum(graph.values[v].size_bytes for v in op.outputs)
+        for v in op.outputs:
+            if graph.values[v].size_bytes > threshold and any(
+                c >= start for c in graph.consumers[v]
+            ):
+                wanted.append((op.cost / max(1, written), v))
+    wanted.sort()
+    total = sum(graph.values[v].size_bytes for _, v in wanted)
+    variants = [[False] * count]
+    for share in shares:
+        flags = [False] * count
+        running = 0
+        for _, v in wanted:
+            running += graph.values[v].size_bytes
+            flags[v] = running > share * total
+        if flags not in variants:
+            variants.append(flags)
+    everything = [False] * count
+    for _, v in wanted:
+        everything[v] = True
+    variants.append(everything)
+    return variants
+
+
+def useful_ops(graph: TrainingGraph) -> list[bool]:
+    """Forward ops after which a cut may help: something reads an output that is not negligible."""
+    threshold = negligible_bytes(graph)
+    return [
+        any(graph.values[v].size_bytes > threshold and bool(graph.consumers[v]) for v in op.outputs)
+        for op in graph.forward_ops
+    ]
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """A kind of block with the lower sets to search it with."""
+
+    block: Block
+    family: str
+    masks: list[int]
+
+    @property
+    def steps(self) -> int:
+        """Ops to simulate for all pieces of one variant, about."""
+        ops = len(self.block.forward) + len(self.block.backward)
+        return len(self.masks) ** 2 * ops // 6 + ops * len(self.masks)
+
+
+def _thin(block: Block, masks: list[int], limit: int) -> list[int]:
+    """At most `limit` lower sets: of each run of neighbours the one with the smallest boundary."""
+    inner = masks[1:-1]
+    if len(masks) <= limit or not inner:
+        return masks
+    window = math.ceil(len(inner) / max(1, limit - 2))
+    size = block.problem.value_bytes
+
+    def weight(mask: int) -> tuple[int, int]:
+        cut = block.cut(mask)
+        return sum(size[s] for s in cut.boundary) + cut.base_bytes, mask
+
+    chosen = [min(inner[i : i + window], key=weight) for i in range(0, len(inner), window)]
+    return [masks[0], *chosen, masks[-1]]
+
+
+def _choose_masks(
+    kinds: Sequence[Block],
+    useful: Sequence[bool],
+    wanted: str,
+    most: int,
+    effort: Effort,
+    variants: int,
+) -> tuple[list[_Searched], int]:
+    """The lower sets of each kind of block, as many as the effort allows; and how many were cut."""
+    searched = []
+    for block in kinds:
+        local = useful[block.forward.start : block.forward.stop]
+        family, masks = choose_family(block.predecessors, wanted, min(most, effort.cuts), local)
+        searched.append(_Searched(block, family, masks))
+    limit = min(most, effort.cuts)
+    while sum(s.steps for s in searched) * variants > effort.steps and limit > 4:
+        limit = limit * 3 // 4
+        for k, s in enumerate(searched):
+            if len(s.masks) > limit and FAMILIES.index(s.family) < 1:
+                local = useful[s.block.forward.start : s.block.forward.stop]
+                family, masks = choose_family(s.block.predecessors, s.family, limit, local)
+                searched[k] = s = _Searched(s.block, family, masks)
+            searched[k] = _Searched(s.block, s.family, _thin(s.block, s.masks, limit))
+    return searched, limit
+
+
+def build_table(
+    graph: TrainingGraph,
+    *,
+    family: str,
+    max_lower_sets: int | None,
+    effort: Effort,
+    progress: Callable[[str, float], None] | None,
+) -> LivenessTable:
+    """Simulate all stages over a family of lower sets.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+
+    def report(label: str, share: float) -> None:
+        if progress is not None:
+            progress(label, share)
+
+    report("cutting the graph into blocks", 0.0)
+    useful = useful_ops(graph)
+    backward = BackwardStages(graph)
+    flags = keep_variants(graph, effort.shares)
+    blocks = cut_graph(
+        graph,
+        useful,
+        flags,
+        negligible_bytes(graph),
+        paired=backward.paired,
+        constant=backward.constant,
+    )
+    # Blocks that are alike are analysed once.
+    number: dict[str, int] = {}
+    kinds: list[Block] = []
+    kind_of: list[int] = []
+    for block in blocks.blocks:
+        local = useful[block.forward.start : block.forward.stop]
+        signature = f"{block.signature}{local}"
+        if signature not in number:
+            number[signature] = len(kinds)
+            kinds.append(block)
+        kind_of.append(number[signature])
+    wanted = "all" if family == "auto" else family
+    most = max_lower_sets or 1 << 30
+    searched, limit = _choose_masks(kinds, useful, wanted, most, effort, len(flags))
+    smallest = max((s.family for s in searched), key=FAMILIES.index, default=wanted)
+    notes = []
+    reduced = sum(searched[k].family != wanted for k in kind_of)
+    if reduced:
+        notes.append(
+            f"family {wanted} has too many lower sets in {reduced} of {len(kind_of)} blocks; "
+            f"family {smallest} was searched there instead, at most {limit} lower sets a block"
+        )
+    total_steps = sum(s.steps for s in searched) or 1
+    done = 0
+    tables = []
+    cuts_of = []
+    for s in searched:
+        cuts = tuple(s.block.cut(mask) for mask in s.masks)
+        cuts_of.append(cuts)
+
+        def inner(share: float, before: int = done, part: int = s.steps) -> None:
+            report("simulating stages", (before + share * part) / total_steps * 0.8)
+
+        tables.append(_core.block_table(s.block.problem, cuts, inner))
+        done += s.steps
+    states = sum(len(cuts_of[k]) - 1 for k in kind_of) + 1
+    stages = _core.stage_table(
+        [tables[k] for k in kind_of],
+        blocks.base_bytes,
+        graph.forward_cost,
+        min(_MOST_SLOTS, max(_LEAST_SLOTS, _LABELS // states)),
+        lambda share: report("searching stages", 0.8 + 0.2 * share),
+    )
+    fixed = graph.resident_bytes + sum(
+        v.size_bytes for v in graph.values if v.kind is ValueKind.TANGENT
+    )
+    return LivenessTable(
+        graph,
+        blocks,
+        tuple(cuts_of[k] for k in kind_of),
+        stages,
+        smallest,
+        tuple(notes),
+        fixed,
+    )
