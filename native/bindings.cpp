@@ -112,12 +112,12 @@ std::shared_ptr<const memfit::BlockTable> block_table(
 }
 
 using PieceTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
-                              std::int64_t, std::int64_t, std::int64_t, bool, bool>;
+                              std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool, bool>;
 
 PieceTuple piece_tuple(const memfit::PieceCost& piece) {
-  return {piece.cost,       piece.cached_bytes, piece.forward_bytes,  piece.standing_bytes,
-          piece.pass_bytes, piece.held_bytes,   piece.start_bytes,    piece.backward_bytes,
-          piece.asks,       piece.passed};
+  return {piece.cost,       piece.cached_bytes, piece.forward_bytes, piece.standing_bytes,
+          piece.pass_bytes, piece.held_bytes,   piece.before_bytes,  piece.start_bytes,
+          piece.backward_bytes, piece.asks,     piece.passed,        piece.joins};
 }
 
 std::optional<std::vector<memfit::StageTable::Stage>> stage_path(const memfit::StageTable& table,

@@ -155,7 +155,7 @@ int main(int argc, char** argv) {
   watch_for_hangs();
 
   // Targets take turns, so that a run by time gives each the same number of cases.
-  std::vector<double> spent(chosen.size(), 0.0);
+  std::vector<double> spent(chosen.size(), 0.0), longest(chosen.size(), 0.0);
   const auto begin = Clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
   std::uint64_t done = 0;
@@ -163,11 +163,14 @@ int main(int argc, char** argv) {
     for (std::size_t t = 0; t < chosen.size(); ++t) {
       const double before = elapsed();
       if (!run_case(chosen[t], options.seed, options.first + done)) return 1;
-      spent[t] += elapsed() - before;
+      const double taken = elapsed() - before;
+      spent[t] += taken;
+      longest[t] = std::max(longest[t], taken);
     }
   }
   for (std::size_t t = 0; t < chosen.size(); ++t) {
-    std::printf("%s: %" PRIu64 " cases, %.1f s\n", chosen[t].name, done, spent[t]);
+    std::printf("%s: %" PRIu64 " cases, %.1f s, the longest %.2f s\n", chosen[t].name, done, spent[t],
+                longest[t]);
   }
   return 0;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bits.hpp"
+#include "front.hpp"
 #include "team.hpp"
 
 namespace memfit {
@@ -79,10 +80,12 @@ struct PieceCost {
   std::int64_t standing_bytes = 0;
   std::int64_t pass_bytes = 0;
   std::int64_t held_bytes = 0;
+  std::int64_t before_bytes = kNothing;
   std::int64_t start_bytes = 0;
   std::int64_t backward_bytes = 0;
   bool asks = false;
   bool passed = false;
+  bool joins = false;
 };
 
 // A stage within a block.

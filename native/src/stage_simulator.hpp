@@ -183,8 +183,8 @@ class Simulator {
   std::vector<std::uint32_t> again_mark_, todo_mark_;
   std::vector<std::int32_t> forward_, backward_, touched_, kept_, chosen_, again_, stack_, todo_, asked_;
   std::vector<std::int32_t> dying_, dying_end_;  // values whose last use is each op of forward_
-  std::int64_t current_ = 0, peak_ = 0, lent_bytes_ = 0;
-  bool have_result_ = false;
+  std::int64_t current_ = 0, peak_ = 0, lent_bytes_ = 0, waiting_bytes_ = 0;
+  bool have_result_ = false, waiting_ = false, passing_ = false;
   PieceCost result_{};
 
   [[nodiscard]] bool made_below(std::int32_t s) const {
@@ -313,20 +313,20 @@ class Simulator {
   }
 
   void run_backward(std::size_t variant) {
-    std::int64_t provided = 0;
+    waiting_bytes_ = 0;
     if (open_below_) {
       for (const std::int32_t s : p_.lent_below[variant]) {
         if (!values_[at(s)].used) continue;
         result_.asks = true;
-        provided += p_.size[at(s)];
+        waiting_bytes_ += p_.size[at(s)];
       }
     }
+    waiting_ = result_.asks;
+    passing_ = true;
     const std::int64_t lent_above = stand();
-    if (asked_.empty()) {
-      result_.pass_bytes = result_.held_bytes = result_.standing_bytes;
-    } else {
-      pass(provided);
-    }
+    result_.pass_bytes = result_.held_bytes = result_.standing_bytes;
+    if (!asked_.empty()) pass();
+    passing_ = false;
     // What lies in the cache for pieces above alone is dead by now.
     std::int64_t dead = 0;
     for (const std::int32_t s : facts_.idle[upper_]) {
@@ -339,8 +339,6 @@ class Simulator {
       current_ += p_.size[at(s)];
       state.live = true;
     }
-    result_.start_bytes = current_;
-    if (asked_.empty()) current_ += provided;
     peak_ = current_;
     for (const std::int32_t b : backward_) {
       provide(p_.backward_in[b]);
@@ -358,6 +356,19 @@ class Simulator {
     const auto& below = cuts_.needed_below[lower_];
     provide({below.data(), below.data() + below.size()});
     result_.backward_bytes = peak_;
+  }
+
+  // The pieces below provide their interface now.
+  void ask() {
+    if (passing_) {
+      result_.joins = true;
+    } else {
+      result_.before_bytes = peak_;
+      result_.start_bytes = current_;
+    }
+    current_ += waiting_bytes_;
+    waiting_ = false;
+    peak_ = current_;
   }
 
   // Sets current_ to what the piece has kept; returns how much of that is for the pieces above alone.
@@ -385,7 +396,7 @@ class Simulator {
   }
 
   // Computes the interface above again, for the pieces above.
-  void pass(std::int64_t provided) {
+  void pass() {
     std::int64_t asked_bytes = 0;
     for (const std::int32_t s : asked_) {
       ValueState& state = values_[at(s)];
@@ -393,10 +404,9 @@ class Simulator {
       state.used = true;
       asked_bytes += p_.size[at(s)];
     }
-    current_ += provided;
     peak_ = current_;
     provide({asked_.data(), asked_.data() + asked_.size()});
-    result_.pass_bytes = peak_;
+    result_.pass_bytes = std::max(result_.standing_bytes, peak_);
     result_.held_bytes = current_ - asked_bytes;
     for (const std::int32_t s : asked_) release(s);
   }
@@ -412,13 +422,18 @@ class Simulator {
   // Recomputes what is missing of `wanted`, in program order.
   void provide(Lists::View wanted) {
     todo_.clear();
-    for (const std::int32_t s : wanted) plan_op(s);
-    if (todo_.empty()) return;
+    bool needs_below = false;
+    const auto read = [&](std::int32_t s) {
+      plan_op(s);
+      needs_below = needs_below || (values_[at(s)].lent && values_[at(s)].used);
+    };
+    for (const std::int32_t s : wanted) read(s);
     while (!stack_.empty()) {
       const std::int32_t v = stack_.back();
       stack_.pop_back();
-      for (const std::int32_t s : p_.forward_in[v]) plan_op(s);
+      for (const std::int32_t s : p_.forward_in[v]) read(s);
     }
+    if (waiting_ && needs_below) ask();
     if (todo_.size() > 1) std::sort(todo_.begin(), todo_.end());
     for (const std::int32_t v : todo_) recompute(v);
   }

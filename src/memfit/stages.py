@@ -218,18 +218,7 @@ class StagePath:
             for piece in pieces:
                 forward.extend(piece.forward_ids())
                 keep |= piece.keep_ids()
-            order: list[int] = []
-            ordered = [piece.backward_ids() for piece in pieces]
-            for k in range(len(pieces) - 1, -1, -1):
-                if not pieces[k].cost.passed:
-                    # What the group below computes for this piece, from its lowest piece up.
-                    low = k
-                    while low > 0 and pieces[low - 1].cost.passed:
-                        low -= 1
-                    for early, _ in ordered[low:k]:
-                        order += early
-                order += ordered[k][1]
-            back.append(order)
+            back.append(_way_back(pieces))
         backward = [op for order in reversed(back) for op in order]
         return make_schedule(self.blocks.graph, forward, backward, keep)
 
@@ -268,7 +257,7 @@ class _Piece:
     def cost(self) -> PieceCost:
         return self._simulate(None)
 
-    def _simulate(self, emit: Callable[[int, bool, bool], None] | None) -> PieceCost:
+    def _simulate(self, emit: Callable[[int, bool, int], None] | None) -> PieceCost:
         return simulate_piece(
             self.block.problem,
             self.lower,
@@ -289,17 +278,36 @@ class _Piece:
         keep = piece_keep(self.block.problem, self.lower, self.upper, self.variant, self.open_above)
         return {self.block.values[s] for s in keep}
 
-    def backward_ids(self) -> tuple[list[int], list[int]]:
-        """Its ops on the way back: those for the pieces above, then its own."""
-        early: list[int] = []
-        own: list[int] = []
+    @cached_property
+    def backward_ids(self) -> tuple[list[int], list[int], list[int]]:
+        """Its ops on the way back: for the pieces above; its own before and after it asks."""
+        ids: tuple[list[int], list[int], list[int]] = ([], [], [])
 
-        def emit(op: int, again: bool, before: bool) -> None:
-            ids = early if before else own
-            ids.append(self.block.forward.start + op if again else self.block.backward[op])
+        def emit(op: int, again: bool, when: int) -> None:
+            ids[when].append(self.block.forward.start + op if again else self.block.backward[op])
 
         self._simulate(emit)
-        return early, own
+        return ids
+
+
+def _way_back(pieces: Sequence[_Piece]) -> list[int]:
+    """The ops of a stage on the way back, of its pieces from the lowest to the top one."""
+    order: list[int] = []
+
+    def compute_again(top: int) -> None:
+        """What the pieces below `top` provide, from the lowest that joins in."""
+        if top > 0 and pieces[top - 1].cost.passed:
+            if pieces[top - 1].cost.joins:
+                compute_again(top - 1)
+            order.extend(pieces[top - 1].backward_ids[0])
+
+    for k in range(len(pieces) - 1, -1, -1):
+        _, before, after = pieces[k].backward_ids
+        order += before
+        if pieces[k].cost.asks and not pieces[k].cost.joins:
+            compute_again(k)
+        order += after
+    return order
 
 
 def store_all_schedule(graph: TrainingGraph) -> Schedule:

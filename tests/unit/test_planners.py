@@ -157,9 +157,8 @@ def test_curves_by_name() -> None:
 
 
 def test_the_trade_off_of_a_chain(core: str) -> None:
-    # a -> b -> c -> d of 10 bytes and 1 each: one stage needs 2 * 40 bytes. Cut after b: 2 * 20 + 10
-    # bytes, then 10 kept and 2 * 20; b is not computed again. Three stages that fit 40 bytes: a cut
-    # after a, b and c; the last op is always computed again.
+    # Cut after each op: 10 more bytes are kept each time beside 2 * 10 + 10, at last 30 + 2 * 10;
+    # only the last op is computed again. One cut in the middle needs 2 * 20 + 10 too.
     trade_off = get_curve("exact")(chain(4), PlannerOptions())
     points = [(point.budget_bytes, point.overhead) for point in trade_off.points]
     assert points == [(50, 1)]
@@ -195,7 +194,7 @@ def test_costs_are_rounded_where_fronts_would_be_too_long(
     core: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Costs in nanoseconds are as good as all different; a plan then says how they were rounded."""
-    n = 40
+    n = 24
     before = [[v - 1] if v else [] for v in range(n)]
     costs = [10**6 + 7919 * v * v % 10**6 for v in range(n)]
     graph = bare_graph(before, [10 + v % 7 for v in range(n)], costs, [[v] for v in range(n)])

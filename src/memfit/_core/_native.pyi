@@ -60,7 +60,7 @@ class StageProblem:
         cached_below: Sequence[Sequence[int]],
     ) -> None: ...
 
-_Piece = tuple[int, int, int, int, int, int, int, int, bool, bool]
+_Piece = tuple[int, int, int, int, int, int, int, int, int, bool, bool, bool]
 
 class BlockTable:
     @property

@@ -115,29 +115,33 @@ def _nested(lower: Cut, upper: Cut) -> bool:
 class Stack:
     """The lower pieces of a stage over several blocks, from its top piece down.
 
-    On the way back the top piece runs first. The pieces that compute its interface again for it, a
-    row of neighbours, form its group; below them, each piece that is not asked begins a group of
-    its own. With t the top piece, the stage peaks on the way back at the largest of `settled`,
-    `group`, t.backward_bytes + `beside_top` and t.start_bytes + `pass_top`.
+    On the way back the top piece runs first. When it first needs its interface below, the pieces
+    below compute that again, a row of neighbours, its *group*. Below them, each piece that is not
+    asked, and each that asks only once its own backward ops run, has a group of its own. With t the
+    top piece, the stage peaks on the way back at the largest of `settled`, `group`,
+    t.before_bytes + `standing_bytes`, t.backward_bytes + `beside_top` and t.start_bytes +
+    `pass_top`.
 
     Attributes:
         cost: cost of the recomputations.
         cached_bytes: bytes that the pieces keep.
         forward_bytes: peak on the way forward.
         asks: whether the lowest piece needs the interface below it computed again.
-        beside_top: bytes alive beside the top piece's own while its backward ops run.
+        standing_bytes: bytes that the pieces have standing.
+        beside_top: bytes alive beside the top piece's own from when its group has run.
         pass_top: peak beyond the top piece's start while its group is computed again.
-        settled: peak while earlier groups, but for the top piece, run their backward ops.
-        group: peak while the lowest group, but for the top piece, runs its backward ops.
-        group_start: bytes alive at the start of the piece that the lowest group is computed again
-            for; None where that is the top piece.
-        group_standing: bytes that the lowest group's lower pieces have standing.
+        settled: peak, but for the top piece, before the lowest group runs.
+        group: peak, but for the top piece, from then on.
+        group_start: bytes alive when the lowest group is computed again, in the piece that it is
+            computed for; None where that is the top piece.
+        group_standing: bytes that the lowest group's pieces have standing.
     """
 
     cost: int = 0
     cached_bytes: int = 0
     forward_bytes: int = 0
     asks: bool = False
+    standing_bytes: int = 0
     beside_top: int = 0
     pass_top: int = _NONE
     settled: int = _NONE
@@ -152,40 +156,54 @@ class Stack:
             piece: the piece.
             base_bytes: bytes alive at the upper end of the piece's block on the way back.
         """
-        standing, held = piece.standing_bytes, piece.held_bytes
+        standing = piece.standing_bytes
         grown = replace(
             self,
             cost=self.cost + piece.cost,
             cached_bytes=self.cached_bytes + piece.cached_bytes,
             forward_bytes=max(piece.forward_bytes, piece.cached_bytes + self.forward_bytes),
             asks=piece.asks,
+            standing_bytes=self.standing_bytes + standing,
         )
+        grown = grown._joined(piece) if piece.passed else grown._apart(standing)
         own = piece.backward_bytes + base_bytes
-        if not piece.passed:
-            return replace(
-                grown,
-                beside_top=self.beside_top + standing,
-                pass_top=_more(self.pass_top, standing),
-                settled=_more(max(self.settled, self.group), standing),
-                group=own,
-                group_start=piece.start_bytes + base_bytes,
-                group_standing=0,
-            )
-        first = piece.pass_bytes + self.group_standing
-        if self.group_start is None:
-            return replace(
-                grown,
-                beside_top=self.beside_top + held,
-                pass_top=max(_more(self.pass_top, held), first),
-                group=max(_more(self.group, held), own),
-                group_standing=self.group_standing + standing,
-            )
+        if piece.joins:
+            return replace(grown, group=max(grown.group, own))
+        before = _more(piece.before_bytes, base_bytes)
         return replace(
             grown,
+            settled=max(grown.settled, grown.group, before),
+            group=own,
+            group_start=piece.start_bytes + base_bytes,
+            group_standing=0,
+        )
+
+    def _apart(self, standing: int) -> Stack:
+        """With a piece below that is computed again when its own turn comes."""
+        return replace(
+            self,
             beside_top=self.beside_top + standing,
             pass_top=_more(self.pass_top, standing),
             settled=_more(self.settled, standing),
-            group=max(self.group + held, own, self.group_start + first),
+            group=_more(self.group, standing),
+        )
+
+    def _joined(self, piece: PieceCost) -> Stack:
+        """With a piece below that is computed again with the lowest group."""
+        standing, held = piece.standing_bytes, piece.held_bytes
+        first = piece.pass_bytes + self.group_standing
+        of_top = self.group_start is None
+        group = _more(self.group, held)
+        if self.group_start is not None:
+            group = max(group, self.group_start + first)
+        return replace(
+            self,
+            beside_top=self.beside_top + (held if of_top else standing),
+            pass_top=max(_more(self.pass_top, held), first)
+            if of_top
+            else _more(self.pass_top, standing),
+            settled=_more(self.settled, standing),
+            group=group,
             group_standing=self.group_standing + standing,
         )
 
@@ -194,6 +212,7 @@ class Stack:
         backward = max(
             self.settled,
             self.group,
+            top.before_bytes + base_bytes + self.standing_bytes,
             top.backward_bytes + base_bytes + self.beside_top,
             top.start_bytes + base_bytes + self.pass_top,
         )
@@ -205,7 +224,7 @@ class Stack:
 
 
 def _more(amount: int, by: int) -> int:
-    return amount if amount == _NONE else amount + by
+    return amount if amount <= _NONE else amount + by
 
 
 class StageTable:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 __all__ = ["Cut", "PieceCost", "StageProblem", "bits", "piece_keep", "provided", "simulate_piece"]
 
+_NOTHING = -(1 << 62)
+
 
 @dataclass(frozen=True)
 class StageProblem:
@@ -172,11 +174,14 @@ class PieceCost:
         pass_bytes: its peak while the interface above it is computed again.
         held_bytes: bytes that it has alive from then until its own backward ops run, the interface
             above it left out.
-        start_bytes: bytes alive right before its own backward ops, what the pieces below provide
-            left out; relative to `Cut.base_bytes` at the upper end of the block.
-        backward_bytes: its peak while its own backward ops run; relative like `start_bytes`.
+        before_bytes: its peak while its own backward ops run that need nothing of the interface
+            below; relative to `Cut.base_bytes` at the upper end of the block.
+        start_bytes: bytes alive right before the first one that needs it; relative likewise.
+        backward_bytes: its peak from there on, the interface below included; relative likewise.
+            Where it needs nothing of that interface, the peak of all its backward ops.
         asks: whether it needs the interface below it computed again.
         passed: whether it computes the interface above it again for the pieces above.
+        joins: whether it needs the interface below it for that already.
     """
 
     cost: int
@@ -185,10 +190,12 @@ class PieceCost:
     standing_bytes: int
     pass_bytes: int
     held_bytes: int
+    before_bytes: int
     start_bytes: int
     backward_bytes: int
     asks: bool
     passed: bool
+    joins: bool
 
 
 def bits(mask: int) -> list[int]:
@@ -254,7 +261,7 @@ def simulate_piece(
     open_below: bool = False,
     open_above: bool = False,
     passed: bool = False,
-    emit: Callable[[int, bool, bool], None] | None = None,
+    emit: Callable[[int, bool, int], None] | None = None,
 ) -> PieceCost:
     """Simulate one piece, every value freed after its last use, recomputation just in time.
 
@@ -267,8 +274,8 @@ def simulate_piece(
         open_above: the stage goes on above; the interface there is not kept.
         passed: pieces above ask for the interface above, so it is computed again before they run
             their backward ops.
-        emit: called for each op of the way back in order: (op, is it a recomputation, does it run
-            before the backward ops of the pieces above).
+        emit: called for each op of the way back in order: (op, is it a recomputation, when it runs:
+            0 for the pieces above, 1 before what the pieces below provide, 2 after it).
     """
     size = problem.value_bytes
     ops = bits(upper.lower & ~lower.lower)
@@ -324,10 +331,11 @@ def simulate_piece(
             )
         ):
             live.add(s)
-    asks = any(s in uses for s in lent_below)
     done: set[int] = set()
     peak = 0
-    early = False
+    when = 0
+    waiting = {s for s in lent_below if s in uses}
+    asks = bool(waiting)
 
     def release(s: int) -> None:
         nonlocal current
@@ -340,7 +348,7 @@ def simulate_piece(
         nonlocal current, peak
         done.add(v)
         if emit is not None:
-            emit(v, True, early)
+            emit(v, True, when)
         outputs = problem.forward_outputs[v]
         double = 0
         for s in outputs:
@@ -353,13 +361,14 @@ def simulate_piece(
         for s in problem.forward_inputs[v]:
             release(s)
         for s in outputs:
-            if s not in keep and s not in uses and not pinned(s) and s not in waiting:
+            if s not in keep and s not in uses and not pinned(s):
                 current -= size[s]
                 live.discard(s)
 
     def provide(wanted: Sequence[int]) -> None:
         todo: set[int] = set()
         stack = list(wanted)
+        reads = set(wanted)
         while stack:
             s = stack.pop()
             if s in inside and s not in keep:
@@ -367,24 +376,33 @@ def simulate_piece(
                 if v not in done and v not in todo:
                     todo.add(v)
                     stack.extend(problem.forward_inputs[v])
+                    reads.update(problem.forward_inputs[v])
+        if reads & waiting:
+            ask()
         for v in sorted(todo):
             recompute(v)
 
+    def ask() -> None:
+        """The pieces below provide their interface now."""
+        nonlocal current, peak, before, start, when, joins
+        if when:
+            before, start, when = peak, current, 2
+        else:
+            joins = True
+        current += sum(size[s] for s in waiting)
+        waiting.clear()
+        peak = current
+
     # The interface above is alive for the pieces above as long as these need it.
-    waiting = set(asked)
     for s in asked:
         uses[s] = uses.get(s, 0) + 1
-    provided_bytes = sum(size[s] for s in lent_below if s in uses)
+    before, start, joins = _NOTHING, 0, False
     pass_bytes = held = standing
     if asked:
-        early = True
-        current += provided_bytes
         peak = current
         provide(asked)
-        early = False
-        pass_bytes = peak
+        pass_bytes = max(standing, peak)
         held = current - sum(size[s] for s in asked)
-        waiting.clear()
         for s in asked:
             release(s)
     # What lies in the cache for pieces above alone is dead by now.
@@ -398,14 +416,12 @@ def simulate_piece(
         if s not in inside:
             current += size[s]
             live.add(s)
-    start = current
-    if not asked:
-        current += provided_bytes
     peak = current
+    when = 1
     for b in backward:
         provide(problem.backward_inputs[b])
         if emit is not None:
-            emit(b, False, False)
+            emit(b, False, when)
         for s in problem.backward_outputs[b]:
             if s not in live:
                 current += size[s]
@@ -423,10 +439,12 @@ def simulate_piece(
         standing_bytes=standing,
         pass_bytes=pass_bytes,
         held_bytes=held,
+        before_bytes=before,
         start_bytes=start,
         backward_bytes=peak,
         asks=asks,
         passed=bool(asked),
+        joins=joins,
     )
 
 
