@@ -61,7 +61,6 @@ def start(spec: Result, limit_s: float, status: Status, what: str) -> Result:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=HERE,
     )
     assert process.stdout is not None
     assert process.stderr is not None

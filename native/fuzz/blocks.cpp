@@ -220,7 +220,7 @@ bool spoil_lists(Random& random, StageLists& t) {
   Row* const row = random.once_in(3)
                        ? random.pick({&t.interface_below, &t.interface_above})
                        : any_row(random, *rows);
-  switch (random.below(11)) {
+  switch (random.below(12)) {
     case 0:
       spoil_length(random, *random.pick({&t.value_bytes, &t.forward_cost, &t.forward_workspace,
                                          &t.backward_workspace}));
@@ -242,6 +242,14 @@ bool spoil_lists(Random& random, StageLists& t) {
       return false;
     case 8: t.always_keep_bytes = wild_number(random); return false;
     case 9: t.auxiliary_share = wild_number(random); return t.auxiliary_share < 0 || t.auxiliary_share > 1024;
+    case 10: {  // a cycle
+      if (t.forward_inputs.empty()) return false;
+      const std::size_t op = random.below(t.forward_inputs.size());
+      const std::size_t later = op + random.below(t.forward_inputs.size() - op);
+      if (t.forward_outputs.size() <= later || t.forward_outputs[later].empty()) return false;
+      t.forward_inputs[op].push_back(random.pick(t.forward_outputs[later]));
+      return true;
+    }
     default:  // flags that contradict one another
       *random.pick({&t.from_below, &t.read_above, &t.used_below, &t.begun_above, &t.always_keep}) =
           flags(random, values, 2);
@@ -264,7 +272,7 @@ bool spoil_cuts(Random& random, Cuts& cuts, std::size_t values) {
       return false;
     case 6:
       for (std::int64_t& bytes : cuts.base_bytes) {
-        bytes = random.pick({-1, 1}) * ((std::int64_t{1} << 60) - random.between(1, 2));
+        bytes = random.pick({-1, 1}) * ((std::int64_t{1} << (60 + random.below(3))) - random.between(1, 2));
       }
       return false;
     default:

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <set>
 #include <tuple>
@@ -209,7 +210,10 @@ void run_any(Random& random) {
   problem.predecessors = random_graph(random, nodes);
   problem.node_bytes = random_numbers(random, nodes);
   problem.node_cost = random_numbers(random, nodes);
-  BitMatrix sets = some_lower_sets(random, problem.predecessors);
+  // Where every way has a cost of its own, there can be as many as there are subsets of states.
+  const bool wide = std::accumulate(problem.node_cost.begin(), problem.node_cost.end(),
+                                    std::int64_t{0}) > 1'000'000;
+  BitMatrix sets = some_lower_sets(random, problem.predecessors, wide ? 5 : 24);
   auto which = Stages::kNested;
   if (random.once_in(3)) {
     which = Stages::kConnected;
@@ -231,7 +235,11 @@ void run_any(Random& random) {
         spoil_length(random, problem.predecessors);
         must_refuse = true;
         break;
-      default: spoil_sets(random, sets); break;
+      default:
+        spoil_sets(random, sets);
+        must_refuse = !is_family(problem.predecessors, sets);
+        may_refuse = must_refuse || which == Stages::kConnected;
+        break;
     }
   }
   std::optional<CanonicalStages> stages;

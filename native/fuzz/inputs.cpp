@@ -124,19 +124,22 @@ std::int64_t wild_number(Random& random) {
   }
 }
 
-bool spoil_numbers(Random& random, Numbers& numbers) {
-  if (numbers.empty()) return false;
-  if (random.once_in(2)) {
-    numbers[random.below(numbers.size())] =
-        random.once_in(2) ? random.between(kLeast, -1) : random.between(std::int64_t{1} << 62, kMost);
-  } else {
-    // Each may pass for itself, even the sum of two, but not all of them together.
-    const std::size_t many = 1 + random.below(numbers.size());
-    for (std::size_t i = 0; i < many; ++i) {
-      numbers[random.below(numbers.size())] = std::int64_t{1} << (58 + random.below(5));
-    }
+void spoil_numbers(Random& random, Numbers& numbers) {
+  if (numbers.empty()) return;
+  std::int64_t& one = numbers[random.below(numbers.size())];
+  switch (random.below(4)) {
+    case 0: one = random.between(kLeast, -1); break;
+    case 1: one = random.between(std::int64_t{1} << 62, kMost); break;
+    case 2:  // each may pass for itself, even the sum of two, but not all of them together
+      for (std::size_t i = 1 + random.below(numbers.size()); i > 0; --i) {
+        numbers[random.below(numbers.size())] = std::int64_t{1} << (58 + random.below(5));
+      }
+      break;
+    default:
+      for (std::int64_t& x : numbers) x = random.between(0, 3);
+      one = (std::int64_t{1} << (60 + random.below(3))) - random.between(0, 1);
+      for (const std::int64_t& x : numbers) one -= &x == &one ? 0 : x;
   }
-  return true;
 }
 
 bool is_lower_set(const Rows& predecessors, Mask set) {
@@ -157,6 +160,28 @@ std::vector<Mask> all_lower_sets(const Rows& predecessors) {
   std::stable_sort(found.begin(), found.end(),
                    [](Mask a, Mask b) { return std::popcount(a) < std::popcount(b); });
   return found;
+}
+
+bool is_family(const Rows& predecessors, const BitMatrix& sets) {
+  const std::size_t nodes = predecessors.size();
+  if (sets.rows() == 0 || sets.words() != std::max<std::size_t>(1, words_for(nodes))) return false;
+  std::size_t before = 0;
+  for (std::size_t i = 0; i < sets.rows(); ++i) {
+    std::vector<std::size_t> members;
+    for (std::size_t v = 0; v < sets.words() * kWordBits; ++v) {
+      if (test_bit(sets.row(i), v)) members.push_back(v);
+    }
+    for (const std::size_t v : members) {
+      if (v >= nodes) return false;
+      for (const std::int32_t p : predecessors[v]) {
+        if (!test_bit(sets.row(i), static_cast<std::size_t>(p))) return false;
+      }
+    }
+    const std::size_t size = members.size();
+    if (size < before || (i == 0 && size != 0) || (i + 1 == sets.rows() && size != nodes)) return false;
+    before = size;
+  }
+  return true;
 }
 
 BitMatrix rows_of(const std::vector<Mask>& sets, std::size_t nodes) {
@@ -189,7 +214,7 @@ BitMatrix sorted_sets(const BitMatrix& sets) {
   return chosen_rows(sets, order);
 }
 
-BitMatrix some_lower_sets(Random& random, const Rows& predecessors) {
+BitMatrix some_lower_sets(Random& random, const Rows& predecessors, std::size_t most) {
   const std::size_t nodes = predecessors.size();
   BitMatrix needed(nodes, std::max<std::size_t>(1, nodes));
   const std::size_t words = needed.words();
@@ -201,7 +226,7 @@ BitMatrix some_lower_sets(Random& random, const Rows& predecessors) {
       }
     }
   }
-  const std::size_t each = nodes == 0 ? 0 : std::min<std::size_t>(nodes, 1 + random.below(24));
+  const std::size_t each = nodes == 0 ? 0 : std::min<std::size_t>(nodes, 1 + random.below(most));
   BitMatrix sets(2 + 3 * each, words * kWordBits);
   for (std::size_t v = 0; v < nodes; ++v) set_bit(sets.row(1), v);
   for (std::size_t k = 0; k < each; ++k) {

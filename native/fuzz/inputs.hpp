@@ -29,9 +29,9 @@ bool spoil_graph(Random& random, Rows& predecessors);
 // the sum is at most 2**58.
 Numbers random_numbers(Random& random, std::size_t count);
 
-// Replaces a number by a negative one or one near 2**63, or makes some so large that their sum
-// overflows. False if there are none.
-bool spoil_numbers(Random& random, Numbers& numbers);
+// Replaces a number by a negative one or one near 2**63, makes some so large that their sum
+// overflows, or all together just too large, or not quite.
+void spoil_numbers(Random& random, Numbers& numbers);
 
 // Any 64-bit number, mostly near a limit.
 std::int64_t wild_number(Random& random);
@@ -52,8 +52,12 @@ bool is_lower_set(const Rows& predecessors, Mask set);
 BitMatrix rows_of(const std::vector<Mask>& sets, std::size_t nodes);
 
 // Prefixes of the topological order and the ancestors of some nodes, by size: lower sets of a graph
-// of any size, the empty set first, V last, none twice.
-BitMatrix some_lower_sets(Random& random, const Rows& predecessors);
+// of any size, the empty set first, V last, none twice; 2 + 3 * `most` at most.
+BitMatrix some_lower_sets(Random& random, const Rows& predecessors, std::size_t most = 24);
+
+// Whether a family is what a canonical strategy can be made of: lower sets by size, as wide as the
+// graph, the empty set first and V last.
+bool is_family(const Rows& predecessors, const BitMatrix& sets);
 
 // Sorts bit sets by size and then by mask and drops those that occur twice.
 BitMatrix sorted_sets(const BitMatrix& sets);

@@ -14,6 +14,7 @@
 namespace memfit::fuzz {
 namespace {
 
+constexpr std::int64_t kLimit = std::int64_t{1} << 60;
 constexpr std::size_t kMostWays = 50'000;
 
 using Table = std::shared_ptr<const BlockTable>;
@@ -62,7 +63,7 @@ Simulated simulate(Random& random, std::size_t most_ops, std::size_t variants, b
   bool sound = !must_refuse;
   if (may_spoil && random.once_in(2)) {
     sound = false;
-    for (std::size_t k = 1 + random.below(2); k > 0 && !must_refuse; --k) {
+    for (std::size_t k = 1 + random.below(4); k > 0 && !must_refuse; --k) {
       must_refuse |= random.once_in(2) ? spoil_lists(random, block.lists)
                                        : spoil_cuts(random, block.cuts, block.lists.value_bytes.size());
     }
@@ -187,7 +188,7 @@ void check_path(const Problem& problem, const StageTable& table, std::int64_t bu
 
 void use(Random& random, const Problem& problem, bool sound) {
   std::int64_t total = 0;
-  for (const Table& table : problem.tables) total += table->largest_cost();
+  for (const Table& table : problem.tables) total += std::min(table->largest_cost(), kLimit - total);
   std::size_t slots = random.pick<std::size_t>({1, 2, 7, 64, 4096});
   if (random.once_in(2) && total < 100'000) slots = static_cast<std::size_t>(total) + 1;
   if (random.once_in(3)) total += random.between(0, 1000);
@@ -241,25 +242,25 @@ void run_blocks(Random& random) {
   const std::size_t variants = random.once_in(20) ? 0 : 1 + random.below(3);
   std::vector<Table> kinds;
   for (std::size_t k = 1 + random.below(3); k > 0; --k) {
-    const Simulated block = simulate(random, 12, variants, random.once_in(8));
+    const bool other = random.once_in(20);
+    const Simulated block = simulate(random, 12, other ? variants + 1 : variants, random.once_in(8));
     if (block.table != nullptr) kinds.push_back(block.table);
   }
   Problem problem;
   const std::size_t count = kinds.empty() ? 0 : random.pick<std::size_t>({0, 1, 2, 2, 3, 3, 5, 9, 30});
-  bool few = true;  // what they hold adds up below the limit
+  bool sound = true;  // alike in their variants, and what they hold adds up below the limit
   std::int64_t cost = 0;
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < count; ++i) {
     problem.tables.push_back(random.pick(kinds));
     problem.base_bytes.push_back(random.once_in(2) ? 0 : random.between(0, 1'000'000));
-    few = few && problem.tables.back()->largest_cost() < (std::int64_t{1} << 60) - cost &&
-          problem.tables.back()->largest_bytes() < (std::int64_t{1} << 60) - bytes;
-    if (!few) break;
-    cost += problem.tables.back()->largest_cost();
-    bytes += problem.tables.back()->largest_bytes();
+    const BlockTable& table = *problem.tables.back();
+    const bool fits = table.largest_cost() < kLimit - cost && table.largest_bytes() < kLimit - bytes;
+    sound = sound && fits && table.variants() == problem.tables.front()->variants();
+    cost += fits ? table.largest_cost() : 0;
+    bytes += fits ? table.largest_bytes() : 0;
   }
-  problem.base_bytes.resize(problem.tables.size());
-  if (few) use(random, problem, true);
+  use(random, problem, sound);
 }
 
 const Register block("block", &run_block);

@@ -21,8 +21,12 @@ int slot_shift(std::int64_t total_cost, std::size_t slots) {
 // For each later block, variant and asking, the pieces between it and the block at hand.
 class StageTable::Stacks {
  public:
-  Stacks(const StageTable& table, std::size_t end)
-      : table_(table), stacks_(end * table.variants_ * 2), end_(table.variants_, 0) {}
+  // For stages that begin in block `begin` or later and end before block `end`.
+  Stacks(const StageTable& table, std::size_t begin, std::size_t end)
+      : table_(table),
+        begin_(begin),
+        stacks_((end - begin) * table.variants_ * 2),
+        end_(table.variants_, 0) {}
 
   // Ends the stages that would go on from block i + 1 to block i to no purpose.
   void seal(std::size_t i) {
@@ -48,17 +52,19 @@ class StageTable::Stacks {
   }
 
   [[nodiscard]] const Stack* find(std::size_t j, std::size_t v, bool asks) const {
-    return j < end_[v] ? &stacks_[(j * table_.variants_ + v) * 2 + (asks ? 1 : 0)] : nullptr;
+    return j < end_[v] ? &stacks_[place(j, v, asks)] : nullptr;
   }
 
  private:
   const StageTable& table_;
+  std::size_t begin_;
   std::vector<Stack> stacks_;
   std::vector<std::size_t> end_;  // by variant, the block from which on no stage may end
 
-  Stack& at(std::size_t j, std::size_t v, bool asks) {
-    return stacks_[(j * table_.variants_ + v) * 2 + (asks ? 1 : 0)];
+  [[nodiscard]] std::size_t place(std::size_t j, std::size_t v, bool asks) const {
+    return ((j - begin_) * table_.variants_ + v) * 2 + (asks ? 1 : 0);
   }
+  Stack& at(std::size_t j, std::size_t v, bool asks) { return stacks_[place(j, v, asks)]; }
 };
 
 template <class Visit>
@@ -149,7 +155,7 @@ StageTable::StageTable(std::vector<std::shared_ptr<const BlockTable>> tables,
   fronts_[count].push_back({{0}, {kNothing}});
   Team team(thread_count(threads));
   std::vector<SlotBuilder> builders(team.threads(), SlotBuilder(shift_, total_cost));
-  Stacks stacks(*this, count);
+  Stacks stacks(*this, 0, count);
   for (std::size_t i = count; i-- > 0;) {
     const BlockTable& table = *tables_[i];
     stacks.seal(i);
@@ -228,7 +234,7 @@ std::optional<std::vector<StageTable::Stage>> StageTable::path(std::int64_t budg
     // Few stages are long, so the stacks for longer ones are made when they are needed.
     for (std::size_t span = 4; !found; span *= 4) {
       const std::size_t end = std::min(i + span, count);
-      Stacks stacks(*this, end);
+      Stacks stacks(*this, i, end);
       for (std::size_t k2 = end; k2-- > i + 1;) {
         stacks.seal(k2);
         stacks.extend(k2);

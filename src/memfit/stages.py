@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from memfit._core.python_blocks import StageStep
 from memfit._core.python_stage import Cut, PieceCost, bits, piece_keep, simulate_piece
-from memfit.blocks import Block, Blocks
+from memfit.blocks import Blocks
 from memfit.graph import Op, TrainingGraph, ValueKind
 from memfit.plan import Stage
 from memfit.schedule import Schedule, make_schedule
 
-__all__ = ["BackwardStages", "StagePath", "store_all_schedule"]
+__all__ = ["BackwardStages", "Piece", "StagePath", "StageSpace", "store_all_schedule"]
 
 
 @dataclass(frozen=True)
@@ -179,34 +179,12 @@ class StagePath:
     """Consecutive stages from the empty set to V over the cuts of a graph's blocks.
 
     Attributes:
-        blocks: the graph, cut into blocks.
-        cuts: for each block its cuts, both ends included.
+        space: the blocks and cuts.
         steps: the stages.
     """
 
-    blocks: Blocks
-    cuts: Sequence[Sequence[Cut]]
+    space: StageSpace
     steps: Sequence[StageStep]
-
-    def pieces(self, step: StageStep) -> list[_Piece]:
-        """The pieces of a stage, from the lowest to the top one, with what each is asked for."""
-        i, a, j, b, variant = step
-        found: list[_Piece] = []
-        passed = False
-        for k in range(j, i - 1, -1):
-            cuts = self.cuts[k]
-            piece = _Piece(
-                self.blocks.blocks[k],
-                cuts[a] if k == i else cuts[0],
-                cuts[b] if k == j else cuts[-1],
-                variant,
-                open_below=k > i,
-                open_above=k < j,
-                passed=passed,
-            )
-            passed = piece.cost.asks
-            found.append(piece)
-        return found[::-1]
 
     def schedule(self) -> Schedule:
         """The stages as a schedule."""
@@ -214,26 +192,25 @@ class StagePath:
         keep: set[int] = set()
         back: list[list[int]] = []
         for step in self.steps:
-            pieces = self.pieces(step)
+            pieces = self.space.pieces(step)
             for piece in pieces:
-                forward.extend(piece.forward_ids())
-                keep |= piece.keep_ids()
+                forward.extend(piece.forward)
+                keep |= piece.keep
             back.append(_way_back(pieces))
         backward = [op for order in reversed(back) for op in order]
-        return make_schedule(self.blocks.graph, forward, backward, keep)
+        return make_schedule(self.space.blocks.graph, forward, backward, keep)
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages, for people."""
         result = []
-        ops = self.blocks.graph.ops
+        ops = self.space.blocks.graph.ops
         for step in self.steps:
-            pieces = self.pieces(step)
-            ids = [v for piece in pieces for v in piece.forward_ids()]
+            pieces = self.space.pieces(step)
             result.append(
                 Stage(
-                    forward_ops=len(ids),
-                    first_op=ops[ids[0]].name,
-                    last_op=ops[ids[-1]].name,
+                    forward_ops=sum(len(piece.forward) for piece in pieces),
+                    first_op=ops[pieces[0].forward[0]].name,
+                    last_op=ops[pieces[-1].forward[-1]].name,
                     kept_bytes=sum(piece.cost.cached_bytes for piece in pieces),
                     recompute_cost=sum(piece.cost.cost for piece in pieces),
                 )
@@ -242,70 +219,104 @@ class StagePath:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One piece of a stage."""
+class StageSpace:
+    """What stages are made of.
 
-    block: Block
-    lower: Cut
-    upper: Cut
-    variant: int
-    open_below: bool
-    open_above: bool
-    passed: bool
+    Attributes:
+        blocks: the graph, cut into blocks.
+        cuts: for each block its cuts, both ends included.
+    """
 
-    @cached_property
-    def cost(self) -> PieceCost:
-        return self._simulate(None)
+    blocks: Blocks
+    cuts: Sequence[Sequence[Cut]]
+    _known: dict[tuple[int, ...], Piece] = field(default_factory=dict, repr=False, compare=False)
 
-    def _simulate(self, emit: Callable[[int, bool, int], None] | None) -> PieceCost:
-        return simulate_piece(
-            self.block.problem,
-            self.lower,
-            self.upper,
-            self.variant,
-            open_below=self.open_below,
-            open_above=self.open_above,
-            passed=self.passed,
-            emit=emit,
-        )
+    def pieces(self, step: StageStep) -> list[Piece]:
+        """The pieces of a stage, from the lowest to the top one, with what each is asked for."""
+        i, a, j, b, variant = step
+        found: list[Piece] = []
+        passed = False
+        for k in range(j, i - 1, -1):
+            lower = a if k == i else 0
+            upper = b if k == j else len(self.cuts[k]) - 1
+            key = (k, lower, upper, variant, k > i, k < j, passed)
+            piece = self._known.get(key)
+            if piece is None:
+                piece = self._known[key] = self._piece(
+                    k, lower, upper, variant, open_below=k > i, open_above=k < j, passed=passed
+                )
+            passed = piece.cost.asks
+            found.append(piece)
+        return found[::-1]
 
-    def forward_ids(self) -> list[int]:
-        """Its forward ops."""
-        return self.block.ids(self.upper.lower & ~self.lower.lower)
-
-    def keep_ids(self) -> set[int]:
-        """The values that it keeps."""
-        keep = piece_keep(self.block.problem, self.lower, self.upper, self.variant, self.open_above)
-        return {self.block.values[s] for s in keep}
-
-    @cached_property
-    def backward_ids(self) -> tuple[list[int], list[int], list[int]]:
-        """Its ops on the way back: for the pieces above; its own before and after it asks."""
-        ids: tuple[list[int], list[int], list[int]] = ([], [], [])
+    def _piece(
+        self,
+        k: int,
+        lower: int,
+        upper: int,
+        variant: int,
+        *,
+        open_below: bool,
+        open_above: bool,
+        passed: bool,
+    ) -> Piece:
+        block = self.blocks.blocks[k]
+        low, high = self.cuts[k][lower], self.cuts[k][upper]
+        way_back: tuple[list[int], list[int], list[int]] = ([], [], [])
 
         def emit(op: int, again: bool, when: int) -> None:
-            ids[when].append(self.block.forward.start + op if again else self.block.backward[op])
+            way_back[when].append(block.forward.start + op if again else block.backward[op])
 
-        self._simulate(emit)
-        return ids
+        cost = simulate_piece(
+            block.problem,
+            low,
+            high,
+            variant,
+            open_below=open_below,
+            open_above=open_above,
+            passed=passed,
+            emit=emit,
+        )
+        keep = piece_keep(block.problem, low, high, variant, open_above)
+        return Piece(
+            cost=cost,
+            forward=block.ids(high.lower & ~low.lower),
+            keep=frozenset(block.values[s] for s in keep),
+            way_back=way_back,
+        )
 
 
-def _way_back(pieces: Sequence[_Piece]) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece of a stage.
+
+    Attributes:
+        cost: what it costs.
+        forward: ids of its forward ops.
+        keep: ids of the values that it keeps.
+        way_back: ids of its ops on the way back: those for the pieces above; its own before the
+            pieces below provide their interface, and after.
+    """
+
+    cost: PieceCost
+    forward: list[int]
+    keep: frozenset[int]
+    way_back: tuple[list[int], list[int], list[int]]
+
+
+def _way_back(pieces: Sequence[Piece]) -> list[int]:
     """The ops of a stage on the way back, of its pieces from the lowest to the top one."""
     order: list[int] = []
-
-    def compute_again(top: int) -> None:
-        """What the pieces below `top` provide, from the lowest that joins in."""
-        if top > 0 and pieces[top - 1].cost.passed:
-            if pieces[top - 1].cost.joins:
-                compute_again(top - 1)
-            order.extend(pieces[top - 1].backward_ids[0])
-
     for k in range(len(pieces) - 1, -1, -1):
-        _, before, after = pieces[k].backward_ids
+        _, before, after = pieces[k].way_back
         order += before
         if pieces[k].cost.asks and not pieces[k].cost.joins:
-            compute_again(k)
+            # The group below, from the lowest piece that joins in.
+            low = k
+            while low > 0 and pieces[low - 1].cost.passed and (low == k or pieces[low].cost.joins):
+                low -= 1
+            for piece in pieces[low:k]:
+                order += piece.way_back[0]
         order += after
     return order
 

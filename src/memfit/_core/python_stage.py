@@ -332,7 +332,9 @@ def simulate_piece(
         ):
             live.add(s)
     done: set[int] = set()
-    peak = 0
+    peak = start = 0
+    before = _NOTHING
+    joins = False
     when = 0
     waiting = {s for s in lent_below if s in uses}
     asks = bool(waiting)
@@ -396,7 +398,6 @@ def simulate_piece(
     # The interface above is alive for the pieces above as long as these need it.
     for s in asked:
         uses[s] = uses.get(s, 0) + 1
-    before, start, joins = _NOTHING, 0, False
     pass_bytes = held = standing
     if asked:
         peak = current

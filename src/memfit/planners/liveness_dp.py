@@ -8,8 +8,8 @@ pairs (overhead still to come, bytes still needed), so that one run serves every
 
 from __future__ import annotations
 
-import math
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -125,29 +125,27 @@ def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
 def _search(table: LivenessTable, budget_bytes: int, smallest: _Found) -> _Found:
     """Least overhead whose exactly simulated peak fits the budget.
 
-    The DP's peaks are upper bounds: it counts a cached value as alive to the end of the stage that
-    it was kept for. A nominal budget above the real one may still fit, and costs less; a bisection
-    over nominal budgets finds the largest one that the simulator accepts.
+    Where the simulator finds a peak below the one that the dynamic program reckons with (a cached
+    value was dead already), a nominal budget that much above the real one is tried too.
     """
+    curve = table.stages.curve()
+    needs = [-need for _, need in curve]  # ascending
     best = smallest
-    low = max(budget_bytes - table.fixed_bytes, table.stages.smallest_budget())
-    high = math.ceil(low * 1.5)
-    nominal = low
-    seen: set[int] = set()
+    real = budget_bytes - table.fixed_bytes
+    nominal = max(real, curve[-1][1])
     for _ in range(_NOMINAL_TRIES):
         path = table.path(nominal)
         assert path is not None, "a nominal budget above the smallest one has a path"
         found = _Found(table.graph, path)
-        fits = found.peak_bytes <= budget_bytes
-        if fits and (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
+        if found.peak_bytes > budget_bytes:
+            break
+        if (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
             best = found
-        if fits and found.overhead == 0:
+        at = bisect_left(needs, -nominal)  # the point that the path is for
+        spare = curve[at][1] - (found.peak_bytes - table.fixed_bytes)
+        if at == 0 or real + spare < curve[at - 1][1]:
             break
-        low, high = (nominal, high) if fits else (low, nominal)
-        seen.add(nominal)
-        nominal = (low + high) // 2
-        if nominal in seen:
-            break
+        nominal = real + spare
     return best
 
 

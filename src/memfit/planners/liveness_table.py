@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memfit import _core
-from memfit._core.python_stage import Cut
-from memfit.blocks import Block, Blocks, cut_graph
+from memfit.blocks import Block, cut_graph
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.lower_sets import FAMILIES, choose_family
-from memfit.stages import BackwardStages, StagePath
+from memfit.stages import BackwardStages, StagePath, StageSpace
 
 __all__ = [
     "Effort",
@@ -36,19 +35,24 @@ class Effort:
     Attributes:
         cuts: most cuts of a block.
         steps: most ops to simulate, over all pieces, about.
+        states: most cuts of all blocks together, about.
         shares: shares of the backward's forward values, by bytes, that the stages' variants leave
             out between none and all.
     """
 
     cuts: int
     steps: int
+    states: int
     shares: tuple[float, ...] = (0.75, 0.5, 0.25)
 
 
-FULL = {"native": Effort(640, 800_000_000), "python": Effort(80, 20_000_000)}
+FULL = {
+    "native": Effort(640, 250_000_000, 60_000),
+    "python": Effort(80, 20_000_000, 2_000),
+}
 """The most that each core should take on: a few seconds."""
 
-QUICK = Effort(24, 4_000_000, ())
+QUICK = Effort(24, 4_000_000, 2_000, ())
 """What is done in a moment, on either core nearly."""
 
 
@@ -58,8 +62,7 @@ class LivenessTable:
 
     Attributes:
         graph: the graph.
-        blocks: the graph, cut into blocks.
-        cuts: for each block its cuts, both ends included.
+        space: the blocks of the graph and their cuts.
         stages: the stages and the trade-off that they allow.
         family: the smallest family of lower sets that any block was searched with.
         notes: what a reader of the plan should know, such as a family that was reduced.
@@ -67,8 +70,7 @@ class LivenessTable:
     """
 
     graph: TrainingGraph
-    blocks: Blocks
-    cuts: tuple[tuple[Cut, ...], ...]
+    space: StageSpace
     stages: _core.StageTable
     family: str
     notes: tuple[str, ...]
@@ -77,12 +79,12 @@ class LivenessTable:
     @property
     def cut_count(self) -> int:
         """Number of different cuts."""
-        return sum(len(cuts) - 1 for cuts in self.cuts) + 1
+        return sum(len(cuts) - 1 for cuts in self.space.cuts) + 1
 
     def path(self, nominal_bytes: int) -> StagePath | None:
         """Least recomputation where every stage's simulated peak is at most `nominal_bytes`."""
         steps = self.stages.path(nominal_bytes)
-        return None if steps is None else StagePath(self.blocks, self.cuts, steps)
+        return None if steps is None else StagePath(self.space, steps)
 
 
 def negligible_bytes(graph: TrainingGraph) -> int:
@@ -171,27 +173,45 @@ def _thin(block: Block, masks: list[int], limit: int) -> list[int]:
 
 def _choose_masks(
     kinds: Sequence[Block],
+    kind_of: Sequence[int],
     useful: Sequence[bool],
     wanted: str,
     most: int,
     effort: Effort,
     variants: int,
 ) -> tuple[list[_Searched], int]:
-    """The lower sets of each kind of block, as many as the effort allows; and how many were cut."""
-    searched = []
-    for block in kinds:
+    """The lower sets of each kind of block, as many as the effort allows, and the most of a block.
+
+    Args:
+        kinds: the different blocks.
+        kind_of: for each block of the graph, its kind.
+        useful: for each forward op, whether a cut after it may help.
+        wanted: the family asked for.
+        most: most lower sets of a block that were asked for.
+        effort: how much to search.
+        variants: number of variants of a stage.
+    """
+
+    def choose(block: Block, family: str, limit: int) -> _Searched:
         local = useful[block.forward.start : block.forward.stop]
-        family, masks = choose_family(block.predecessors, wanted, min(most, effort.cuts), local)
-        searched.append(_Searched(block, family, masks))
+        chosen, masks = choose_family(block.predecessors, family, limit, local)
+        return _Searched(block, chosen, masks)
+
+    def too_many() -> bool:
+        steps = sum(s.steps for s in searched) * variants
+        states = sum(len(searched[k].masks) - 1 for k in kind_of)
+        return steps > effort.steps or states > effort.states
+
     limit = min(most, effort.cuts)
-    while sum(s.steps for s in searched) * variants > effort.steps and limit > 4:
-        limit = limit * 3 // 4
+    searched = [choose(block, wanted, limit) for block in kinds]
+    while limit > 2 and too_many():
+        limit = max(2, limit * 3 // 4)
         for k, s in enumerate(searched):
-            if len(s.masks) > limit and FAMILIES.index(s.family) < 1:
-                local = useful[s.block.forward.start : s.block.forward.stop]
-                family, masks = choose_family(s.block.predecessors, s.family, limit, local)
-                searched[k] = s = _Searched(s.block, family, masks)
-            searched[k] = _Searched(s.block, s.family, _thin(s.block, s.masks, limit))
+            if len(s.masks) > limit:
+                smaller = choose(s.block, s.family, limit)
+                searched[k] = _Searched(
+                    s.block, smaller.family, _thin(s.block, smaller.masks, limit)
+                )
     return searched, limit
 
 
@@ -238,7 +258,7 @@ def build_table(
         kind_of.append(number[signature])
     wanted = "all" if family == "auto" else family
     most = max_lower_sets or 1 << 30
-    searched, limit = _choose_masks(kinds, useful, wanted, most, effort, len(flags))
+    searched, limit = _choose_masks(kinds, kind_of, useful, wanted, most, effort, len(flags))
     smallest = max((s.family for s in searched), key=FAMILIES.index, default=wanted)
     notes = []
     reduced = sum(searched[k].family != wanted for k in kind_of)
@@ -273,8 +293,7 @@ def build_table(
     )
     return LivenessTable(
         graph,
-        blocks,
-        tuple(cuts_of[k] for k in kind_of),
+        StageSpace(blocks, tuple(cuts_of[k] for k in kind_of)),
         stages,
         smallest,
         tuple(notes),
