@@ -112,6 +112,12 @@ def measure(case: CaseGraph, planner: str, repeats: int, status: Status, limit_s
     return {"case": case.name, "kind": case.kind, "planner": planner, "wrong": [], **found}
 
 
+def overhead_at(points: Sequence[list[int]], budget: int) -> int | None:
+    """What a budget costs by a trade-off; None where it is too small."""
+    at = bisect_right(points, budget, key=lambda point: point[0])
+    return points[at - 1][1] if at else None
+
+
 def distance(points: Sequence[list[int]], whole: Sequence[list[int]], total_cost: int) -> Result:
     """How far one trade-off is above another.
 
@@ -120,18 +126,34 @@ def distance(points: Sequence[list[int]], whole: Sequence[list[int]], total_cost
         much of a step's cost the overhead is larger, at the worst and on average over all budgets
         at which either trade-off changes (`worst_percent`, `mean_percent`).
     """
-
-    def overhead(trade_off: Sequence[list[int]], budget: int) -> int:
-        return trade_off[bisect_right(trade_off, budget, key=lambda p: p[0]) - 1][1]
-
-    low = max(points[0][0], whole[0][0])
-    budgets = sorted({b for b, _ in (*points, *whole) if b >= low})
-    above = [100 * (overhead(points, b) - overhead(whole, b)) / total_cost for b in budgets]
+    above = []
+    for budget in sorted({b for b, _ in (*points, *whole)}):
+        one, other = overhead_at(points, budget), overhead_at(whole, budget)
+        if one is not None and other is not None:
+            above.append(100 * (one - other) / total_cost)
     return {
         "smallest_percent": 100 * (points[0][0] / whole[0][0] - 1) if whole[0][0] else 0.0,
         "worst_percent": max(above),
         "mean_percent": sum(above) / len(above),
     }
+
+
+def compare_planners(results: list[Result]) -> None:
+    """Over all lower sets no budget may cost more than over {L^v}, under the same formula."""
+    points = {(r["case"], r["planner"]): r["points"] for r in results if "points" in r}
+    for r in results:
+        fewer = points.get((r["case"], "approximate"))
+        if r["planner"] != "exact" or "points" not in r or fewer is None:
+            continue
+        r["checks"] += 1
+        pairs = [(budget, overhead_at(r["points"], budget), cost) for budget, cost in fewer]
+        above = [p for p in pairs if p[1] is None or p[1] > p[2]]
+        if above:
+            budget, exact, approximate = above[0]
+            r["wrong"].append(
+                f"the trade-off costs more than that of approximate at {len(above)} of "
+                f"{len(fewer)} budgets, first at {budget}: {exact} against {approximate}"
+            )
 
 
 def distances(results: list[Result], status: Status, limit_s: float) -> list[Result]:
@@ -356,6 +378,7 @@ def main(words: list[str]) -> int:
                     f"{len(r['wrong'])} wrong"
                 )
                 console.print(f"{case.name} {planner}: {text}", highlight=False)
+        compare_planners(results)
         far = []
         if arguments.unreduced_limit > 0:
             far = distances(results, status, arguments.unreduced_limit)

@@ -86,7 +86,8 @@ memfit::CanonicalTable canonical_table(const Rows& predecessors, const Numbers& 
   const memfit::Tick tick = make_tick(progress);
   const nb::gil_scoped_release release;
   const auto which = connected ? memfit::Stages::kConnected : memfit::Stages::kNested;
-  return {memfit::CanonicalStages(Lists(predecessors), node_bytes, node_cost, std::move(sets), which),
+  return {memfit::CanonicalStages(Lists(predecessors), node_bytes, node_cost, std::move(sets), which,
+                                  tick),
           threads, tick};
 }
 

@@ -257,6 +257,21 @@ bool spoil_lists(Random& random, StageLists& t) {
   }
 }
 
+void strain(Random& random, RandomBlock& block) {
+  StageLists& t = block.lists;
+  for (Numbers* list : {&t.forward_workspace, &t.backward_workspace}) {
+    std::fill(list->begin(), list->end(), 0);
+  }
+  strain_numbers(random, random.once_in(4) ? t.forward_workspace : t.value_bytes);
+  const std::int64_t most = std::int64_t{1} << (60 + random.below(3));
+  for (std::int64_t& bytes : block.cuts.base_bytes) bytes = random.pick<std::int64_t>({0, most - 1, 1 - most});
+  const std::size_t values = t.value_bytes.size();
+  for (Row* row : {&t.interface_below, &t.interface_above, any_row(random, block.cuts.needed_below),
+                   any_row(random, block.cuts.boundary), any_row(random, t.backward_inputs)}) {
+    if (random.once_in(2)) add_any(random, row, values);
+  }
+}
+
 bool spoil_cuts(Random& random, Cuts& cuts, std::size_t values) {
   Rows& rows = random.once_in(2) ? cuts.boundary : cuts.needed_below;
   switch (random.below(8)) {

@@ -165,7 +165,7 @@ void run_exhaustive(Random& random) {
   if (ways.empty()) return;
   const auto which = all && random.once_in(2) ? Stages::kConnected : Stages::kNested;
   const CanonicalTable table({Lists(problem.predecessors), problem.node_bytes, problem.node_cost,
-                              rows_of(sets, nodes), which},
+                              rows_of(sets, nodes), which, {}},
                              1 + random.below(3), {});
   check(table.states() == sets.size(), "wrong number of states");
   const auto curve = curve_of(ways);
@@ -244,7 +244,8 @@ void run_any(Random& random) {
   }
   std::optional<CanonicalStages> stages;
   const bool accepted = accepts([&] {
-    stages.emplace(Lists(problem.predecessors), problem.node_bytes, problem.node_cost, sets, which);
+    stages.emplace(Lists(problem.predecessors), problem.node_bytes, problem.node_cost, sets, which,
+                   Tick{});
   });
   check(!accepted || !must_refuse, "unsound input is not refused");
   check(accepted || may_refuse, "sound input is refused");

@@ -135,11 +135,16 @@ void spoil_numbers(Random& random, Numbers& numbers) {
         numbers[random.below(numbers.size())] = std::int64_t{1} << (58 + random.below(5));
       }
       break;
-    default:
-      for (std::int64_t& x : numbers) x = random.between(0, 3);
-      one = (std::int64_t{1} << (60 + random.below(3))) - random.between(0, 1);
-      for (const std::int64_t& x : numbers) one -= &x == &one ? 0 : x;
+    default: strain_numbers(random, numbers);
   }
+}
+
+void strain_numbers(Random& random, Numbers& numbers) {
+  if (numbers.empty()) return;
+  for (std::int64_t& x : numbers) x = random.between(0, 3);
+  std::int64_t& one = numbers[random.below(numbers.size())];
+  one = (std::int64_t{1} << (60 + random.below(3))) - random.between(0, 1);
+  for (const std::int64_t& x : numbers) one -= &x == &one ? 0 : x;
 }
 
 bool is_lower_set(const Rows& predecessors, Mask set) {

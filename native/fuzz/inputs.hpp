@@ -33,6 +33,9 @@ Numbers random_numbers(Random& random, std::size_t count);
 // overflows, or all together just too large, or not quite.
 void spoil_numbers(Random& random, Numbers& numbers);
 
+// One as large as fits below 2**60, 2**61 or 2**62 together with the others.
+void strain_numbers(Random& random, Numbers& numbers);
+
 // Any 64-bit number, mostly near a limit.
 std::int64_t wild_number(Random& random);
 

@@ -68,6 +68,10 @@ Simulated simulate(Random& random, std::size_t most_ops, std::size_t variants, b
                                        : spoil_cuts(random, block.cuts, block.lists.value_bytes.size());
     }
   }
+  if (may_spoil && !must_refuse && random.once_in(6)) {
+    sound = false;
+    strain(random, block);
+  }
   Table table;
   const auto build = [&](std::size_t threads) {
     return std::make_shared<const BlockTable>(StageProblem(block.lists), block.cuts, threads, Tick{});
@@ -243,11 +247,11 @@ void run_blocks(Random& random) {
   std::vector<Table> kinds;
   for (std::size_t k = 1 + random.below(3); k > 0; --k) {
     const bool other = random.once_in(20);
-    const Simulated block = simulate(random, 12, other ? variants + 1 : variants, random.once_in(8));
+    const Simulated block = simulate(random, 12, other ? variants + 1 : variants, random.once_in(4));
     if (block.table != nullptr) kinds.push_back(block.table);
   }
   Problem problem;
-  const std::size_t count = kinds.empty() ? 0 : random.pick<std::size_t>({0, 1, 2, 2, 3, 3, 5, 9, 30});
+  const std::size_t count = kinds.empty() ? 0 : random.pick<std::size_t>({0, 1, 2, 2, 3, 3, 5, 9, 30, 100});
   bool sound = true;  // alike in their variants, and what they hold adds up below the limit
   std::int64_t cost = 0;
   std::int64_t bytes = 0;

@@ -10,6 +10,7 @@ namespace memfit {
 namespace {
 
 constexpr std::int64_t kLimit = std::int64_t{1} << 60;
+constexpr std::size_t kSetsPerTick = 256;
 
 void check_sum(const std::vector<std::int64_t>& numbers, const char* what) {
   std::int64_t total = 0;
@@ -57,7 +58,7 @@ struct SetEqual {
 CanonicalStages::CanonicalStages(const Lists& predecessors,
                                  const std::vector<std::int64_t>& node_bytes,
                                  const std::vector<std::int64_t>& node_cost, BitMatrix lower_sets,
-                                 Stages which)
+                                 Stages which, const Tick& tick)
     : node_bytes_(node_bytes), node_cost_(node_cost), sets_(std::move(lower_sets)), which_(which) {
   const std::size_t nodes = predecessors.size();
   const std::size_t words = sets_.words();
@@ -93,6 +94,7 @@ CanonicalStages::CanonicalStages(const Lists& predecessors,
   std::vector<Word> reached(words);
   std::vector<Word> feeding(words);
   for (std::size_t i = 0; i < count; ++i) {
+    if (tick && i % kSetsPerTick == 0) tick(0.0);
     const Word* set = sets_.row(i);
     nodes_in_.push_back(count_bits(set, words));
     least_cost_.push_back(unread_cost);
@@ -127,10 +129,10 @@ CanonicalStages::CanonicalStages(const Lists& predecessors,
   if (nodes_in_.front() != 0 || nodes_in_.back() != nodes) {
     throw std::invalid_argument("the lower sets must begin with the empty set and end with all nodes");
   }
-  if (which_ == Stages::kConnected) list_growths(before, after);
+  if (which_ == Stages::kConnected) list_growths(before, after, tick);
 }
 
-void CanonicalStages::list_growths(const BitMatrix& before, const BitMatrix& after) {
+void CanonicalStages::list_growths(const BitMatrix& before, const BitMatrix& after, const Tick& tick) {
   const std::size_t words = sets_.words();
   const std::size_t nodes = predecessors_.size();
   BitMatrix needed(nodes, words * kWordBits);  // each node with all its ancestors
@@ -156,6 +158,7 @@ void CanonicalStages::list_growths(const BitMatrix& before, const BitMatrix& aft
   std::vector<Word> larger(words);
   growth_start_.push_back(0);
   for (std::size_t i = 0; i < states(); ++i) {
+    if (tick && i % kSetsPerTick == 0) tick(0.0);
     const Word* set = sets_.row(i);
     for (std::size_t w = 0; w < words; ++w) next[w] = sources[w] & ~set[w];
     for (std::size_t w = 0; w < words; ++w) {

@@ -8,6 +8,7 @@
 
 #include "bits.hpp"
 #include "front.hpp"
+#include "team.hpp"
 
 namespace memfit {
 
@@ -30,7 +31,8 @@ class CanonicalStages {
   // std::invalid_argument on anything else, on numbers that are negative or add up to 2**60 or more,
   // and where connected stages are asked for and a lower set is missing.
   CanonicalStages(const Lists& predecessors, const std::vector<std::int64_t>& node_bytes,
-                  const std::vector<std::int64_t>& node_cost, BitMatrix lower_sets, Stages which);
+                  const std::vector<std::int64_t>& node_cost, BitMatrix lower_sets, Stages which,
+                  const Tick& tick);
 
   [[nodiscard]] std::size_t states() const { return sets_.rows(); }
   // Number of nodes in a lower set.
@@ -99,7 +101,7 @@ class CanonicalStages {
   std::vector<std::size_t> growth_start_;
   std::vector<Growth> growth_;
 
-  void list_growths(const BitMatrix& before, const BitMatrix& after);
+  void list_growths(const BitMatrix& before, const BitMatrix& after, const Tick& tick);
 
   template <class Visit>
   void grow(std::size_t i, Scratch& scratch, Visit& visit) const {

@@ -182,7 +182,7 @@ StageTable::StageTable(std::vector<std::shared_ptr<const BlockTable>> tables,
         builder.add(step, front(j, b));
       });
       fronts_[i][a] = builder.take();
-      if (tick && a % 8 == 0) between();
+      team.pause(between);
     }
     stacks.extend(i);
   }

@@ -37,6 +37,7 @@ struct Team::State {
   std::atomic<std::size_t> next{0};
   std::atomic<bool> stop{false};
   std::exception_ptr error;
+  Clock::time_point last = Clock::now();  // when the caller was last given a turn
 
   void fail() {
     const std::lock_guard lock(mutex);
@@ -90,6 +91,13 @@ Team::~Team() {
 
 std::size_t Team::threads() const { return state_->helpers.size() + 1; }
 
+// Many short rounds in a row count as one long one.
+void Team::pause(const std::function<void()>& between) {
+  if (!between || Clock::now() - state_->last < kBetween) return;
+  between();
+  state_->last = Clock::now();
+}
+
 void Team::run(std::size_t count, const Body& body, const std::function<void()>& between) {
   State& s = *state_;
   s.body = &body;
@@ -106,13 +114,7 @@ void Team::run(std::size_t count, const Body& body, const std::function<void()>&
     }
     s.begin.notify_all();
   }
-  auto last = Clock::now();
-  const auto pause = [&] {
-    if (!between || Clock::now() - last < kBetween) return;
-    between();
-    last = Clock::now();
-  };
-  s.work(0, pause);
+  s.work(0, [&] { pause(between); });
   if (share) {
     std::unique_lock lock(s.mutex);
     while (!s.done.wait_for(lock, kBetween, [&] { return s.running == 0; })) {

@@ -31,6 +31,9 @@ class Team {
   // exception of any of them stops the rest and is thrown again.
   void run(std::size_t count, const Body& body, const std::function<void()>& between);
 
+  // Calls `between` if 50 ms have passed since it was last called; for work outside of `run`.
+  void pause(const std::function<void()>& between);
+
  private:
   struct State;
   std::unique_ptr<State> state_;

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from memfit.plan import Plan
-    from memfit.pytorch.api import fit, plan
+    from memfit.planners.base import TradeOff
+    from memfit.pytorch.api import fit, plan, trade_off
     from memfit.pytorch.verify import verify
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Plan",
     "PlanMismatchError",
     "TooManyLowerSetsError",
+    "TradeOff",
     "UnknownPlannerError",
     "UnsupportedTorchError",
     "UsageError",
@@ -47,6 +49,7 @@ __all__ = [
     "build_info",
     "fit",
     "plan",
+    "trade_off",
     "verify",
 ]
 
@@ -54,8 +57,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Plan": "memfit.plan",
+    "TradeOff": "memfit.planners.base",
     "fit": "memfit.pytorch.api",
     "plan": "memfit.pytorch.api",
+    "trade_off": "memfit.pytorch.api",
     "verify": "memfit.pytorch.verify",
 }
 

@@ -19,7 +19,7 @@ from memfit.errors import GraphError
 
 __all__ = ["Op", "Phase", "TrainingGraph", "Value", "ValueKind"]
 
-_LIMIT = 2**62
+_LIMIT = 2**59
 
 
 class Phase(StrEnum):
@@ -115,7 +115,7 @@ class TrainingGraph:
 
     Raises:
         GraphError: an id is out of range, a value is read before it is written (which is also how a
-            cycle shows), a size or cost is negative, or the totals overflow 62 bits.
+            cycle shows), a size or cost is negative, or the totals overflow 59 bits.
     """
 
     values: tuple[Value, ...]
@@ -228,7 +228,7 @@ def _validate(graph: TrainingGraph) -> None:
             )
     total = sum(v.size_bytes for v in graph.values) + sum(op.workspace_bytes for op in graph.ops)
     if total >= _LIMIT or sum(op.cost for op in graph.ops) >= _LIMIT:
-        raise GraphError("the graph's sizes or costs add up to 2**62 or more; use smaller units")
+        raise GraphError("the graph's sizes or costs add up to 2**59 or more; use smaller units")
     written = [v.kind.resident or v.kind is ValueKind.TANGENT for v in graph.values]
     names: set[str] = set()
     in_backward = False

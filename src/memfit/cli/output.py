@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -20,6 +20,7 @@ from memfit.planners.base import Progress as Report
 
 __all__ = [
     "add_output_arguments",
+    "add_time_limit_argument",
     "debugging",
     "error_payload",
     "foreign_prints_to_stderr",
@@ -41,6 +42,27 @@ def add_output_arguments(parser: ArgumentParser) -> None:
         "--json", action="store_true", help="print one JSON object on stdout and nothing else"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on stderr")
+
+
+def add_time_limit_argument(parser: ArgumentParser) -> None:
+    """`--time-limit`."""
+    parser.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="SECONDS",
+        help="stop planning after this long with the best plan so far, which says so (default: "
+        "no limit)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is no number of seconds; give 0 or more")
+    return seconds
 
 
 def print_json(payload: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.cli.output import (
     add_output_arguments,
+    add_time_limit_argument,
     foreign_prints_to_stderr,
     print_json,
     progress,
@@ -117,6 +118,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_target_arguments(parser)
     add_planning_arguments(parser)
+    add_time_limit_argument(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLAN.json", help="write the plan to this file"
     )
@@ -152,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
             mode=args.mode,
             cost=args.cost,
             optimizer=make_optimizer(args.optimizer, case.model),
+            time_limit_s=args.time_limit,
             progress=report,
         )
     if args.output is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
 
 from memfit.cli.output import (
     add_output_arguments,
+    add_time_limit_argument,
     one_line,
     print_json,
     progress,
@@ -24,7 +25,9 @@ from memfit.plan import Plan
 from memfit.planners import (
     DEFAULT_PLANNER,
     PLANNERS,
+    Planner,
     PlannerOptions,
+    get_curve,
     get_planner,
 )
 from memfit.planners.paper_dp import MODES
@@ -56,9 +59,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="for exact and approximate: time (least overhead), memory (most overhead on the "
         "Pareto front), auto (time, then memory, both with liveness analysis; default)",
     )
-    parser.add_argument(
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument(
+        "--curve",
+        action="store_true",
+        help="print the whole trade-off instead of a plan: each overhead that some budget calls "
+        "for, with the least such budget",
+    )
+    wanted.add_argument(
         "--budget",
-        required=True,
         help='peak of the whole step: bytes ("3GiB", "800MB", 3221225472), or a share of the plain '
         'step\'s peak ("60%%")',
     )
@@ -74,6 +83,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="with more lower sets than this, the next smaller family is searched "
         "(default: as many as planner and core can take)",
     )
+    add_time_limit_argument(parser)
     add_output_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -89,11 +99,20 @@ def run(args: argparse.Namespace) -> int:
         UsageError: a wrong argument or graph file.
     """
     planner = get_planner(args.planner)
-    name = DEFAULT_PLANNER if args.planner == "auto" else args.planner
     if args.mode not in MODES:
         raise UsageError(f"unknown mode {args.mode!r}; known modes: {', '.join(MODES)}")
     if args.max_lower_sets is not None and args.max_lower_sets < 2:
         raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
+    options = PlannerOptions(
+        mode=args.mode,
+        family=args.family,
+        max_lower_sets=args.max_lower_sets,
+        time_limit_s=args.time_limit,
+    )
+    return _curve(args, options) if args.curve else _plan(args, planner, options)
+
+
+def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -> int:
     budget = parse_budget(args.budget)
     if budget.auto:
         raise UsageError(
@@ -105,19 +124,11 @@ def run(args: argparse.Namespace) -> int:
     budget_bytes = budget.resolve(plain_peak_bytes=plain_peak, free_bytes=0)
     try:
         with progress("planning", shown=not (args.json or args.quiet)) as report:
-            plan = planner(
-                graph,
-                budget_bytes,
-                PlannerOptions(
-                    mode=args.mode,
-                    family=args.family,
-                    max_lower_sets=args.max_lower_sets,
-                    progress=report,
-                ),
-            )
+            plan = planner(graph, budget_bytes, replace(options, progress=report))
     except InfeasibleBudgetError as error:
         if not args.json:
             raise
+        name = DEFAULT_PLANNER if args.planner == "auto" else args.planner
         print_json(_infeasible_json(error, graph, name, args.mode))
         return EXIT_INFEASIBLE
     result = solve_json(plan, graph)
@@ -128,6 +139,34 @@ def run(args: argparse.Namespace) -> int:
         console.print(_table(result))
         for note in result["notes"]:
             console.print(f"note: {note}", soft_wrap=True)
+    return 0
+
+
+def _curve(args: argparse.Namespace, options: PlannerOptions) -> int:
+    curve = get_curve(args.planner)
+    graph = read_graph(args.graph)
+    with progress("planning", shown=not (args.json or args.quiet)) as report:
+        found = curve(graph, replace(options, progress=report))
+    if args.json:
+        print_json(asdict(found))
+        return 0
+    console = stdout_console()
+    table = Table(
+        title=f"{graph.name}: {found.planner}, family {found.family}, "
+        f"{found.lower_sets} lower sets, {found.seconds:.2f} s",
+        title_justify="left",
+    )
+    table.add_column("budget", justify="right")
+    table.add_column("bytes", justify="right")
+    table.add_column(f"overhead ({found.cost_unit})", justify="right")
+    table.add_column("of one forward pass", justify="right")
+    for point in found.points:
+        share = 100.0 * point.overhead / graph.forward_cost if graph.forward_cost else 0.0
+        size = format_bytes(point.budget_bytes)
+        table.add_row(size, str(point.budget_bytes), str(point.overhead), f"{share:.2f}%")
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", soft_wrap=True)
     return 0
 
 

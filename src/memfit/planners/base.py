@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,16 @@ from typing import Protocol
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan, PlanStatus
 
-__all__ = ["Curve", "Planner", "PlannerOptions", "Progress", "TradeOff", "TradeOffPoint"]
+__all__ = [
+    "Curve",
+    "Planner",
+    "PlannerOptions",
+    "Progress",
+    "TimeIsUp",
+    "TradeOff",
+    "TradeOffPoint",
+    "limited",
+]
 
 Progress = Callable[[str, float], None]
 
@@ -26,7 +36,7 @@ class PlannerOptions:
             next smaller family and says so in the plan's provenance. None: as many as the planner
             and the core can take.
         time_limit_s: seconds after which the search stops with the best plan so far, which says so;
-            None for no limit (the default planner).
+            None for no limit.
         progress: called with a label and the share done, 0 to 1.
     """
 
@@ -81,6 +91,24 @@ class TradeOff:
         """The overhead within a budget; None if it is smaller than the smallest feasible one."""
         at = bisect_right(self.points, budget_bytes, key=lambda point: point.budget_bytes)
         return self.points[at - 1].overhead if at else None
+
+
+class TimeIsUp(Exception):
+    """The time limit has been reached; planners catch it and fall back on a quick search."""
+
+
+def limited(options: PlannerOptions) -> Progress:
+    """A progress callback that raises `TimeIsUp` once the options' time limit has been reached."""
+    began = time.perf_counter()
+
+    def report(label: str, share: float) -> None:
+        limit = options.time_limit_s
+        if limit is not None and time.perf_counter() - began >= limit:
+            raise TimeIsUp
+        if options.progress is not None:
+            options.progress(label, share)
+
+    return report
 
 
 class Curve(Protocol):

@@ -18,7 +18,7 @@ from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, simulate
 from memfit.plan import Plan, PlanStatus, Stage, make_plan
-from memfit.planners.base import PlannerOptions, TradeOff, TradeOffPoint
+from memfit.planners.base import PlannerOptions, TimeIsUp, TradeOff, TradeOffPoint, limited
 from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
 from memfit.schedule import Schedule
 from memfit.stages import StagePath, store_all_schedule
@@ -52,10 +52,6 @@ class _Found:
         return self.schedule.overhead(self.graph)
 
 
-class _TimeUp(Exception):
-    """The time limit has been reached."""
-
-
 def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
     """Simulate all stages of a graph.
 
@@ -65,24 +61,15 @@ def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
     Raises:
         UsageError: an unknown family.
     """
-    began = time.perf_counter()
-
-    def report(label: str, share: float) -> None:
-        limit = options.time_limit_s
-        if limit is not None and time.perf_counter() - began > limit:
-            raise _TimeUp
-        if options.progress is not None:
-            options.progress(label, share)
-
     try:
         return build_table(
             graph,
             family=options.family,
             max_lower_sets=options.max_lower_sets,
             effort=FULL[_core.core_name()],
-            progress=report,
+            progress=limited(options),
         )
-    except _TimeUp:
+    except TimeIsUp:
         table = build_table(
             graph,
             family="prefix",

@@ -25,6 +25,7 @@ _NEGLIGIBLE_BYTES = 1024
 _NEGLIGIBLE_SHARE = 10_000
 
 _LABELS = 1 << 25
+_LARGEST = 1 << 62
 _MOST_SLOTS, _LEAST_SLOTS = 1 << 13, 1 << 8
 
 
@@ -83,7 +84,7 @@ class LivenessTable:
 
     def path(self, nominal_bytes: int) -> StagePath | None:
         """Least recomputation where every stage's simulated peak is at most `nominal_bytes`."""
-        steps = self.stages.path(nominal_bytes)
+        steps = self.stages.path(min(nominal_bytes, _LARGEST))
         return None if steps is None else StagePath(self.space, steps)
 
 

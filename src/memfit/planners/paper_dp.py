@@ -9,7 +9,7 @@ get what is left of them beside the resident values.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from memfit import _core
@@ -18,7 +18,14 @@ from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.lower_sets import choose_family
 from memfit.plan import Plan, PlanStatus, make_plan
-from memfit.planners.base import PlannerOptions, TradeOff, TradeOffPoint
+from memfit.planners.base import (
+    PlannerOptions,
+    Progress,
+    TimeIsUp,
+    TradeOff,
+    TradeOffPoint,
+    limited,
+)
 from memfit.schedule import Schedule
 from memfit.stages import store_all_schedule
 from memfit.strategy import (
@@ -39,6 +46,7 @@ MODES = ("time", "memory", "auto")
 _MAX_LOWER_SETS = {"native": 1 << 17, "python": 1 << 12}
 _COST_STEPS = 1 << 25
 _FEW_LOWER_SETS = 256
+_LARGEST = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class PaperTable:
         notes: what a reader of the plan should know: a family that was reduced, costs rounded.
         stages: the stages under the paper's formulas.
         quantum: costs were rounded up to multiples of it.
+        complete: whether the search was not cut short.
     """
 
     graph: TrainingGraph
@@ -85,11 +94,16 @@ class PaperTable:
     notes: tuple[str, ...]
     stages: _core.CanonicalTable
     quantum: int
+    complete: bool = True
 
     @property
     def status(self) -> PlanStatus:
         """How good a time-centric strategy is known to be."""
-        return PlanStatus.OPTIMAL_IN_FAMILY if self.quantum == 1 else PlanStatus.FEASIBLE
+        return (
+            PlanStatus.OPTIMAL_IN_FAMILY
+            if self.quantum == 1 and self.complete
+            else PlanStatus.FEASIBLE
+        )
 
     @cached_property
     def minimum_bytes(self) -> int:
@@ -101,7 +115,7 @@ class PaperTable:
 
         Time-centric is the least overhead, memory-centric the largest on the Pareto front at V.
         """
-        path = self.stages.shortest(nominal_bytes, longest=mode == "memory")
+        path = self.stages.shortest(min(nominal_bytes, _LARGEST), longest=mode == "memory")
         if path is None:
             return None
         return Strategy(self.graph, mode, tuple(self.lower_sets[state] for state in path))
@@ -128,19 +142,33 @@ def _cost_quantum(lower_sets: int, ops: int, total_cost: int) -> int:
 def build_table(graph: TrainingGraph, family: str, options: PlannerOptions) -> PaperTable:
     """Find a family's trade-off.
 
+    With `options.time_limit_s` and no time left, the family `pruned` is searched instead, which
+    takes a moment, and the table says so.
+
     Args:
         graph: the graph.
         family: the family to search where the options leave the choice open.
         options: see `PlannerOptions`.
     """
     wanted = family if options.family == "auto" else options.family
+    limit = options.max_lower_sets or _MAX_LOWER_SETS[_core.core_name()]
+    try:
+        return _build(graph, wanted, limit, limited(options))
+    except TimeIsUp:
+        table = _build(graph, "pruned", limit, options.progress)
+        note = (
+            f"the time limit of {options.time_limit_s:g} s was reached; family pruned was searched "
+            f"instead of {wanted}"
+        )
+        return replace(table, notes=(*table.notes, note), complete=wanted == "pruned")
 
+
+def _build(graph: TrainingGraph, wanted: str, limit: int, progress: Progress | None) -> PaperTable:
     def report(label: str, share: float) -> None:
-        if options.progress is not None:
-            options.progress(label, share)
+        if progress is not None:
+            progress(label, share)
 
     report("listing lower sets", 0.0)
-    limit = options.max_lower_sets or _MAX_LOWER_SETS[_core.core_name()]
     name, masks = choose_family(graph.forward_predecessors, wanted, limit)
     notes = []
     if name != wanted:

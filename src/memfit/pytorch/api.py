@@ -15,8 +15,8 @@ from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import simulate
 from memfit.plan import Plan
-from memfit.planners.base import PlannerOptions, Progress
-from memfit.planners.registry import get_planner
+from memfit.planners.base import PlannerOptions, Progress, TradeOff
+from memfit.planners.registry import get_curve, get_planner
 from memfit.pytorch.backend import StepBackend, StepModule, captured_graph, resident_values
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
@@ -27,7 +27,7 @@ from memfit.pytorch.optimizer import optimizer_state_bytes
 from memfit.stages import store_all_schedule
 from memfit.units import Budget, parse_budget
 
-__all__ = ["EXECUTORS", "capture", "fit", "plan"]
+__all__ = ["EXECUTORS", "capture", "fit", "plan", "trade_off"]
 
 EXECUTORS = ("eager-graph",)
 COSTS = ("measured", "analytic")
@@ -100,6 +100,7 @@ def _settings(
     optimizer: torch.optim.Optimizer | None,
     prepared: Plan | None,
     progress: Progress | None,
+    time_limit_s: float | None = None,
 ) -> Settings:
     check_torch_version()
     if not isinstance(model, nn.Module):
@@ -112,13 +113,15 @@ def _settings(
         raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
     if budget is None and prepared is None:
         raise UsageError('no budget; give budget="3GiB", a share such as "60%", or a plan')
+    if time_limit_s is not None and not time_limit_s >= 0:
+        raise UsageError(f"time_limit_s is {time_limit_s!r}; give seconds, 0 or more, or None")
     get_planner(planner)
     parsed = parse_budget(budget) if budget is not None else Budget(auto=True)
     first = next(iter(model.parameters()), None)
     return Settings(
         budget=parsed,
         planner=planner,
-        options=PlannerOptions(mode=mode, progress=progress),
+        options=PlannerOptions(mode=mode, time_limit_s=time_limit_s, progress=progress),
         cost=cost,
         optimizer=optimizer,
         prepared=prepared,
@@ -137,6 +140,7 @@ def fit(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
+    time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> FittedModule:
     """A module that trains like `model`, within a memory budget, with the same gradients.
@@ -158,6 +162,8 @@ def fit(
             `"analytic"`.
         optimizer: counts its state into the budget.
         plan: a plan made before for this model and these shapes, instead of `budget`.
+        time_limit_s: seconds after which the planner stops with the best plan so far, which says so
+            in its notes; capture and measurement are not counted.
         progress: called with a label and the share done while measuring and planning.
 
     Raises:
@@ -173,6 +179,7 @@ def fit(
         optimizer=optimizer,
         prepared=plan,
         progress=progress,
+        time_limit_s=time_limit_s,
     )
     return FittedModule(model, loss_fn, settings.backend)
 
@@ -221,12 +228,14 @@ def plan(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan that `fit` would make, without training anything.
 
     Args:
-        model, loss_fn, budget, planner, mode, cost, optimizer, progress: as for `fit`.
+        model, loss_fn, budget, planner, mode, cost, optimizer, time_limit_s, progress: as for
+            `fit`.
         example_inputs: the positional arguments of one call of the fitted module: the model's
             inputs and, with a loss, the target.
         example_kwargs: keyword arguments of the model, if any.
@@ -246,6 +255,7 @@ def plan(
         optimizer=optimizer,
         prepared=None,
         progress=progress,
+        time_limit_s=time_limit_s,
     )
     step = capture(
         model,
@@ -259,3 +269,39 @@ def plan(
     made = settings.decide(step.graph)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return replace(made, provenance={**made.provenance, **seconds})
+
+
+def trade_off(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    planner: str = "auto",
+    cost: str = "measured",
+    optimizer: torch.optim.Optimizer | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    time_limit_s: float | None = None,
+    progress: Progress | None = None,
+) -> TradeOff:
+    """What every budget would cost, from one run, without training anything.
+
+    Args:
+        model, loss_fn, cost, optimizer, time_limit_s, progress: as for `fit`.
+        planner: `"auto"` or a planner that has a trade-off: `liveness`, `exact`, `approximate`.
+        example_inputs, example_kwargs: as for `plan`.
+
+    Raises:
+        UnknownPlannerError, UsageError: for a planner without a trade-off.
+        CaptureError: the model cannot be captured.
+    """
+    curve = get_curve(planner)
+    step = capture(
+        model,
+        example_inputs,
+        loss_fn,
+        example_kwargs=example_kwargs,
+        cost=cost,
+        optimizer=optimizer,
+        progress=progress,
+    )
+    return curve(step.graph, PlannerOptions(time_limit_s=time_limit_s, progress=progress))
