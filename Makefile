@@ -2,13 +2,17 @@
 #   make demo        set up and run the built-in demonstration
 #   make test        set up with the development tools; lint, types, layers, tests
 #   make test-slow   the tests that take longer
+#   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
 #   make clean       remove what was built
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CMAKE = $(or $(wildcard $(BIN)/cmake),cmake)
 NATIVE := pyproject.toml CMakeLists.txt Makefile $(wildcard native/*.cpp native/src/*.cpp native/src/*.hpp)
 
 # An editable install knows the modules that were there when it was made.
@@ -16,7 +20,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -31,6 +35,11 @@ test: $(VENV)/.stamp-dev
 
 test-slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow
+
+fuzz:
+	$(CMAKE) -S native/fuzz -B build/fuzz
+	$(CMAKE) --build build/fuzz --parallel
+	build/fuzz/fuzz --seconds $(SECONDS) --seed $(SEED)
 
 # torch comes first and by its exact version, so that no later step picks another one.
 $(VENV)/.stamp-torch: Makefile

@@ -150,4 +150,4 @@ CAPTURED: dict[str, tuple[Callable[..., Case], dict[str, Any]]] = {
     "torch-gpt2-96": (gpt2, {"layers": 96, **_SMALL_GPT2}),
     "torch-lstm-512": (lstm, {"steps": 512, "width": 128, "batch": 4, "vocabulary": 1000}),
 }
-"""Captured and planned by planning.py: how each is built. What counts is the graph, so they are small."""
+"""Captured and planned by planning.py; small, for what counts there is the graph."""

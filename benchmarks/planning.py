@@ -98,18 +98,27 @@ def start(spec: Result, limit_s: float, status: Status, what: str) -> Result:
     return found
 
 
-def measure(case: CaseGraph, planner: str, repeats: int, status: Status, limit_s: float) -> Result:
+def measure(
+    case: CaseGraph,
+    captured: str | None,
+    planner: str,
+    repeats: int,
+    status: Status,
+    limit_s: float,
+) -> Result:
     """One planner on one graph."""
     spec = {
         "task": "measure",
         "case": case.name,
+        "captured": captured,
         "planner": planner,
         "family": "all" if planner == "liveness" and case.kind == "published" else "auto",
         "repeats": repeats,
         "shares": SHARES,
     }
     found = start(spec, limit_s, status, f"{case.name}, {planner}")
-    return {"case": case.name, "kind": case.kind, "planner": planner, "wrong": [], **found}
+    start_of = {"case": case.name, "kind": case.kind, "planner": planner, "captured": captured}
+    return {**start_of, "wrong": [], **found}
 
 
 def overhead_at(points: Sequence[list[int]], budget: int) -> int | None:
@@ -156,22 +165,33 @@ def compare_planners(results: list[Result]) -> None:
             )
 
 
+def searched_all(r: Result) -> bool:
+    """Whether a planner searched all lower sets, by its own word and by their number."""
+    known = r["all_lower_sets"]
+    return r["family"] == "all" and (known is None or r["lower_sets"] >= known)
+
+
+def is_optimum(r: Result) -> bool:
+    """Whether a planner found the optimum over all lower sets."""
+    return bool(r["family"] == "all" and r["status"] == "OPTIMAL_IN_FAMILY")
+
+
 def distances(results: list[Result], status: Status, limit_s: float) -> list[Result]:
     """How far the plans of smaller families are from those over all lower sets."""
     points = {(r["case"], r["planner"]): r for r in results if "points" in r}
     found: list[Result] = []
     for r in points.values():
-        if r["family"] == "all":
+        if searched_all(r):
             continue
         row = {"case": r["case"], "planner": r["planner"], "family": r["family"]}
         row["lower_sets"] = r["lower_sets"]
         exact = points.get((r["case"], "exact"))
-        if r["planner"] == "approximate" and exact is not None and exact["family"] == "all":
+        if r["planner"] == "approximate" and exact is not None and is_optimum(exact):
             whole = exact
         elif r["forward_ops"] > UNREDUCED_OPS:
             continue
         else:
-            spec = {"task": "unreduced", "case": r["case"], "planner": r["planner"]}
+            spec = {"task": "unreduced", **{k: r[k] for k in ("case", "captured", "planner")}}
             what = f"{r['case']}, {r['planner']}"
             whole = start(spec, limit_s, status, what)
             if "failed" not in whole and whole["family"] != "all":
@@ -207,7 +227,7 @@ def limits(results: list[Result]) -> Iterator[Result]:
             return
         rss = r["rss_peak_bytes"]
         met = r["max_seconds"] < seconds and rss < gib * GIB
-        whole = planner == "approximate" or r["family"] == "all"
+        whole = planner == "approximate" or searched_all(r)
         yield {
             "number": number,
             "what": what,
@@ -343,13 +363,15 @@ def chosen_cases(names: list[str], quick: bool, console: Console) -> list[CaseGr
     return cases
 
 
-def prepare(case: CaseGraph, status: Status) -> str | None:
-    """Capture a graph unless it is in the cache; why it cannot be planned, if so."""
-    if case.kind != "captured" or cached_capture(case.name) is not None:
-        return None
+def prepare(case: CaseGraph, status: Status) -> Result:
+    """Capture a graph unless it is in the cache: `{"captured": file}`, or `{"failed": why}`."""
+    if case.kind != "captured":
+        return {"captured": None}
+    cached = cached_capture(case.name)
+    if cached is not None:
+        return {"captured": str(cached)}
     spec = {"task": "capture", "case": case.name}
-    failed = start(spec, CAPTURE_LIMIT_S, status, f"{case.name}, PyTorch").get("failed")
-    return None if failed is None else str(failed)
+    return start(spec, CAPTURE_LIMIT_S, status, f"{case.name}, PyTorch")
 
 
 def main(words: list[str]) -> int:
@@ -364,13 +386,14 @@ def main(words: list[str]) -> int:
     results: list[Result] = []
     with console.status("starting") as status:
         for case in cases:
-            failed = prepare(case, status)
-            for planner in arguments.planner or PLANNERS:
-                if failed is None:
-                    r = measure(case, planner, repeats, status, arguments.limit)
+            ready = prepare(case, status)
+            for planner in [p for p in PLANNERS if p in (arguments.planner or PLANNERS)]:
+                r: Result = {"case": case.name, "kind": case.kind, "planner": planner, "wrong": []}
+                if "failed" in ready:
+                    r["failed"] = f"not captured: {ready['failed']}"
                 else:
-                    r = {"case": case.name, "kind": case.kind, "planner": planner, "wrong": []}
-                    r["failed"] = failed
+                    file = ready["captured"]
+                    r = measure(case, file, planner, repeats, status, arguments.limit)
                 results.append(r)
                 text = r.get("failed") or (
                     f"{seconds_text(r['median_seconds'])}, at most "
@@ -383,6 +406,7 @@ def main(words: list[str]) -> int:
         if arguments.unreduced_limit > 0:
             far = distances(results, status, arguments.unreduced_limit)
     for r in results:
+        r.pop("captured", None)
         points = r.pop("points", None)
         if points is not None:  # a few hundred are enough to draw it
             r["curve"]["sample"] = points[:: max(1, len(points) // 256)]

@@ -190,22 +190,22 @@ def _capture_key(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_paths(name: str) -> tuple[Path, Path]:
-    stem = f"{name}-{_capture_key(name)}"
-    return CACHE / f"{stem}.graph.json", CACHE / f"{stem}.facts.json"
+def _cache_file(name: str) -> Path:
+    return CACHE / f"{name}-{_capture_key(name)}.graph.json"
 
 
-def cached_capture(name: str) -> tuple[Path, dict[str, Any]] | None:
-    """File and facts of a graph captured before from the same sources; None if there is none."""
-    graph, facts = _cache_paths(name)
-    if not (graph.is_file() and facts.is_file()):
-        return None
-    found: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
-    return graph, found
+def _facts_file(graph: Path) -> Path:
+    return graph.with_name(graph.name.replace(".graph.", ".facts."))
 
 
-def capture_to_cache(name: str) -> None:
-    """Capture a network with analytic costs and keep its graph; imports PyTorch."""
+def cached_capture(name: str) -> Path | None:
+    """File of a graph captured before from the same sources; None if there is none."""
+    graph = _cache_file(name)
+    return graph if graph.is_file() and _facts_file(graph).is_file() else None
+
+
+def capture_to_cache(name: str) -> Path:
+    """Capture a network with analytic costs and keep its graph, in a file; imports PyTorch."""
     import torch
     from networks import CAPTURED
 
@@ -226,9 +226,10 @@ def capture_to_cache(name: str) -> None:
         "memfit": memfit.__version__,
     }
     CACHE.mkdir(exist_ok=True)
-    graph_file, facts_file = _cache_paths(name)
-    write_graph(step.graph, graph_file)
-    write_text_whole(facts_file, json.dumps(facts, indent=1) + "\n")
+    file = _cache_file(name)
+    write_text_whole(_facts_file(file), json.dumps(facts, indent=1) + "\n")
+    write_graph(step.graph, file)
+    return file
 
 
 @dataclass(frozen=True)
@@ -247,15 +248,15 @@ class CaseGraph:
     nodes: int = 0
     quick: bool = False
 
-    def load(self) -> tuple[TrainingGraph, dict[str, Any]]:
-        """The graph, and facts about it. A captured one must be in the cache."""
+    def load(self, captured: str | None = None) -> tuple[TrainingGraph, dict[str, Any]]:
+        """The graph, and facts about it; a captured one from its file in the cache."""
         if self.kind == "published":
             return read_graph(reference_folder() / "graphs" / f"cg_{self.name}.txt"), {}
         if self.kind == "captured":
-            cached = cached_capture(self.name)
-            if cached is None:
-                raise FileNotFoundError(f"{self.name} has not been captured")
-            return read_graph(cached[0]), cached[1]
+            if captured is None:
+                raise ValueError(f"{self.name} needs the file that it was captured to")
+            facts = json.loads(_facts_file(Path(captured)).read_text(encoding="utf-8"))
+            return read_graph(captured), facts
         made = series_parallel(self.nodes, seed=self.nodes)
         return made.graph, {
             "all_lower_sets": made.lower_sets,

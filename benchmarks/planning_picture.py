@@ -145,7 +145,7 @@ def _label_networks(axes: Any, done: Sequence[Result]) -> None:
             color="#444444",
         )
     if names:
-        bottom, top = axes.get_ylim()
+        _, top = axes.get_ylim()
         axes.set_ylim(min(r["max_seconds"] for r in done) / 12, top)
 
 
@@ -179,12 +179,12 @@ def page(document: Result) -> str:
         "![Seconds against nodes](planning.svg)",
         "",
         f"Medians of {document['repeats']} (fewer where `repeats` says so). Each planner runs on",
-        "each graph in a process of its own, at five budgets: the smallest feasible, 25, 50 and 75%",
-        "of the way from it to the plain step's peak, and that peak; `exact` and `approximate` as",
-        "mode time and as mode auto. `median` and `max` are over these budgets. `trade-off` is the",
-        "whole trade-off over all budgets, `ratio` its time against the budget in the middle. Peak",
-        "RSS is the whole process's, PyTorch not in it; `before` is what it was with the graph",
-        "loaded. Every repeat gets a graph of which nothing has been worked out before.",
+        "each graph in a process of its own, at five budgets: the smallest feasible; 25, 50 and",
+        "75% of the way from there to the plain step's peak; that peak. `exact` and `approximate`",
+        "run as mode time and as mode auto. `median` and `max` are over these budgets. `trade-off`",
+        "is the whole trade-off over all budgets, `ratio` its time against the budget in the",
+        "middle. Peak RSS is the whole process's, PyTorch not in it; `before` is what it was with",
+        "the graph loaded. Every repeat gets a graph of which nothing has been worked out before.",
         "",
         f"{checks:,} answers were checked (golden values, whole schedules, peaks within budget,",
         "overheads that never rise with the budget, trade-offs that agree with single budgets, the",
@@ -207,8 +207,7 @@ def page(document: Result) -> str:
         "## All figures",
         "",
         *_table(
-            ("graph", "planner", "family", "status", "nodes", "lower sets", "median", "max")
-            + ("trade-off", "ratio", "peak RSS, MiB", "before", "repeats"),
+            _HEAD,
             [_figures(r) for r in results],
             4,
         ),
@@ -228,6 +227,23 @@ def page(document: Result) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+_HEAD = (
+    "graph",
+    "planner",
+    "family",
+    "status",
+    "nodes",
+    "lower sets",
+    "median",
+    "max",
+    "trade-off",
+    "ratio",
+    "peak RSS, MiB",
+    "before",
+    "repeats",
+)
 
 
 def _figures(r: Result) -> tuple[str, ...]:
@@ -279,7 +295,7 @@ def _captures(results: Sequence[Result]) -> list[str]:
     return [
         "## Graphs captured from PyTorch",
         "",
-        "By memfit's own capture, on CPU, with analytic costs: no op is run. Capture is not part of",
+        "By memfit's own capture, on CPU, with analytic costs: no op is run. Capture is no part of",
         "any planning time.",
         "",
         *_table(

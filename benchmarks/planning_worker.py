@@ -145,7 +145,7 @@ class Measurement:
         self.curve = get_curve(self.planner_name)
         self.paper = self.planner_name in PAPER_FAMILY
         self.modes = ("time", "auto") if self.paper else ("auto",)
-        self.graph, self.facts = self.case.load()
+        self.graph, self.facts = self.case.load(spec["captured"])
         self.checks = Checks()
         gc.collect()
         self.loaded_rss = self.peak_rss = rss_bytes()
@@ -235,6 +235,7 @@ class Measurement:
             "family": first["family"],
             "status": first["status"],
             "lower_sets": first["lower_sets"],
+            "all_lower_sets": self.all_lower_sets(),
             "facts": self.facts,
             "forward_ops": self.graph.forward_count,
             "ops": len(self.graph.ops),
@@ -405,15 +406,17 @@ def unreduced(spec: dict[str, Any]) -> dict[str, Any]:
     For the paper's planners with exact costs, or none: rounded ones would be no measure.
     """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_GUARD_BYTES, MEMORY_GUARD_BYTES))
-    graph, _ = CASES[spec["case"]].load()
+    graph, _ = CASES[spec["case"]].load(spec["captured"])
     options = PlannerOptions(family="all", max_lower_sets=UNREDUCED_LOWER_SETS)
     name = spec["planner"]
     if name == "liveness":
-        from memfit.planners import liveness_dp
+        from memfit.planners.liveness_table import FULL
+
         # As much work as it takes; the planner itself stops at a few seconds' worth.
-        for core, effort in liveness_dp.FULL.items():
-            most = {key: 1 << 60 for key, v in dataclasses.asdict(effort).items() if isinstance(v, int)}
-            liveness_dp.FULL[core] = dataclasses.replace(effort, **most)
+        for core, effort in FULL.items():
+            FULL[core] = dataclasses.replace(
+                effort, cuts=UNREDUCED_LOWER_SETS, steps=1 << 60, states=1 << 60
+            )
     else:
         from memfit.planners import paper_dp
 
@@ -435,8 +438,7 @@ def main(argument: str) -> None:
     spec: dict[str, Any] = json.loads(argument)
     if spec["task"] == "capture":
         say(progress="capturing")
-        capture_to_cache(spec["case"])
-        say(result={})
+        say(result={"captured": str(capture_to_cache(spec["case"]))})
     elif spec["task"] == "unreduced":
         say(progress="all lower sets, however long it takes")
         say(result=unreduced(spec))

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import settings
 
 from memfit import _core
-from memfit._core import python_pareto
 
 settings.register_profile("memfit", deadline=None, max_examples=100, print_blob=True)
 settings.load_profile("memfit")
@@ -32,8 +31,6 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if name == "native":
         module = pytest.importorskip("memfit._core.native_core", reason="native core is not built")
         monkeypatch.setattr(_core, "_fast", module)
-        monkeypatch.setattr(_core, "EdgeTable", module.EdgeTable)
     else:
         monkeypatch.setattr(_core, "_fast", None)
-        monkeypatch.setattr(_core, "EdgeTable", python_pareto.EdgeTable)
     return name

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "canonical.hpp"
 #include "canonical_dp.hpp"
 #include "inputs.hpp"
 

@@ -143,11 +143,13 @@ class Blocks:
         graph: the graph.
         blocks: the blocks, in forward order; none for a graph without forward ops.
         base_bytes: for each block, bytes alive at its upper end on the way back beyond the cache.
+        partial_ends: number of block ends that some lower sets neither hold nor are held by.
     """
 
     graph: TrainingGraph
     blocks: tuple[Block, ...]
     base_bytes: tuple[int, ...]
+    partial_ends: int = 0
 
 
 def articulations(graph: TrainingGraph, useful: Sequence[bool]) -> list[int]:
@@ -229,8 +231,11 @@ def _rank_backward(graph: TrainingGraph, paired: bool, constant: tuple[bool, ...
 
 def _choose_cuts(
     graph: TrainingGraph, useful: Sequence[bool], backward: _Backward, negligible_bytes: int
-) -> tuple[list[int], list[bool]]:
-    """Where to cut: the last op of each block but the last. And which values may pass blocks."""
+) -> tuple[list[int], list[bool], int]:
+    """Where to cut: the last op of each block but the last.
+
+    Also which values may pass over blocks, and how many of the cuts are no articulations.
+    """
     count = graph.forward_count
     last_reader = [-1] * len(graph.values)
     produced = [0]
@@ -278,7 +283,7 @@ def _choose_cuts(
         candidate = v in dominating or (alone[v] and useful[v])
         if candidate and not barred and (not cuts or reach[cuts[-1]] <= v):
             cuts.append(v)
-    return cuts, small
+    return cuts, small, sum(v not in dominating for v in cuts)
 
 
 def cut_graph(
@@ -302,7 +307,7 @@ def cut_graph(
         constant: for each backward op, whether it depends on no tangent.
     """
     backward = _rank_backward(graph, paired, constant)
-    cuts, small = _choose_cuts(graph, useful, backward, negligible_bytes)
+    cuts, small, partial = _choose_cuts(graph, useful, backward, negligible_bytes)
     ends = [*cuts, graph.forward_count - 1] if graph.forward_count else []
     members: list[list[int]] = [[] for _ in ends]
     for b, rank in enumerate(backward.rank):
@@ -329,7 +334,7 @@ def cut_graph(
     for block in reversed(blocks):
         bases.append(base)
         base += block.cut(0).base_bytes
-    return Blocks(graph, tuple(blocks), tuple(reversed(bases)))
+    return Blocks(graph, tuple(blocks), tuple(reversed(bases)), partial)
 
 
 class _Flattener:

@@ -268,6 +268,11 @@ def build_table(
             f"family {wanted} has too many lower sets in {reduced} of {len(kind_of)} blocks; "
             f"family {smallest} was searched there instead, at most {limit} lower sets a block"
         )
+    if blocks.partial_ends:
+        notes.append(
+            f"lower sets that part the ops before {blocks.partial_ends} of "
+            f"{len(kind_of) - 1} block ends were left out; only small values cross there"
+        )
     total_steps = sum(s.steps for s in searched) or 1
     done = 0
     tables = []
