@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -374,37 +375,62 @@ def prepare(case: CaseGraph, status: Status) -> Result:
     return start(spec, CAPTURE_LIMIT_S, status, f"{case.name}, PyTorch")
 
 
+def not_planned(case: CaseGraph, planner: str, why: str) -> Result:
+    """The result of a graph that could not be captured."""
+    failed = {"failed": f"not captured: {why}", "wrong": []}
+    return {"case": case.name, "kind": case.kind, "planner": planner, **failed}
+
+
+def collect(
+    arguments: argparse.Namespace, cases: list[CaseGraph], repeats: int, console: Console
+) -> tuple[list[Result], list[Result]]:
+    """Measure; what was found when it was interrupted, if it was, and how far from all lower sets.
+
+    Raises:
+        KeyboardInterrupt: interrupted before the first result.
+    """
+    planners = [p for p in PLANNERS if p in (arguments.planner or PLANNERS)]
+    results: list[Result] = []
+    far: list[Result] = []
+    with console.status("starting") as status:
+        try:
+            for case in cases:
+                ready = prepare(case, status)
+                for planner in planners:
+                    if "failed" in ready:
+                        r = not_planned(case, planner, ready["failed"])
+                    else:
+                        file = ready["captured"]
+                        r = measure(case, file, planner, repeats, status, arguments.limit)
+                    results.append(r)
+                    text = r.get("failed") or (
+                        f"{seconds_text(r['median_seconds'])}, at most "
+                        f"{seconds_text(r['max_seconds'])}; {r['checks']} checks, "
+                        f"{len(r['wrong'])} wrong"
+                    )
+                    console.print(f"{case.name} {planner}: {text}", highlight=False)
+            compare_planners(results)
+            if arguments.unreduced_limit > 0:
+                far = distances(results, status, arguments.unreduced_limit)
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            last = results[-1]
+            last["wrong"].append("interrupted after this one")
+    return results, far
+
+
 def main(words: list[str]) -> int:
     """Run and report; 1 if anything is missed or wrong."""
     arguments = parse(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the worker too
     console = Console(width=None if sys.stdout.isatty() else 160)
     cases = chosen_cases(arguments.cases, arguments.quick, console)
     repeats = arguments.repeats or (3 if arguments.quick else 5)
     facts = machine()
     load = load_average()
     began = time.perf_counter()
-    results: list[Result] = []
-    with console.status("starting") as status:
-        for case in cases:
-            ready = prepare(case, status)
-            for planner in [p for p in PLANNERS if p in (arguments.planner or PLANNERS)]:
-                r: Result = {"case": case.name, "kind": case.kind, "planner": planner, "wrong": []}
-                if "failed" in ready:
-                    r["failed"] = f"not captured: {ready['failed']}"
-                else:
-                    file = ready["captured"]
-                    r = measure(case, file, planner, repeats, status, arguments.limit)
-                results.append(r)
-                text = r.get("failed") or (
-                    f"{seconds_text(r['median_seconds'])}, at most "
-                    f"{seconds_text(r['max_seconds'])}; {r['checks']} checks, "
-                    f"{len(r['wrong'])} wrong"
-                )
-                console.print(f"{case.name} {planner}: {text}", highlight=False)
-        compare_planners(results)
-        far = []
-        if arguments.unreduced_limit > 0:
-            far = distances(results, status, arguments.unreduced_limit)
+    results, far = collect(arguments, cases, repeats, console)
     for r in results:
         r.pop("captured", None)
         points = r.pop("points", None)
@@ -421,17 +447,18 @@ def main(words: list[str]) -> int:
         "distances": far,
         "results": results,
     }
-    title = f"{facts['core']} core ({facts['compiler'] or 'no compiler'}), {facts['cpus']} CPUs"
-    console.print(results_table(results, title))
-    report(document, console)
     raw = json.dumps(document, indent=1) + "\n"
-    whole = not (arguments.cases or arguments.quick or arguments.planner)
+    interrupted = len(results) < len(cases) * len(arguments.planner or PLANNERS)
+    whole = not (arguments.cases or arguments.quick or arguments.planner or interrupted)
     if arguments.json is not None:
         write_text_whole(arguments.json, raw)
     elif whole:
         (HERE / "results").mkdir(exist_ok=True)
         write_text_whole(HERE / "results" / "planning.json", raw)
         write_page(document)
+    title = f"{facts['core']} core ({facts['compiler'] or 'no compiler'}), {facts['cpus']} CPUs"
+    console.print(results_table(results, title))
+    report(document, console)
     bad = any("failed" in r or r["wrong"] for r in results)
     return 1 if bad or any(v["verdict"] == "MISS" for v in verdicts) else 0
 

@@ -171,6 +171,7 @@ def reference_folder() -> Path:
     return Path(given) if given else HERE.parents[1] / "shared" / "reference"
 
 
+_KEY_LENGTH = 16
 _CAPTURE_THREADS = 2  # analytic costs and workspace depend on it
 
 
@@ -187,7 +188,7 @@ def _capture_key(name: str) -> str:
         digest.update(part.encode() + b"\0")
     for source in sorted(sources):
         digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:_KEY_LENGTH]
 
 
 def _cache_file(name: str) -> Path:
@@ -227,6 +228,8 @@ def capture_to_cache(name: str) -> Path:
     }
     CACHE.mkdir(exist_ok=True)
     file = _cache_file(name)
+    for stale in CACHE.glob(f"{name}-{'?' * _KEY_LENGTH}.*.json"):
+        stale.unlink()
     write_text_whole(_facts_file(file), json.dumps(facts, indent=1) + "\n")
     write_graph(step.graph, file)
     return file

@@ -35,12 +35,14 @@ _NAMES = {
     "googlenet": "GoogLeNet",
     "densenet": "DenseNet161",
     "pspnet": "PSPNet",
-    "torch-resnet152": "ResNet152, captured",
-    "torch-densenet161": "DenseNet161, captured",
+    "torch-resnet152": "ResNet152 (torch)",
+    "torch-densenet161": "DenseNet161 (torch)",
     "torch-gpt2-12": "GPT-2, 12 layers",
     "torch-gpt2-96": "GPT-2, 96 layers",
     "torch-lstm-512": "LSTM, 512 steps",
 }
+
+_LABEL_GAP = 1.16  # between names of networks, on the axis of nodes
 
 Result = dict[str, Any]
 
@@ -100,7 +102,9 @@ def draw(document: Result, path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("nodes (forward ops)")
-        axes.set_ylabel("seconds to plan for one budget (slowest of the budgets)")
+        axes.set_ylabel("time to plan for one budget, the slowest of five")
+        axes.xaxis.set_major_formatter(_nodes_tick)
+        axes.yaxis.set_major_formatter(_seconds_tick)
         axes.grid(which="major", color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -123,20 +127,24 @@ def draw(document: Result, path: Path) -> None:
 
 
 def _label_networks(axes: Any, done: Sequence[Result]) -> None:
-    """Each network's name, upright under its lowest point, on a thin line through its points."""
+    """Names of the networks in a row under all points, each on a thin line through its points."""
     names: dict[str, list[Result]] = {}
     for r in done:
         if r["kind"] != "series-parallel":
             names.setdefault(r["case"], []).append(r)
-    for case, rows in names.items():
-        low = min(r["max_seconds"] for r in rows)
-        high = max(r["max_seconds"] for r in rows)
-        size = rows[0]["forward_ops"]
-        axes.plot([size, size], [low, high], color="#bbbbbb", linewidth=0.7, zorder=0)
+    if not names:
+        return
+    lowest = min(r["max_seconds"] for r in done)
+    bend, row, floor = lowest / 1.5, lowest / 3, lowest / 150
+    cases = sorted(names, key=lambda case: (names[case][0]["forward_ops"], case))
+    sizes = [names[case][0]["forward_ops"] for case in cases]
+    for case, size, x in zip(cases, sizes, _apart(sizes, _LABEL_GAP), strict=True):
+        high = max(r["max_seconds"] for r in names[case])
+        axes.plot([size, size, x], [high, bend, row], color="#bbbbbb", linewidth=0.7, zorder=0)
         axes.annotate(
             _NAMES.get(case, case),
-            (size, low),
-            xytext=(0, -7),
+            (x, row),
+            xytext=(0, -2),
             textcoords="offset points",
             rotation=90,
             ha="center",
@@ -144,9 +152,39 @@ def _label_networks(axes: Any, done: Sequence[Result]) -> None:
             fontsize=8,
             color="#444444",
         )
-    if names:
-        _, top = axes.get_ylim()
-        axes.set_ylim(min(r["max_seconds"] for r in done) / 12, top)
+    axes.set_ylim(floor, axes.get_ylim()[1])
+
+
+def _apart(sizes: Sequence[float], gap: float) -> list[float]:
+    """Ascending sizes, moved so that each is at least `gap` times the one before.
+
+    Neighbours that are too near are spread evenly about their middle.
+    """
+    groups: list[tuple[list[float], float]] = []  # logarithms, and the middle that they keep
+    for size in sizes:
+        group, middle = [math.log(size)], math.log(size)
+        while groups:
+            last, centre = groups[-1]
+            reach = (len(last) + len(group)) / 2 * math.log(gap)
+            if middle - centre >= reach:
+                break
+            groups.pop()
+            group = last + group
+            middle = sum(group) / len(group)
+        groups.append((group, middle))
+    return [
+        math.exp(middle + (i - (len(group) - 1) / 2) * math.log(gap))
+        for group, middle in groups
+        for i in range(len(group))
+    ]
+
+
+def _nodes_tick(value: float, _: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _seconds_tick(value: float, _: float) -> str:
+    return f"{value * 1000:g} ms" if value < 1 else f"{value:g} s"
 
 
 def _seconds(seconds: float) -> str:

@@ -35,9 +35,13 @@ using Numbers = std::vector<std::int64_t>;
 using Rows = std::vector<std::vector<std::int32_t>>;
 
 BitMatrix read_masks(const nb::bytes& data, std::size_t rows, std::size_t bits) {
-  BitMatrix matrix(rows, std::max<std::size_t>(1, bits));
-  const std::size_t width = matrix.words() * sizeof(Word);
-  if (data.size() != rows * width) throw std::invalid_argument("wrong length of bit sets");
+  bits = std::max<std::size_t>(1, bits);
+  const std::size_t width = memfit::words_for(bits) * sizeof(Word);
+  // By division: a product could overflow. Nothing is allocated before the length is known to be right.
+  if (data.size() % width != 0 || data.size() / width != rows) {
+    throw std::invalid_argument("wrong length of bit sets");
+  }
+  BitMatrix matrix(rows, bits);
   const auto* from = static_cast<const unsigned char*>(data.data());
   for (std::size_t r = 0; r < rows; ++r) {
     for (std::size_t i = 0; i < width; ++i) {
@@ -130,6 +134,10 @@ std::optional<std::vector<memfit::StageTable::Stage>> stage_path(const memfit::S
 memfit::StageTable stage_table(std::vector<std::shared_ptr<const memfit::BlockTable>> tables,
                                Numbers base_bytes, std::int64_t total_cost, std::size_t slots,
                                std::size_t threads, const nb::object& progress) {
+  // None passes for a null pointer.
+  for (const auto& table : tables) {
+    if (table == nullptr) throw std::invalid_argument("a block table is None");
+  }
   const memfit::Tick tick = make_tick(progress);
   const nb::gil_scoped_release release;
   return {std::move(tables), std::move(base_bytes), total_cost, slots, threads, tick};
@@ -198,7 +206,7 @@ NB_MODULE(_native, m) {
            "upper"_a, "variant"_a)
       .def("bottom",
            [](const memfit::BlockTable& table, std::size_t a, std::size_t v, bool passed) {
-             if (a + 1 >= table.cuts() || v >= table.variants()) throw std::out_of_range("no such piece");
+             if (a >= table.cuts() - 1 || v >= table.variants()) throw std::out_of_range("no such piece");
              return piece_tuple(table.bottom(a, v, passed));
            },
            "lower"_a, "variant"_a, "passed"_a)

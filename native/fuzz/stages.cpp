@@ -25,8 +25,8 @@ std::vector<std::int64_t> contents(const BlockTable& table) {
   std::vector<std::int64_t> all;
   const auto add = [&all](const PieceCost& p) {
     for (const std::int64_t x : {p.cost, p.cached_bytes, p.forward_bytes, p.standing_bytes, p.pass_bytes,
-                                 p.held_bytes, p.start_bytes, p.backward_bytes,
-                                 std::int64_t{p.asks}, std::int64_t{p.passed}}) {
+                                 p.held_bytes, p.before_bytes, p.start_bytes, p.backward_bytes,
+                                 std::int64_t{p.asks}, std::int64_t{p.passed}, std::int64_t{p.joins}}) {
       all.push_back(x);
     }
   };

@@ -1,10 +1,7 @@
 """Blocks of a joint graph: where it falls apart into parts that can be analysed one by one.
 
-An *articulation* is a forward op v such that every later forward op depends on v and every earlier
-one leads to it: each lower set then holds, or is held by, the ops up to v. Ops whose outputs are
-negligible do not count. Nearly as good is an op that makes all large values which cross from the
-ops up to it to later ones. The graph is cut after ops of either sort, so that no large value
-crosses two cuts, into blocks of forward ops with the backward ops that belong to them.
+See `memfit.cutting` for where it is cut: into blocks of forward ops, with the backward ops that
+belong to them.
 """
 
 from __future__ import annotations
@@ -16,11 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memfit._core.python_stage import Cut, StageProblem, bits, piece_keep
+from memfit.cutting import BackwardRanks, choose_cuts, rank_backward
 from memfit.graph import TrainingGraph, ValueKind
 
-__all__ = ["Block", "Blocks", "articulations", "cut_graph"]
-
-_PASSING_SHARE = 64
+__all__ = ["Block", "Blocks", "cut_graph"]
 
 
 @dataclass(frozen=True)
@@ -152,140 +148,6 @@ class Blocks:
     partial_ends: int = 0
 
 
-def articulations(graph: TrainingGraph, useful: Sequence[bool]) -> list[int]:
-    """The useful forward ops that every useful one leads to or depends on, ascending.
-
-    Args:
-        graph: the graph.
-        useful: for each forward op, whether it counts.
-    """
-    count = graph.forward_count
-    # Nearest useful ancestor by position, and nearest useful descendant.
-    latest = [-1] * count
-    for v, before in enumerate(graph.forward_predecessors):
-        for p in before:
-            latest[v] = max(latest[v], p if useful[p] else latest[p])
-    earliest = [count] * count
-    for v in range(count - 1, -1, -1):
-        for s in graph.forward_successors[v]:
-            earliest[v] = min(earliest[v], s if useful[s] else earliest[s])
-    # Every useful op after v depends on v where none has all its ancestors before v.
-    reach = [count] * (count + 1)
-    for v in range(count - 1, -1, -1):
-        reach[v] = min(reach[v + 1], latest[v] if useful[v] else count)
-    found = []
-    furthest = -1
-    for v in range(count):
-        if useful[v]:
-            if furthest <= v <= reach[v + 1]:
-                found.append(v)
-            furthest = max(furthest, earliest[v])
-    return found
-
-
-@dataclass(frozen=True)
-class _Backward:
-    """Which backward ops belong where.
-
-    Attributes:
-        constant: for each backward op, whether it depends on no tangent.
-        rank: for each backward op, the position of a forward op; it has run when the way back
-            reaches the forward ops up to v exactly where v < rank.
-        paired: whether every backward op names its forward op and may run as soon as that one's
-            turn has come.
-    """
-
-    constant: tuple[bool, ...]
-    rank: tuple[int, ...]
-    paired: bool
-
-
-def _rank_backward(graph: TrainingGraph, paired: bool, constant: tuple[bool, ...]) -> _Backward:
-    count = graph.forward_count
-    if paired:
-        rank = tuple(op.forward_op or 0 for op in graph.backward_ops)
-        return _Backward(constant, rank, True)
-    # A forward value is there, on the way back, until its producer and all readers have gone.
-    until = [-1] * len(graph.values)
-    for v, op in enumerate(graph.forward_ops):
-        for s in (*op.inputs, *op.outputs):
-            if graph.values[s].kind is ValueKind.ACTIVATION:
-                until[s] = v
-    ranks = [count - 1] * len(graph.backward_ops)
-    writers: list[list[int]] = [[] for _ in graph.values]
-    for b, op in enumerate(graph.backward_ops):
-        for s in op.inputs:
-            if until[s] >= 0:
-                ranks[b] = min(ranks[b], until[s])
-            for w in writers[s]:
-                ranks[b] = min(ranks[b], ranks[w])
-        for s in op.outputs:
-            writers[s].append(b)
-    # Constants go with their first reader.
-    for b in range(len(ranks) - 1, -1, -1):
-        if constant[b]:
-            readers = {c - count for s in graph.backward_ops[b].outputs for c in graph.consumers[s]}
-            ranks[b] = max((ranks[r] for r in readers if r != b), default=0)
-    return _Backward(constant, tuple(ranks), False)
-
-
-def _choose_cuts(
-    graph: TrainingGraph, useful: Sequence[bool], backward: _Backward, negligible_bytes: int
-) -> tuple[list[int], list[bool], int]:
-    """Where to cut: the last op of each block but the last.
-
-    Also which values may pass over blocks, and how many of the cuts are no articulations.
-    """
-    count = graph.forward_count
-    last_reader = [-1] * len(graph.values)
-    produced = [0]
-    for v, op in enumerate(graph.forward_ops):
-        for s in op.inputs:
-            last_reader[s] = v
-        produced.append(produced[-1] + sum(graph.values[s].size_bytes for s in op.outputs))
-    small = [False] * len(graph.values)
-    # For each op, how far the large values made up to it are read.
-    reach = [-1] * count
-    for v, op in enumerate(graph.forward_ops):
-        for s in op.outputs:
-            size, end = graph.values[s].size_bytes, last_reader[s]
-            between = produced[max(end, v + 1)] - produced[v + 1]
-            small[s] = size <= negligible_bytes or size * _PASSING_SHARE <= between
-            if not small[s]:
-                reach[v] = max(reach[v], end)
-        if v:
-            reach[v] = max(reach[v], reach[v - 1])
-    # Backward ops that read, below a cut, forward values made above it rule the cut out.
-    ruled_out = [0] * (count + 1)
-    for b, op in enumerate(graph.backward_ops):
-        for s in op.inputs:
-            producer = graph.producer[s]
-            if graph.values[s].kind is not ValueKind.ACTIVATION or producer is None:
-                continue
-            if backward.rank[b] < producer:
-                ruled_out[backward.rank[b]] += 1
-                ruled_out[producer] -= 1
-    # Where all large values that cross come from the op itself, what else crosses is negligible.
-    crossing = [0] * (count + 1)
-    alone = [False] * count
-    running = 0
-    for v, op in enumerate(graph.forward_ops):
-        own = [last_reader[s] for s in op.outputs if not small[s] and last_reader[s] > v]
-        alone[v] = bool(own) and running + crossing[v] == 0
-        running += len(own) + crossing[v]
-        for end in own:
-            crossing[end] -= 1
-    cuts: list[int] = []
-    barred = 0
-    dominating = set(articulations(graph, useful))
-    for v in range(count - 1):
-        barred += ruled_out[v]
-        candidate = v in dominating or (alone[v] and useful[v])
-        if candidate and not barred and (not cuts or reach[cuts[-1]] <= v):
-            cuts.append(v)
-    return cuts, small, sum(v not in dominating for v in cuts)
-
-
 def cut_graph(
     graph: TrainingGraph,
     useful: Sequence[bool],
@@ -306,8 +168,9 @@ def cut_graph(
         paired: whether every backward op names its forward op and reads only what that leaves it.
         constant: for each backward op, whether it depends on no tangent.
     """
-    backward = _rank_backward(graph, paired, constant)
-    cuts, small, partial = _choose_cuts(graph, useful, backward, negligible_bytes)
+    backward = rank_backward(graph, paired, constant)
+    chosen = choose_cuts(graph, useful, backward, negligible_bytes)
+    cuts, small = chosen.cuts, chosen.passing
     ends = [*cuts, graph.forward_count - 1] if graph.forward_count else []
     members: list[list[int]] = [[] for _ in ends]
     for b, rank in enumerate(backward.rank):
@@ -334,7 +197,7 @@ def cut_graph(
     for block in reversed(blocks):
         bases.append(base)
         base += block.cut(0).base_bytes
-    return Blocks(graph, tuple(blocks), tuple(reversed(bases)), partial)
+    return Blocks(graph, tuple(blocks), tuple(reversed(bases)), chosen.partial)
 
 
 class _Flattener:
@@ -343,7 +206,7 @@ class _Flattener:
     def __init__(
         self,
         graph: TrainingGraph,
-        backward: _Backward,
+        backward: BackwardRanks,
         keep_flags: Sequence[Sequence[bool]],
         negligible_bytes: int,
         small: Sequence[bool],

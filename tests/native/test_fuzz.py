@@ -1,4 +1,4 @@
-"""Random and adversarial input for the native core, under address and undefined-behaviour sanitizers.
+"""Random and adversarial input for the native core, under address and undefined-behaviour checks.
 
 `native/fuzz` is a program of its own, without Python. It checks answers against plain ways to the
 same ones, and that unsound input is refused by an exception. `make fuzz` runs it for longer.

@@ -203,7 +203,7 @@ def change_value(index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
         (change_op(0, inputs=[1]), "is there a cycle?"),
         (change_op(0, inputs=["a"]), "a list of whole numbers"),
         (change_op(0, outputs=None), "a list of whole numbers"),
-        (change_op(0, cost=2**62), "2**62 or more"),
+        (change_op(0, cost=2**62), "2**59 or more"),
         (change_op(0, name=None), "name is null; it must be text"),
         (change_op(0, source=3), "source is 3; it must be text or null"),
         (change_op(0, forward_op=0), "ops[0]: forward_op is 0"),

@@ -1,0 +1,125 @@
+"""Both cores make the same plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from memfit import _core
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph import TrainingGraph
+from memfit.graph_io import bare_graph
+from memfit.liveness import simulate
+from memfit.plan import Plan
+from memfit.planners import PlannerOptions, get_planner, liveness_dp, liveness_table
+from memfit.planners.liveness_table import Effort
+from memfit.stages import store_all_schedule
+
+if TYPE_CHECKING:
+    from memfit._core import native_core as native
+else:
+    try:
+        from memfit._core import native_core as native
+    except ImportError:
+        native = None
+
+needs_native = pytest.mark.skipif(native is None, reason="native core is not built")
+
+
+def random_graph(seed: int) -> TrainingGraph:
+    """Up to 10 ops, in a chain, in some branches or apart."""
+    random = Random(seed)
+    n = random.randint(1, 10)
+    before = [
+        sorted({p for p in (v - 1, random.randrange(v)) if random.random() < 0.7}) if v else []
+        for v in range(n)
+    ]
+    largest = random.choice([2, 100, 10**9])
+    sizes, costs = ([random.randint(0, largest) for _ in range(n)] for _ in range(2))
+    reads = [sorted(s for s in {*before[v], v} if random.random() < 0.7) for v in range(n)]
+    return bare_graph(before, sizes, costs, reads)
+
+
+def data_of(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON data, but for the seconds and the core."""
+    data: dict[str, Any] = json.loads(plan.to_json())
+    del data["seconds"]
+    assert data["provenance"].pop("core") == _core.core_name()
+    return data
+
+
+def answer_of(planner: str, graph: TrainingGraph, budget: int, options: PlannerOptions) -> Any:
+    """The plan as JSON data; or why there is none."""
+    try:
+        plan = get_planner(planner)(graph, budget, options)
+    except InfeasibleBudgetError as error:
+        return str(error)
+    return data_of(plan)
+
+
+def planned(seed: int) -> list[Any]:
+    """What the paper's planners say of a random graph at a random budget, in each mode."""
+    graph = random_graph(seed)
+    random = Random(seed)
+    total = sum(value.size_bytes for value in graph.values)
+    budget = int(total * random.random() * 2)
+    limit = 100 if seed % 5 == 0 else None
+    return [
+        answer_of(planner, graph, budget, PlannerOptions(mode=mode, max_lower_sets=limit))
+        for planner in ("exact", "approximate")
+        for mode in ("time", "memory")
+    ]
+
+
+def with_both_cores(patch: pytest.MonkeyPatch, ask: Callable[[int], list[Any]]) -> list[list[Any]]:
+    """The answers for seeds 0 to 999, which are the same from both cores."""
+    found = []
+    for core in (native, None):
+        patch.setattr(_core, "_fast", core)
+        patch.setattr(_core, "_told", True)
+        found.append([ask(seed) for seed in range(1000)])
+    for seed, (ours, reference) in enumerate(zip(*found, strict=True)):
+        assert ours == reference, seed
+    return found[0]
+
+
+@needs_native
+def test_both_cores_give_the_same_plans_of_a_thousand_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [answer for some in with_both_cores(monkeypatch, planned) for answer in some]
+    infeasible = sum(isinstance(answer, str) for answer in answers)
+    assert 400 < infeasible < 2000
+    assert any(plan["provenance"]["notes"] for plan in answers if isinstance(plan, dict))
+
+
+@needs_native
+def test_both_cores_give_the_same_default_plans_of_a_thousand_graphs(
+    monkeypatch: pytest.MonkeyPatch, joint_graph: Callable[[Random, int], TrainingGraph]
+) -> None:
+    # By default each core takes on as much as it can do in a few seconds.
+    same = Effort(cuts=12, steps=10_000, states=40)
+    for module in (liveness_table, liveness_dp):
+        monkeypatch.setattr(module, "FULL", {"native": same, "python": same})
+
+    def ask(seed: int) -> list[Any]:
+        random = Random(seed)
+        graph = joint_graph(random, random.randint(1, 9))
+        table = liveness_dp.table_for(graph, PlannerOptions())
+        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
+        least = liveness_dp.plan_from_table(table, plain, 0.0).smallest_feasible_budget_bytes
+        plans = [
+            data_of(liveness_dp.plan_from_table(table, budget, 0.0))
+            for budget in {least, random.randint(least, plain)}
+        ]
+        return [table.stages.curve(), table.cut_count, table.family, *plans]
+
+    answers = with_both_cores(monkeypatch, ask)
+    plans = [plan for _, _, _, *some in answers for plan in some]
+    assert sum(plan["overhead"] > 0 for plan in plans) > 500
+    assert sum(plan["provenance"]["notes"] != [] for plan in plans) > 50
+    assert {family for _, _, family, *_ in answers} == {"all", "pruned+prefix"}
