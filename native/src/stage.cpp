@@ -42,6 +42,16 @@ void check_values(const Rows& rows, std::size_t values) {
   for (const auto& row : rows) check_values(row, values);
 }
 
+// A set of values, as a list: one named twice would be counted twice.
+void check_set(const std::vector<std::int32_t>& row, std::size_t values) {
+  check_values(row, values);
+  std::vector<std::int32_t> sorted(row);
+  std::sort(sorted.begin(), sorted.end());
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    throw std::invalid_argument("a value is named twice");
+  }
+}
+
 std::vector<char> bytes_of(const StageLists::Flags& flags) { return {flags.begin(), flags.end()}; }
 
 Lists invert(const Rows& rows, std::size_t values) {
@@ -79,8 +89,8 @@ void check_cuts(const StageProblem& problem, const Cuts& cuts) {
   check_length(cuts.boundary.size(), count, "boundary");
   check_length(cuts.needed_below.size(), count, "needed_below");
   check_length(cuts.base_bytes.size(), count, "base_bytes");
-  check_values(cuts.boundary, problem.values());
-  check_values(cuts.needed_below, problem.values());
+  for (const auto& row : cuts.boundary) check_set(row, problem.values());
+  for (const auto& row : cuts.needed_below) check_set(row, problem.values());
   check_length(cuts.lower.words(), std::max<std::size_t>(1, words_for(problem.forward_ops())), "lower");
   check_length(cuts.finished.words(), std::max<std::size_t>(1, words_for(problem.backward_ops())),
                "finished");
@@ -142,8 +152,8 @@ StageProblem::StageProblem(const StageLists& lists)
                            &lists.backward_outputs, &lists.cached_below}) {
     check_values(*rows, values());
   }
-  check_values(lists.interface_below, values());
-  check_values(interface_above, values());
+  check_set(lists.interface_below, values());
+  check_set(interface_above, values());
   for (std::size_t op = 0; op < forward_ops(); ++op) {
     std::int64_t bytes = 0;
     for (const std::int32_t s : lists.forward_outputs[op]) {

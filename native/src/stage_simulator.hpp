@@ -183,7 +183,7 @@ class Simulator {
   std::vector<std::uint32_t> again_mark_, todo_mark_;
   std::vector<std::int32_t> forward_, backward_, touched_, kept_, chosen_, again_, stack_, todo_, asked_;
   std::vector<std::int32_t> dying_, dying_end_;  // values whose last use is each op of forward_
-  std::int64_t current_ = 0, peak_ = 0, lent_bytes_ = 0, waiting_bytes_ = 0;
+  std::int64_t current_ = 0, peak_ = 0, lent_bytes_ = 0, waiting_bytes_ = 0, lent_above_ = 0;
   bool have_result_ = false, waiting_ = false, passing_ = false;
   PieceCost result_{};
 
@@ -323,7 +323,7 @@ class Simulator {
     }
     waiting_ = result_.asks;
     passing_ = true;
-    const std::int64_t lent_above = stand();
+    stand();
     result_.pass_bytes = result_.held_bytes = result_.standing_bytes;
     if (!asked_.empty()) pass();
     passing_ = false;
@@ -332,7 +332,7 @@ class Simulator {
     for (const std::int32_t s : facts_.idle[upper_]) {
       if (made_below(s) && !values_[at(s)].lent) dead += p_.size[at(s)];
     }
-    current_ += cuts_.base_bytes[upper_] - dead - lent_above;
+    current_ += cuts_.base_bytes[upper_] - dead - lent_above_;
     for (const std::int32_t s : cuts_.needed_below[upper_]) {
       ValueState& state = values_[at(s)];
       if (state.inside) continue;
@@ -371,16 +371,17 @@ class Simulator {
     peak_ = current_;
   }
 
-  // Sets current_ to what the piece has kept; returns how much of that is for the pieces above alone.
-  std::int64_t stand() {
+  // Sets current_ to what the piece has kept, and lent_above_ to what of it is for the pieces above
+  // alone.
+  void stand() {
     current_ = 0;
-    std::int64_t lent_above = 0;
+    lent_above_ = 0;
     for (const std::int32_t s : kept_) {
       ValueState& state = values_[at(s)];
       if (state.used || state.pinned) {
         state.live = true;
       } else if (open_above_ && p_.read_above[at(s)] != 0) {
-        lent_above += p_.size[at(s)];
+        lent_above_ += p_.size[at(s)];
       } else {
         continue;
       }
@@ -392,7 +393,6 @@ class Simulator {
       ValueState& state = values_[at(s)];
       if (state.used && state.alive_before) state.live = true;
     }
-    return lent_above;
   }
 
   // Computes the interface above again, for the pieces above.
@@ -414,8 +414,12 @@ class Simulator {
   void release(std::int32_t s) {
     ValueState& state = values_[at(s)];
     if (--state.uses == 0 && state.live && !state.pinned) {
-      current_ -= p_.size[at(s)];
       state.live = false;
+      if (passing_ && p_.read_above[at(s)] != 0) {
+        lent_above_ += p_.size[at(s)];  // the pieces above are still to read it
+      } else {
+        current_ -= p_.size[at(s)];
+      }
     }
   }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 
 from memfit import blocks as blocks_module
+from memfit import cutting
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import simulate
@@ -40,9 +43,13 @@ def table_of(graph: TrainingGraph) -> LivenessTable:
 
 def single_block(monkeypatch: pytest.MonkeyPatch, graph: TrainingGraph) -> LivenessTable:
     """The table of a graph that is not cut."""
-    choose = blocks_module._choose_cuts
+    choose = blocks_module.choose_cuts
+
+    def none_chosen(*args: Any) -> cutting.ChosenCuts:
+        return replace(choose(*args), cuts=[], partial=0)
+
     with monkeypatch.context() as patched:
-        patched.setattr(blocks_module, "_choose_cuts", lambda *args: ([], choose(*args)[1], 0))
+        patched.setattr(blocks_module, "choose_cuts", none_chosen)
         table = table_of(graph)
     assert len(table.space.blocks.blocks) <= 1
     return table
@@ -70,11 +77,16 @@ def assert_no_worse(ours: list[Point], other: list[Point], what: object) -> None
         assert found <= cost, what
 
 
+@pytest.mark.parametrize("large_block", [None, 5])
 def test_every_point_of_the_curve_is_a_schedule_that_keeps_its_word(
-    joint_graph: MakeGraph, core: str
+    joint_graph: MakeGraph, core: str, large_block: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if large_block is not None:
+        # Small graphs are then cut further as only large blocks are otherwise.
+        monkeypatch.setattr(cutting, "_LARGE_BLOCK", large_block)
+        monkeypatch.setattr(cutting, "_WINDOW", 3)
     points = equal = across_blocks = 0
-    for seed in range(900 if core == "native" else 150):
+    for seed in range(700 if core == "native" else 80):
         random = Random(seed)
         graph = joint_graph(random, random.randint(1, 14))
         table = table_of(graph)
@@ -108,7 +120,7 @@ def test_peaks_of_chains_are_exact(full_graph: MakeGraph, core: str) -> None:
 
 def cut_at_articulations(table: LivenessTable) -> bool:
     """Whether all cuts are true ones, and one value alone crosses each."""
-    true = set(blocks_module.articulations(table.graph, useful_ops(table.graph)))
+    true = set(cutting.articulations(table.graph, useful_ops(table.graph)))
     parts = table.space.blocks.blocks
     return all(part.forward.stop - 1 in true for part in parts[:-1]) and all(
         len(part.problem.interface_below) <= 1 and not any(part.problem.always_keep)

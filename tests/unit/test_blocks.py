@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memfit.blocks import Blocks, articulations, cut_graph
+from memfit.blocks import Blocks, cut_graph
+from memfit.cutting import articulations
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import bare_graph
 from memfit.planners.liveness_table import keep_variants, useful_ops

@@ -343,8 +343,11 @@ def simulate_piece(
         nonlocal current
         uses[s] -= 1
         if uses[s] == 0 and s in live and not pinned(s):
-            current -= size[s]
             live.discard(s)
+            if not when and problem.read_above[s]:
+                lent.add(s)  # the pieces above are still to read it
+            else:
+                current -= size[s]
 
     def recompute(v: int) -> None:
         nonlocal current, peak

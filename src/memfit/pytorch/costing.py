@@ -46,6 +46,9 @@ def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -
     for i, one in zip(ids, found, strict=True):
         planned = sum(step.graph.values[v].size_bytes for v in step.graph.ops[i].outputs)
         workspace = max(0, one.workspace_bytes + one.output_bytes - planned)
+        if i in step.state_of:
+            # A replay holds the generator's present state beside the one that it draws from.
+            workspace += step.graph.values[step.state_of[i]].size_bytes
         costs[i] = (one.time_ns, workspace)
     return step.with_costs(costs)
 
