@@ -8,6 +8,11 @@ namespace memfit {
 namespace {
 
 constexpr std::int64_t kLimit = std::int64_t{1} << 60;
+// After this many blocks in a row where no stage ends to any advantage, none further off is tried.
+constexpr int kMostDull = 4;
+// Stages over more blocks than this must be better by a 1024th of their peak.
+constexpr std::size_t kLong = 8;
+constexpr int kSlackShift = 10;
 constexpr std::size_t kMostSlots = std::size_t{1} << 24;
 
 int slot_shift(std::int64_t total_cost, std::size_t slots) {
@@ -85,42 +90,50 @@ template <class Visit>
 void StageTable::longer_stages(std::size_t i, std::size_t a, const Stacks& stacks,
                                Visit&& visit) const {
   const BlockTable& table = *tables_[i];
-  std::vector<char> open(variants_ * 2, 1);
-  std::size_t left = open.size();
+  // By variant and asking, how many blocks in a row have had nothing to offer.
+  std::vector<int> dull(variants_ * 2, 0);
+  std::size_t left = dull.size();
   for (std::size_t j = i + 1; j < tables_.size() && left > 0; ++j) {
     const BlockTable& last = *tables_[j];
     for (std::size_t v = 0; v < variants_; ++v) {
       for (const bool asks : {false, true}) {
-        char& is_open = open[v * 2 + (asks ? 1 : 0)];
-        if (is_open == 0) continue;
+        int& in_a_row = dull[v * 2 + (asks ? 1 : 0)];
+        if (in_a_row == kMostDull) continue;
         const Stack* stack = stacks.find(j, v, asks);
-        Stack whole;
-        if (stack != nullptr) whole = stack->below(table.bottom(a, v, stack->asks), base_bytes_[i]);
-        if (stack == nullptr || idle(i, a, whole)) {
-          is_open = 0;
+        if (stack == nullptr) {
+          in_a_row = kMostDull;
           --left;
           continue;
         }
+        const Stack whole = stack->below(table.bottom(a, v, stack->asks), base_bytes_[i]);
+        bool useful = false;
         for (std::size_t b = 1; b < last.cuts(); ++b) {
           const PieceCost* top = last.top(b, v);
-          if (top != nullptr && top->asks == asks) visit(whole.stage(*top, base_bytes_[j]), j, b, v);
+          if (top == nullptr || top->asks != asks) continue;
+          const Step step = whole.stage(*top, base_bytes_[j]);
+          const std::int64_t slack = j > i + kLong ? step.peak_bytes >> kSlackShift : 0;
+          if (beaten(i, a, step.cost + front(j, b).costs.front(), step.peak_bytes + slack)) continue;
+          useful = true;
+          visit(step, j, b, v);
         }
+        in_a_row = useful ? 0 : in_a_row + 1;
+        if (in_a_row == kMostDull) --left;
       }
     }
   }
 }
 
-// Whether a stage over a stack costs and needs at least what ending at the block's end does.
-bool StageTable::idle(std::size_t i, std::size_t a, const Stack& stack) const {
+// Whether ending at the end of block i costs and needs no more.
+bool StageTable::beaten(std::size_t i, std::size_t a, std::int64_t cost, std::int64_t need) const {
   const BlockTable& table = *tables_[i];
   const SlotFront& after = fronts_[i + 1][0];
   for (std::size_t v = 0; v < variants_; ++v) {
     const InnerCost& piece = table.inner(a, table.cuts() - 1, v);
     if (piece.cost < 0) continue;
-    const std::int64_t need = after.need_at(stack.cost - piece.cost);
-    if (need == kNever) continue;
     const std::int64_t peak = std::max(piece.forward_bytes, piece.backward_bytes + base_bytes_[i]);
-    if (std::max(peak, piece.cached_bytes + need) <= stack.beside_top) return true;
+    if (peak > need) continue;
+    const std::int64_t later = after.need_at(cost - piece.cost);
+    if (later != kNever && piece.cached_bytes + later <= need) return true;
   }
   return false;
 }

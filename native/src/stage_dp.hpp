@@ -50,7 +50,7 @@ class StageTable {
   [[nodiscard]] const SlotFront& front(std::size_t j, std::size_t b) const {
     return b + 1 == tables_[j]->cuts() ? fronts_[j + 1][0] : fronts_[j][b];
   }
-  [[nodiscard]] bool idle(std::size_t i, std::size_t a, const Stack& stack) const;
+  [[nodiscard]] bool beaten(std::size_t i, std::size_t a, std::int64_t cost, std::int64_t need) const;
   // Calls visit(step, stage) for the stages that begin at a cut and end in its block, or later.
   template <class Visit>
   void inner_stages(std::size_t i, std::size_t a, Visit&& visit) const;

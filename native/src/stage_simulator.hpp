@@ -316,9 +316,9 @@ class Simulator {
     waiting_bytes_ = 0;
     if (open_below_) {
       for (const std::int32_t s : p_.lent_below[variant]) {
-        if (!values_[at(s)].used) continue;
-        result_.asks = true;
-        waiting_bytes_ += p_.size[at(s)];
+        result_.asks = result_.asks || values_[at(s)].used;
+        // What the pieces below need later is alive from then on too.
+        if (values_[at(s)].used || p_.used_below[at(s)] != 0) waiting_bytes_ += p_.size[at(s)];
       }
     }
     waiting_ = result_.asks;

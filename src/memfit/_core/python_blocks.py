@@ -27,6 +27,13 @@ StageStep = tuple[int, int, int, int, int]
 
 _NONE = -(1 << 62)
 
+_MOST_DULL = 4
+"""After so many blocks in a row where no stage ends to any advantage, none further off is tried."""
+
+_LONG = 8
+_SLACK_SHIFT = 10
+"""Stages over more than `_LONG` blocks must be better by a 1024th of their peak."""
+
 
 @dataclass(frozen=True)
 class BlockTable:
@@ -297,37 +304,43 @@ class StageTable:
                 if piece is not None:
                     peak = max(piece.forward_bytes, piece.backward_bytes + base)
                     yield piece.cost, piece.cached_bytes, peak, (i, a, i, b, v)
-        open_ends = [(v, asks) for v in self._variants for asks in (False, True)]
+        # By variant and asking, how many blocks in a row have had nothing to offer.
+        dull = {(v, asks): 0 for v in self._variants for asks in (False, True)}
         for j in range(i + 1, len(self._tables)):
-            for v, asks in tuple(open_ends):
+            for v, asks in tuple(dull):
                 stack = stacks.get((j, v, asks))
-                whole = stack and stack.below(table.bottom[a, v, stack.asks], base)
-                if whole is None or self._idle(i, a, whole):
-                    open_ends.remove((v, asks))
+                if stack is None:
+                    del dull[v, asks]
                     continue
+                whole = stack.below(table.bottom[a, v, stack.asks], base)
+                useful = False
                 for b in range(1, self._tables[j].cuts):
                     top = self._tables[j].top.get((b, v))
-                    if top is not None and top.asks is asks:
-                        yield *whole.stage(top, self._base_bytes[j]), (i, a, j, b, v)
-            if not open_ends:
+                    if top is None or top.asks is not asks:
+                        continue
+                    stage = (i, a, j, b, v)
+                    cost, cached, peak = whole.stage(top, self._base_bytes[j])
+                    slack = peak >> _SLACK_SHIFT if j > i + _LONG else 0
+                    if not self._beaten(i, a, cost + self._front(stage)[0][0], peak + slack):
+                        useful = True
+                        yield cost, cached, peak, stage
+                dull[v, asks] = 0 if useful else dull[v, asks] + 1
+                if dull[v, asks] == _MOST_DULL:
+                    del dull[v, asks]
+            if not dull:
                 break
 
-    def _idle(self, i: int, a: int, stack: Stack) -> bool:
-        """Whether a stage over a stack costs and needs at least what ending at block i's end does.
-
-        Longer stages cost and need more still.
-        """
+    def _beaten(self, i: int, a: int, cost: int, need: int) -> bool:
+        """Whether ending at the end of block i costs and needs no more."""
         table = self._tables[i]
         after = self._fronts[i + 1][0]
         for v in self._variants:
             piece = table.inner.get((a, table.cuts - 1, v))
             if piece is None:
                 continue
-            need = need_at(after, stack.cost - piece.cost)
-            if need is None:
-                continue
             peak = max(piece.forward_bytes, piece.backward_bytes + self._base_bytes[i])
-            if max(peak, piece.cached_bytes + need) <= stack.beside_top:
+            later = need_at(after, cost - piece.cost)
+            if later is not None and max(peak, piece.cached_bytes + later) <= need:
                 return True
         return False
 

@@ -336,8 +336,9 @@ def simulate_piece(
     before = _NOTHING
     joins = False
     when = 0
-    waiting = {s for s in lent_below if s in uses}
-    asks = bool(waiting)
+    asks = any(s in uses for s in lent_below)
+    # What the pieces below need later is alive from then on too.
+    waiting = {s for s in lent_below if s in uses or problem.used_below[s]} if asks else set()
 
     def release(s: int) -> None:
         nonlocal current

@@ -274,7 +274,7 @@ def build_table(
     if blocks.partial_ends:
         notes.append(
             f"lower sets that part the ops before {blocks.partial_ends} of "
-            f"{len(kind_of) - 1} block ends were left out; only small values cross there"
+            f"{len(kind_of) - 1} block ends were left out"
         )
     total_steps = sum(s.steps for s in searched) or 1
     done = 0

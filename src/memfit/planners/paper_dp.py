@@ -47,6 +47,7 @@ _MAX_LOWER_SETS = {"native": 1 << 17, "python": 1 << 12}
 _COST_STEPS = 1 << 25
 _FEW_LOWER_SETS = 256
 _LARGEST = 1 << 62
+_FINEST_SHARE = 4  # costs are rounded by at most this share of an op's mean cost
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,17 @@ def _build(graph: TrainingGraph, wanted: str, limit: int, progress: Progress | N
             f"family {wanted} has more than {limit} lower sets; family {name} was searched instead"
         )
     quantum = _cost_quantum(len(masks), graph.forward_count, graph.forward_cost)
+    if (
+        name == "all"
+        and quantum > 1
+        and quantum * _FINEST_SHARE * graph.forward_count > graph.forward_cost
+    ):
+        notes.append(
+            f"family all has {len(masks)} lower sets, too many for costs as fine as these; family "
+            "pruned+prefix was searched instead"
+        )
+        name, masks = choose_family(graph.forward_predecessors, "pruned+prefix", limit)
+        quantum = _cost_quantum(len(masks), graph.forward_count, graph.forward_cost)
     if quantum > 1:
         notes.append(f"costs were rounded up to multiples of {quantum} {graph.cost_unit}")
     stages = _core.canonical_table(
