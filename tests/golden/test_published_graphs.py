@@ -62,7 +62,7 @@ def test_nodes_costs_and_lower_sets(name: str, reference_dir: Path, core: str) -
     wanted = GOLDEN["graphs"][name]
     assert graph.forward_count == wanted["nodes"]
     assert graph.forward_cost == wanted["total_time"]
-    assert len(lower_sets(graph, "all", 30_000)) == wanted["lower_sets"]
+    assert len(lower_sets(graph.forward_predecessors, "all", 30_000)) == wanted["lower_sets"]
     assert graph_from_json(graph_to_json(graph)) == graph
 
 
