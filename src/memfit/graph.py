@@ -133,12 +133,12 @@ class TrainingGraph:
         """Number of forward ops; they have ids 0 … forward_count - 1."""
         return sum(op.phase is Phase.FORWARD for op in self.ops)
 
-    @property
+    @cached_property
     def forward_ops(self) -> Sequence[Op]:
         """Forward ops in program order."""
         return self.ops[: self.forward_count]
 
-    @property
+    @cached_property
     def backward_ops(self) -> Sequence[Op]:
         """Backward ops in program order."""
         return self.ops[self.forward_count :]

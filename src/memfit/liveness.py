@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.schedule import Schedule
 
 __all__ = ["Category", "MemoryTimeline", "simulate"]
@@ -86,65 +86,72 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
     2019, section 4.4, applied to the whole step).
     """
     steps, start = schedule.steps, schedule.backward_start
+    ops, values = graph.ops, graph.values
     last_touch: dict[tuple[int, int], int] = {}
-    kept: set[tuple[int, int]] = set()
     for index, step in enumerate(steps):
-        op = graph.ops[step.op]
-        for value, copy in zip(op.inputs, step.reads, strict=True):
-            last_touch[value, copy] = index
+        op, copy = ops[step.op], step.copy
+        for key in zip(op.inputs, step.reads, strict=True):
+            last_touch[key] = index
         for value in op.outputs:
-            last_touch[value, step.copy] = index
-    forward_written = {(v, s.copy) for s in steps[:start] for v in graph.ops[s.op].outputs}
-    for key, index in last_touch.items():
-        if index >= start and key in forward_written:
-            kept.add(key)
-
-    def category(value: int, copy: int) -> int:
-        v = graph.values[value]
-        if v.kind is ValueKind.GRADIENT:
-            c = Category.PARAMETER_GRADIENTS if v.is_output else Category.ACTIVATION_GRADIENTS
-        elif copy:
-            c = Category.RECOMPUTED
-        elif v.is_output:
-            c = Category.OUTPUTS
-        else:
-            c = Category.KEPT if (value, copy) in kept else Category.TRANSIENT
-        return _INDEX[c]
+            last_touch[value, copy] = index
+    written = {(v, s.copy) for s in steps[:start] for v in ops[s.op].outputs}
+    kept = {key for key in written if last_touch[key] >= start}
+    sizes = [v.size_bytes for v in values]
+    # By value, the category of its first copy unless it is kept, and of later ones.
+    first = [_INDEX[_category(v, copy=0)] for v in values]
+    later = [_INDEX[_category(v, copy=1)] for v in values]
+    kept_slot, work = _INDEX[Category.KEPT], _INDEX[Category.WORKSPACE]
+    transient = _INDEX[Category.TRANSIENT]
 
     current = [0] * len(CATEGORIES)
-    for v in graph.values:
+    for v in values:
         if v.kind.resident:
             current[_INDEX[_RESIDENT[v.kind]]] += v.size_bytes
-    tangent_bytes = sum(v.size_bytes for v in graph.values if v.kind is ValueKind.TANGENT)
-    work = _INDEX[Category.WORKSPACE]
+    total = sum(current)
+    tangent_bytes = sum(v.size_bytes for v in values if v.kind is ValueKind.TANGENT)
     rows: list[tuple[int, ...]] = []
     live: dict[tuple[int, int], int] = {}
-    lifetimes: dict[tuple[int, int], tuple[int, int]] = {}
+    born: dict[tuple[int, int], int] = {}
     peak = peak_step = -1
     for index, step in enumerate(steps):
-        op = graph.ops[step.op]
+        op, copy = ops[step.op], step.copy
         if index == start:
             current[_INDEX[Category.ACTIVATION_GRADIENTS]] += tangent_bytes
+            total += tangent_bytes
         for value in op.outputs:
-            key = (value, step.copy)
+            key = (value, copy)
             if key not in live:
-                live[key] = slot = category(*key)
-                lifetimes[key] = index, len(steps)
-                current[slot] += graph.values[value].size_bytes
+                slot = later[value] if copy else first[value]
+                if slot == transient and key in kept:
+                    slot = kept_slot
+                live[key] = slot
+                born[key] = index
+                current[slot] += sizes[value]
+                total += sizes[value]
         current[work] = op.workspace_bytes
         rows.append(tuple(current))
         current[work] = 0
-        total = sum(rows[-1])
-        if total > peak:
-            peak, peak_step = total, index
-        touched = [(v, step.copy) for v in op.outputs]
-        touched += list(zip(op.inputs, step.reads, strict=True))
-        for key in touched:
+        if total + op.workspace_bytes > peak:
+            peak, peak_step = total + op.workspace_bytes, index
+        for key in (*((v, copy) for v in op.outputs), *zip(op.inputs, step.reads, strict=True)):
             if last_touch[key] == index and key in live and not _outlives(graph, *key):
-                current[live.pop(key)] -= graph.values[key[0]].size_bytes
-                lifetimes[key] = lifetimes[key][0], index
-    live_at_peak = tuple(k for k, (since, to) in lifetimes.items() if since <= peak_step <= to)
+                size = sizes[key[0]]
+                current[live.pop(key)] -= size
+                total -= size
+    live_at_peak = tuple(
+        key
+        for key, since in born.items()
+        if since <= peak_step and (last_touch[key] >= peak_step or key in live)
+    )
     return MemoryTimeline(tuple(rows), start, peak_step, live_at_peak, graph.resident_bytes)
+
+
+def _category(value: Value, *, copy: int) -> Category:
+    if value.kind is ValueKind.GRADIENT:
+        return Category.PARAMETER_GRADIENTS if value.is_output else Category.ACTIVATION_GRADIENTS
+    if copy:
+        return Category.RECOMPUTED
+    return Category.OUTPUTS if value.is_output else Category.TRANSIENT
 
 
 def _outlives(graph: TrainingGraph, value: int, copy: int) -> bool:

@@ -217,9 +217,13 @@ def make_plan(
     formula_peak_bytes: int | None = None,
     formula_cached_bytes: int | None = None,
     provenance: Mapping[str, Any] | None = None,
+    timeline: MemoryTimeline | None = None,
 ) -> Plan:
-    """A Plan whose peak, parts, overhead and kept bytes are those of the simulated schedule."""
-    timeline = simulate(graph, schedule)
+    """A Plan whose peak, parts, overhead and kept bytes are those of the simulated schedule.
+
+    `timeline` is that of `schedule`, where it has been simulated already.
+    """
+    timeline = timeline or simulate(graph, schedule)
     kept = schedule.kept(graph)
     return Plan(
         planner=planner,

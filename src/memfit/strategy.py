@@ -124,6 +124,7 @@ def canonical_schedule(
     lower_sets: Sequence[int],
     *,
     recompute: Literal["whole", "needed"] = "whole",
+    backward_stages: BackwardStages | None = None,
 ) -> Schedule:
     """The schedule of a canonical strategy.
 
@@ -137,13 +138,14 @@ def canonical_schedule(
         lower_sets: bitmasks, strictly increasing; the empty set may come first, V comes last.
         recompute: `whole`: every op of V_i that is not kept runs again, before the stage's backward
             ops (the paper's way). `needed`: only those that these need.
+        backward_stages: those of the graph, where they are at hand.
 
     Raises:
         GraphError: the sequence is no increasing sequence of lower sets that ends in V.
     """
     pairs = _pairs(graph, lower_sets)
     keep = _kept_values(graph, pairs)
-    stages = BackwardStages(graph)
+    stages = backward_stages or BackwardStages(graph)
     between = stages.between([0, *(upper for _, upper in pairs)])
     available = set(keep)
     backward: list[int] = []

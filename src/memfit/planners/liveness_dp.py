@@ -74,7 +74,7 @@ def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
             graph,
             family="prefix",
             max_lower_sets=options.max_lower_sets,
-            effort=QUICK,
+            effort=QUICK[_core.core_name()],
             progress=options.progress,
         )
         note = (
@@ -164,10 +164,10 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
             binding_op=graph.ops[step.op].source or graph.ops[step.op].name,
         )
     if plain.peak_bytes <= budget_bytes:
-        schedule, stages = plain_schedule, _whole(graph, plain_schedule)
+        schedule, timeline, stages = plain_schedule, plain, _whole(graph, plain_schedule)
     else:
         found = _search(table, budget_bytes, smallest)
-        schedule, stages = found.schedule, found.path.stages()
+        schedule, timeline, stages = found.schedule, found.timeline, found.path.stages()
     return make_plan(
         graph,
         schedule,
@@ -182,6 +182,7 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
         stages=stages,
         seconds=time.perf_counter() - began,
         provenance={"notes": list(table.notes), "core": _core.core_name()},
+        timeline=timeline,
     )
 
 

@@ -54,8 +54,11 @@ FULL = {
 }
 """The most that each core should take on: a few seconds."""
 
-QUICK = Effort(24, 4_000_000, 2_000, ())
-"""What is done in a moment, on either core nearly."""
+QUICK = {
+    "native": Effort(24, 4_000_000, 2_000, ()),
+    "python": Effort(8, 300_000, 500, ()),
+}
+"""What each core does in a moment."""
 
 
 @dataclass(frozen=True)

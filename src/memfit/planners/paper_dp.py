@@ -15,7 +15,7 @@ from functools import cached_property
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
+from memfit.liveness import MemoryTimeline, simulate
 from memfit.lower_sets import choose_family
 from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners.base import (
@@ -27,7 +27,7 @@ from memfit.planners.base import (
     limited,
 )
 from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
+from memfit.stages import BackwardStages, store_all_schedule
 from memfit.strategy import (
     canonical_schedule,
     canonical_stages,
@@ -58,21 +58,28 @@ class Strategy:
         graph: the graph.
         mode: `time` or `memory`.
         lower_sets: L_1 … L_k.
+        backward_stages: those of the graph.
     """
 
     graph: TrainingGraph
     mode: str
     lower_sets: tuple[int, ...]
+    backward_stages: BackwardStages
 
     @cached_property
     def schedule(self) -> Schedule:
         """Its schedule."""
-        return canonical_schedule(self.graph, self.lower_sets)
+        return canonical_schedule(self.graph, self.lower_sets, backward_stages=self.backward_stages)
 
     @cached_property
+    def timeline(self) -> MemoryTimeline:
+        """Simulated memory of the whole step, with liveness analysis."""
+        return simulate(self.graph, self.schedule)
+
+    @property
     def peak_bytes(self) -> int:
         """Simulated peak of the whole step, with liveness analysis."""
-        return simulate(self.graph, self.schedule).peak_bytes
+        return self.timeline.peak_bytes
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,12 @@ class PaperTable:
         path = self.stages.shortest(min(nominal_bytes, _LARGEST), longest=mode == "memory")
         if path is None:
             return None
-        return Strategy(self.graph, mode, tuple(self.lower_sets[state] for state in path))
+        sets = tuple(self.lower_sets[state] for state in path)
+        return Strategy(self.graph, mode, sets, self._backward_stages)
+
+    @cached_property
+    def _backward_stages(self) -> BackwardStages:
+        return BackwardStages(self.graph)
 
     @cached_property
     def smallest(self) -> tuple[Strategy, ...]:
@@ -272,6 +284,7 @@ def plan_paper(
             "core": _core.core_name(),
             "requested_mode": options.mode,
         },
+        timeline=found.timeline,
     )
     if options.progress is not None:
         options.progress("planned", 1.0)
