@@ -9,9 +9,9 @@ namespace {
 
 constexpr std::int64_t kLimit = std::int64_t{1} << 60;
 // After this many blocks in a row where no stage ends to any advantage, none further off is tried.
-constexpr int kMostDull = 4;
+constexpr int kMostDull = 16;
 // Stages over more blocks than this must be better by a 1024th of their peak.
-constexpr std::size_t kLong = 8;
+constexpr std::size_t kLong = 64;
 constexpr int kSlackShift = 10;
 constexpr std::size_t kMostSlots = std::size_t{1} << 24;
 

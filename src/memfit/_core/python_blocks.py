@@ -27,10 +27,10 @@ StageStep = tuple[int, int, int, int, int]
 
 _NONE = -(1 << 62)
 
-_MOST_DULL = 4
+_MOST_DULL = 16
 """After so many blocks in a row where no stage ends to any advantage, none further off is tried."""
 
-_LONG = 8
+_LONG = 64
 _SLACK_SHIFT = 10
 """Stages over more than `_LONG` blocks must be better by a 1024th of their peak."""
 
