@@ -173,6 +173,7 @@ def test_rounded_costs_stay_within_a_step_for_each_op(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper_dp, "_FEW_LOWER_SETS", 1)
         patch.setattr(paper_dp, "_COST_STEPS", steps * exact.lower_sets)
+        patch.setattr(paper_dp, "_FINEST_SHARE", 0)  # however coarse
         table = paper_dp.build_table(graph, "all", PlannerOptions())
         rounded = get_curve("exact")(graph, PlannerOptions())
         allowed = graph.forward_count * (table.quantum - 1)
@@ -188,6 +189,19 @@ def test_rounded_costs_stay_within_a_step_for_each_op(
             assert found.formula_peak_bytes <= point.budget_bytes
             assert point.overhead <= found.formula_overhead <= promised
             assert promised <= point.overhead + allowed
+
+
+def test_a_smaller_family_rather_than_coarse_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ten sources side by side and a sink: 1,025 lower sets, of which 22 are prefixes or L^v.
+    predecessors = [[] for _ in range(10)] + [list(range(10))]
+    graph = bare_graph(predecessors, [1] * 11, [700] * 11, predecessors)
+    assert get_curve("exact")(graph, PlannerOptions()).family == "all"
+    monkeypatch.setattr(paper_dp, "_COST_STEPS", 1 << 15)
+    assert get_curve("exact")(graph, PlannerOptions()).family == "all"  # 31 of 700 is fine enough
+    monkeypatch.setattr(paper_dp, "_FINEST_SHARE", 100)
+    found = get_curve("exact")(graph, PlannerOptions())
+    assert found.family == "pruned+prefix"
+    assert any("too many for costs as fine as these" in note for note in found.notes)
 
 
 @given(st.integers(1, 10**6), st.integers(0, 5000), st.integers(0, 2**60 - 1))
