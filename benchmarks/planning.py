@@ -450,6 +450,7 @@ def main(words: list[str]) -> int:
         "seconds": round(time.perf_counter() - began, 1),
         "repeats": repeats,
         "quick": arguments.quick,
+        "left_out": sorted(set(CASES) - {r["case"] for r in results}),
         "verdicts": verdicts,
         "distances": far,
         "results": results,

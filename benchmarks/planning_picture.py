@@ -227,6 +227,7 @@ def page(document: Result) -> str:
         f"{checks:,} answers were checked (golden values, whole schedules, peaks within budget,",
         "overheads that never rise with the budget, trade-offs that agree with single budgets, the",
         f"same plan in every run): {wrong} wrong.",
+        *_left_out(document),
         "",
         "## What it must show",
         "",
@@ -256,7 +257,8 @@ def page(document: Result) -> str:
         "",
         "Where the search over all lower sets can be made at all: how much larger the smallest",
         "feasible budget is, and by how much of a step's cost the overhead is larger, on average",
-        "and at worst over all budgets of both trade-offs.",
+        "and at worst over all budgets of both trade-offs. For `liveness` these are all lower sets",
+        "within its blocks; those that part the ops before the end of a block are in neither.",
         "",
         *_table(
             ("graph", "planner", "family", "lower sets", "of", "smallest budget", "mean", "worst"),
@@ -265,6 +267,12 @@ def page(document: Result) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(document: Result) -> list[str]:
+    """Which graphs the run was asked to leave out, if any."""
+    names = document.get("left_out", ())
+    return ["", f"Not in this run: {', '.join(names)}."] if names else []
 
 
 _HEAD = (

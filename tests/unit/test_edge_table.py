@@ -43,15 +43,6 @@ def test_the_largest_cost_on_the_front() -> None:
     assert table.shortest(20) == [0, 3]
 
 
-def test_costs_are_divided_rounded_up() -> None:
-    # In tens, 11 and 12 are 2, and then the least m wins; 10 is 1.
-    table = table_of(2, [(0, 1, 0, 11, 9, 0), (0, 1, 1, 12, 1, 0)])
-    assert table.shortest(100) == [0]
-    assert table.shortest(100, quantum=10) == [1]
-    table = table_of(2, [(0, 1, 0, 10, 9, 0), (0, 1, 1, 11, 1, 0)])
-    assert table.shortest(100, quantum=10) == [0]
-
-
 def test_ties_are_broken_by_least_m_and_then_by_the_smallest_edge() -> None:
     table = table_of(2, [(0, 1, 0, 1, 7, 3), (0, 1, 1, 1, 4, 3), (0, 1, 2, 1, 4, 3)])
     assert table.shortest(3) == [1]
@@ -115,11 +106,6 @@ def test_bad_tables_are_refused(states: int, columns: list[list[int]]) -> None:
 def test_edge_indices_out_of_range_are_refused(index: int) -> None:
     with pytest.raises(IndexError):
         EdgeTable.from_lists(2, *column()).edge(index)
-
-
-def test_quantum_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="quantum"):
-        table_of(3, TRIANGLE).shortest(10, quantum=0)
 
 
 @pytest.mark.parametrize("seed", range(100))

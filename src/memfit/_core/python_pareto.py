@@ -218,9 +218,7 @@ class EdgeTable:
                 raise AssertionError("a state without a way on")
         return budget, path
 
-    def shortest(
-        self, budget_bytes: int, longest: bool = False, quantum: int = 1
-    ) -> list[int] | None:
+    def shortest(self, budget_bytes: int, longest: bool = False) -> list[int] | None:
         """Edge indices of the best path to the last state within the budget; None if there is none.
 
         Best is the least cost, then the least m at the last state. With `longest` it is the
@@ -232,28 +230,23 @@ class EdgeTable:
         Args:
             budget_bytes: an edge is allowed where m + peak_bytes <= budget_bytes.
             longest: memory-centric instead of time-centric.
-            quantum: costs are divided by it, rounded up, before they are compared.
         """
-        if quantum < 1:
-            raise ValueError(f"quantum {quantum} is not 1 or more")
         need = self._needs()
         if need[0] is None or need[0] > budget_bytes:
             return None
         if self.states == 1:
             return []
-        costs = self.costs if quantum == 1 else [-(-c // quantum) for c in self.costs]
         incoming = self._incoming()
         # A label is one integer, cost << shift | m, so that a front is a flat sorted list.
         shift = (budget_bytes + max(self.cached_bytes)).bit_length() + 1
-        fronts = self._fronts(budget_bytes, costs, need, incoming, shift)
+        fronts = self._fronts(budget_bytes, need, incoming, shift)
         front = fronts[-1]
         label = front[-1] if longest else front[0]
-        return self._trace(fronts, label, budget_bytes, costs, incoming, shift)
+        return self._trace(fronts, label, budget_bytes, incoming, shift)
 
     def _fronts(
         self,
         budget_bytes: int,
-        costs: Sequence[int],
         need: Sequence[int | None],
         incoming: Sequence[Sequence[int]],
         shift: int,
@@ -284,7 +277,7 @@ class EdgeTable:
                 if s != last:
                     most = min(most, room - cached[e])
                 first = bisect_left(negative_m[source], -most)
-                step = costs[e] << shift | cached[e]
+                step = self.costs[e] << shift | cached[e]
                 candidates += [label + step for label in front[first:]]
             candidates.sort()
             kept, keys = fronts[s], negative_m[s]
@@ -302,7 +295,6 @@ class EdgeTable:
         fronts: Sequence[Sequence[int]],
         label: int,
         budget_bytes: int,
-        costs: Sequence[int],
         incoming: Sequence[Sequence[int]],
         shift: int,
     ) -> list[int]:
@@ -311,7 +303,7 @@ class EdgeTable:
         s = self.states - 1
         while s:
             for e in incoming[s]:
-                cost = (label >> shift) - costs[e]
+                cost = (label >> shift) - self.costs[e]
                 m = (label & mask) - self.cached_bytes[e]
                 if cost < 0 or m < 0 or m + self.peak_bytes[e] > budget_bytes:
                     continue
