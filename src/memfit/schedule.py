@@ -5,18 +5,32 @@ Every planner ends in a Schedule; simulator and executors read nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from memfit.errors import GraphError
 from memfit.graph import Phase, TrainingGraph
 
-__all__ = ["Compute", "Schedule", "make_schedule"]
+__all__ = ["Compute", "OpOrder", "Schedule", "make_schedule"]
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class OpOrder(NamedTuple):
+    """What a Schedule is made of (`make_schedule`).
+
+    Attributes:
+        forward: ids of the forward ops, each once.
+        backward: ids of the backward ops and, for recomputations, of forward ops.
+        keep: ids of the forward values that are kept from the forward pass on.
+    """
+
+    forward: Sequence[int]
+    backward: Sequence[int]
+    keep: Set[int]
+
+
+class Compute(NamedTuple):
     """One run of one op.
 
     Attributes:
@@ -108,7 +122,7 @@ def make_schedule(
     graph: TrainingGraph,
     forward: Iterable[int],
     backward: Iterable[int],
-    keep: frozenset[int] | set[int] = frozenset(),
+    keep: Set[int] = frozenset(),
 ) -> Schedule:
     """A Schedule from op ids in the order of execution.
 
@@ -122,12 +136,13 @@ def make_schedule(
     """
     runs = [0] * len(graph.ops)
     newest = [0] * len(graph.values)
+    count = graph.forward_count
     steps: list[Compute] = []
 
     def add(op_id: int) -> None:
         op = graph.ops[op_id]
-        reads = tuple(newest[v] for v in op.inputs)
-        copy = runs[op_id] if op.phase is Phase.FORWARD else 0
+        reads = tuple([newest[v] for v in op.inputs])
+        copy = runs[op_id] if op_id < count else 0
         steps.append(Compute(op_id, copy, reads))
         runs[op_id] += 1
         for v in op.outputs:

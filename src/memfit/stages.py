@@ -14,9 +14,16 @@ from memfit._core.python_stage import Cut, PieceCost, bits, piece_keep, simulate
 from memfit.blocks import Blocks
 from memfit.graph import Op, TrainingGraph, ValueKind
 from memfit.plan import Stage
-from memfit.schedule import Schedule, make_schedule
+from memfit.schedule import OpOrder, Schedule, make_schedule
 
-__all__ = ["BackwardStages", "Piece", "StagePath", "StageSpace", "store_all_schedule"]
+__all__ = [
+    "BackwardStages",
+    "Piece",
+    "StagePath",
+    "StageSpace",
+    "store_all_order",
+    "store_all_schedule",
+]
 
 
 @dataclass(frozen=True)
@@ -186,8 +193,8 @@ class StagePath:
     space: StageSpace
     steps: Sequence[StageStep]
 
-    def schedule(self) -> Schedule:
-        """The stages as a schedule."""
+    def order(self) -> OpOrder:
+        """The stages as an order of computations."""
         forward: list[int] = []
         keep: set[int] = set()
         back: list[list[int]] = []
@@ -198,7 +205,11 @@ class StagePath:
                 keep |= piece.keep
             back.append(_way_back(pieces))
         backward = [op for order in reversed(back) for op in order]
-        return make_schedule(self.space.blocks.graph, forward, backward, keep)
+        return OpOrder(forward, backward, keep)
+
+    def schedule(self) -> Schedule:
+        """The stages as a schedule."""
+        return make_schedule(self.space.blocks.graph, *self.order())
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages, for people."""
@@ -321,8 +332,13 @@ def _way_back(pieces: Sequence[Piece]) -> list[int]:
     return order
 
 
-def store_all_schedule(graph: TrainingGraph) -> Schedule:
+def store_all_order(graph: TrainingGraph) -> OpOrder:
     """The plain step: program order, everything that the backward pass reads is kept."""
     keep = {i for i, v in enumerate(graph.values) if v.kind is ValueKind.ACTIVATION}
     count = graph.forward_count
-    return make_schedule(graph, range(count), range(count, len(graph.ops)), keep)
+    return OpOrder(range(count), range(count, len(graph.ops)), keep)
+
+
+def store_all_schedule(graph: TrainingGraph) -> Schedule:
+    """The schedule of the plain step."""
+    return make_schedule(graph, *store_all_order(graph))

@@ -12,16 +12,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from memfit._core.python_stage import bits
 from memfit.errors import GraphError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.plan import Stage
-from memfit.schedule import Schedule, make_schedule
+from memfit.schedule import OpOrder, Schedule, make_schedule
 from memfit.stages import BackwardStages
 
 __all__ = [
     "FormulaStage",
     "cached_bytes",
+    "canonical_order",
     "canonical_schedule",
     "canonical_stages",
     "formula_overhead",
@@ -70,12 +72,12 @@ def formula_stages(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[Form
     for lower, upper in _pairs(graph, lower_sets):
         inside = upper & ~lower
         # A boundary only loses old ops where L grows.
-        edge = sum(1 << v for v in _bits(edge | inside) if after[v] & ~upper)
+        edge = sum(1 << v for v in bits(edge | inside) if after[v] & ~upper)
         readers = partners = 0
-        for v in _bits(edge):
+        for v in bits(edge):
             readers |= after[v]
         readers &= ~upper
-        for v in _bits(readers):
+        for v in bits(readers):
             partners |= before[v]
         result.append(
             FormulaStage(
@@ -119,14 +121,14 @@ def formula_peak_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
     return max(formula_peaks(graph, lower_sets), default=0)
 
 
-def canonical_schedule(
+def canonical_order(
     graph: TrainingGraph,
     lower_sets: Sequence[int],
     *,
     recompute: Literal["whole", "needed"] = "whole",
     backward_stages: BackwardStages | None = None,
-) -> Schedule:
-    """The schedule of a canonical strategy.
+) -> OpOrder:
+    """The order of computations of a canonical strategy, of which `make_schedule` makes a schedule.
 
     Kept are the values of each L_i that an op outside it reads, forward outputs, outputs of ops
     that must not run again, and all of the last stage, whose backward comes right after it. Stage i
@@ -147,34 +149,50 @@ def canonical_schedule(
     keep = _kept_values(graph, pairs)
     stages = backward_stages or BackwardStages(graph)
     between = stages.between([0, *(upper for _, upper in pairs)])
-    available = set(keep)
+    count = graph.forward_count
+    available = {v for v, p in enumerate(graph.producer) if v in keep or p is None or p >= count}
     backward: list[int] = []
 
     def run_again(op_id: int) -> None:
         backward.append(op_id)
         available.update(graph.ops[op_id].outputs)
 
-    def provide(values: Iterable[int]) -> None:
-        for op_id in _missing_ops(graph, values, available):
-            run_again(op_id)
+    def provide(values: Sequence[int]) -> None:
+        if not available.issuperset(values):
+            for op_id in _missing_ops(graph, values, available):
+                run_again(op_id)
 
     for i in range(len(pairs), 0, -1):
         lower, upper = pairs[i - 1]
         ops = _backward_order(graph, stages, between[i - 1])
         if recompute == "whole":
-            for op_id in _bits(upper & ~lower):
+            for op_id in bits(upper & ~lower):
                 op = graph.ops[op_id]
                 if op.recomputable and any(v not in keep for v in op.outputs):
                     run_again(op_id)
         else:
-            provide(v for b in ops for v in graph.ops[b].inputs)
+            provide([v for b in ops for v in graph.ops[b].inputs])
         for b in ops:
             provide(graph.ops[b].inputs)
             backward.append(b)
     if not pairs:
         backward = list(range(len(graph.ops)))
-    forward = [op_id for lower, upper in pairs for op_id in _bits(upper & ~lower)]
-    return make_schedule(graph, forward, backward, keep)
+    forward = [op_id for lower, upper in pairs for op_id in bits(upper & ~lower)]
+    return OpOrder(forward, backward, keep)
+
+
+def canonical_schedule(
+    graph: TrainingGraph,
+    lower_sets: Sequence[int],
+    *,
+    recompute: Literal["whole", "needed"] = "whole",
+) -> Schedule:
+    """The schedule of a canonical strategy; see `canonical_order`.
+
+    Raises:
+        GraphError: the sequence is no increasing sequence of lower sets that ends in V.
+    """
+    return make_schedule(graph, *canonical_order(graph, lower_sets, recompute=recompute))
 
 
 def canonical_stages(
@@ -182,11 +200,12 @@ def canonical_stages(
 ) -> tuple[Stage, ...]:
     """The stages of a canonical strategy with what `schedule` keeps and computes again in each."""
     kept = schedule.kept(graph)
-    again = schedule.recomputed_ops
+    again = [0] * graph.forward_count  # cost, by op
+    for op_id in schedule.recomputed_ops:
+        again[op_id] += graph.ops[op_id].cost
     stages = []
     for lower, upper in _pairs(graph, lower_sets):
-        ops = _bits(upper & ~lower)
-        inside = set(ops)
+        ops = bits(upper & ~lower)
         stages.append(
             Stage(
                 forward_ops=len(ops),
@@ -198,7 +217,7 @@ def canonical_stages(
                     for v in graph.ops[op_id].outputs
                     if v in kept
                 ),
-                recompute_cost=sum(graph.ops[op_id].cost for op_id in again if op_id in inside),
+                recompute_cost=sum(again[op_id] for op_id in ops),
             )
         )
     return tuple(stages)
@@ -212,17 +231,8 @@ def peak_op(graph: TrainingGraph, schedule: Schedule) -> str | None:
     return op.source or op.name
 
 
-def _bits(mask: int) -> list[int]:
-    result = []
-    while mask:
-        low = mask & -mask
-        result.append(low.bit_length() - 1)
-        mask ^= low
-    return result
-
-
 def _weight(mask: int, weights: Sequence[int]) -> int:
-    return sum(weights[v] for v in _bits(mask))
+    return sum(weights[v] for v in bits(mask))
 
 
 def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, int]]:
@@ -235,7 +245,7 @@ def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, i
         if lower & ~upper or lower == upper or upper & ~whole:
             raise GraphError("the lower sets do not increase; each must hold the one before it")
         # What lies in `lower` has been looked at before.
-        if any(graph.predecessor_masks[v] & ~upper for v in _bits(upper & ~lower)):
+        if any(graph.predecessor_masks[v] & ~upper for v in bits(upper & ~lower)):
             raise GraphError(
                 f"{upper:#x} is no lower set of {graph.name}: an op in it reads one outside it"
             )
@@ -244,30 +254,36 @@ def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, i
 
 def _kept_values(graph: TrainingGraph, pairs: Sequence[tuple[int, int]]) -> set[int]:
     keep: set[int] = set()
+    after, values, consumers = graph.successor_masks, graph.values, graph.consumers
     count = graph.forward_count
+    last = len(pairs) - 1
     for i, (lower, upper) in enumerate(pairs):
-        last = i == len(pairs) - 1
-        for op_id in _bits(upper & ~lower):
+        outside = ~upper
+        for op_id in bits(upper & ~lower):
             op = graph.ops[op_id]
+            if i == last or not op.recomputable:
+                keep.update(op.outputs)
+                continue
+            leaves = after[op_id] & outside
             for v in op.outputs:
-                if (
-                    last
-                    or graph.values[v].is_output
-                    or not op.recomputable
-                    or any(c < count and not upper >> c & 1 for c in graph.consumers[v])
+                if values[v].is_output or (
+                    leaves and any(c < count and outside >> c & 1 for c in consumers[v])
                 ):
                     keep.add(v)
     return keep
 
 
 def _missing_ops(graph: TrainingGraph, values: Iterable[int], available: set[int]) -> list[int]:
-    """Forward ops to run again, in program order, so that `values` are there."""
+    """Forward ops to run again, in program order, so that `values` are there.
+
+    `available` holds all values that no forward op makes.
+    """
     ops: set[int] = set()
     stack = list(values)
     while stack:
         v = stack.pop()
         op_id = graph.producer[v]
-        if v in available or op_id is None or op_id >= graph.forward_count or op_id in ops:
+        if v in available or op_id is None or op_id in ops:
             continue
         ops.add(op_id)
         stack.extend(graph.ops[op_id].inputs)
@@ -277,7 +293,10 @@ def _missing_ops(graph: TrainingGraph, values: Iterable[int], available: set[int
 def _backward_order(graph: TrainingGraph, stages: BackwardStages, mask: int) -> list[int]:
     """Op ids of a stage's backward ops: program order, constants right before their first use."""
     start = graph.forward_count
-    waiting = {b for b in _bits(mask) if stages.constant[b]}
+    backward = bits(mask)
+    waiting = {b for b in backward if stages.constant[b]}
+    if not waiting:
+        return [start + b for b in backward]
     writers: dict[int, list[int]] = {}
     for b in sorted(waiting):
         for v in graph.ops[start + b].outputs:
@@ -292,7 +311,7 @@ def _backward_order(graph: TrainingGraph, stages: BackwardStages, mask: int) -> 
                     add(w)
         order.append(start + b)
 
-    for b in _bits(mask):
+    for b in backward:
         if not stages.constant[b]:
             add(b)
     for b in sorted(waiting):

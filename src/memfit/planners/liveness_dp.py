@@ -16,12 +16,12 @@ from functools import cached_property
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
-from memfit.liveness import MemoryTimeline, simulate
+from memfit.liveness import MemoryTimeline, peak_of_order, simulate
 from memfit.plan import Plan, PlanStatus, Stage, make_plan
 from memfit.planners.base import PlannerOptions, TimeIsUp, TradeOff, TradeOffPoint, limited
 from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
-from memfit.schedule import Schedule
-from memfit.stages import StagePath, store_all_schedule
+from memfit.schedule import OpOrder, Schedule, make_schedule
+from memfit.stages import StagePath, store_all_order
 
 __all__ = ["plan", "plan_from_table", "table_for", "trade_off"]
 
@@ -36,20 +36,25 @@ class _Found:
     path: StagePath
 
     @cached_property
+    def order(self) -> OpOrder:
+        return self.path.order()
+
+    @cached_property
     def schedule(self) -> Schedule:
-        return self.path.schedule()
+        return make_schedule(self.graph, *self.order)
 
     @cached_property
     def timeline(self) -> MemoryTimeline:
         return simulate(self.graph, self.schedule)
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
-        return self.timeline.peak_bytes
+        return peak_of_order(self.graph, self.order)
 
     @cached_property
     def overhead(self) -> int:
-        return self.schedule.overhead(self.graph)
+        ops = self.graph.forward_ops
+        return sum(ops[op].cost for op in self.order.backward if op < len(ops))
 
 
 def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
@@ -150,12 +155,12 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
 def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Plan:
     """As `plan`, from stages simulated before."""
     graph = table.graph
-    plain_schedule = store_all_schedule(graph)
-    plain = simulate(graph, plain_schedule)
+    plain = store_all_order(graph)
+    plain_peak_bytes = peak_of_order(graph, plain)
     path = table.path(table.stages.smallest_budget())
     assert path is not None, "the smallest budget has a path"
     smallest = _Found(graph, path)
-    minimum = min(smallest.peak_bytes, plain.peak_bytes)
+    minimum = min(smallest.peak_bytes, plain_peak_bytes)
     if budget_bytes < minimum:
         step = smallest.schedule.steps[smallest.timeline.peak_step]
         raise InfeasibleBudgetError(
@@ -163,11 +168,12 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
             minimum_bytes=minimum,
             binding_op=graph.ops[step.op].source or graph.ops[step.op].name,
         )
-    if plain.peak_bytes <= budget_bytes:
-        schedule, timeline, stages = plain_schedule, plain, _whole(graph, plain_schedule)
+    if plain_peak_bytes <= budget_bytes:
+        schedule = make_schedule(graph, *plain)
+        stages = _whole(graph, schedule)
     else:
         found = _search(table, budget_bytes, smallest)
-        schedule, timeline, stages = found.schedule, found.timeline, found.path.stages()
+        schedule, stages = found.schedule, found.path.stages()
     return make_plan(
         graph,
         schedule,
@@ -176,13 +182,12 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
         mode=None,
         status=PlanStatus.FEASIBLE,
         budget_bytes=budget_bytes,
-        plain_peak_bytes=plain.peak_bytes,
+        plain_peak_bytes=plain_peak_bytes,
         smallest_feasible_budget_bytes=minimum,
         lower_sets=table.cut_count,
         stages=stages,
         seconds=time.perf_counter() - began,
         provenance={"notes": list(table.notes), "core": _core.core_name()},
-        timeline=timeline,
     )
 
 

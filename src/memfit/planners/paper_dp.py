@@ -15,7 +15,7 @@ from functools import cached_property
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph
-from memfit.liveness import MemoryTimeline, simulate
+from memfit.liveness import MemoryTimeline, peak_of_order, simulate
 from memfit.lower_sets import choose_family
 from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners.base import (
@@ -26,10 +26,10 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
-from memfit.schedule import Schedule
-from memfit.stages import BackwardStages, store_all_schedule
+from memfit.schedule import OpOrder, Schedule, make_schedule
+from memfit.stages import BackwardStages, store_all_order
 from memfit.strategy import (
-    canonical_schedule,
+    canonical_order,
     canonical_stages,
     formula_peaks,
     formula_stages,
@@ -67,19 +67,23 @@ class Strategy:
     backward_stages: BackwardStages
 
     @cached_property
+    def _order(self) -> OpOrder:
+        return canonical_order(self.graph, self.lower_sets, backward_stages=self.backward_stages)
+
+    @cached_property
     def schedule(self) -> Schedule:
         """Its schedule."""
-        return canonical_schedule(self.graph, self.lower_sets, backward_stages=self.backward_stages)
+        return make_schedule(self.graph, *self._order)
 
     @cached_property
     def timeline(self) -> MemoryTimeline:
         """Simulated memory of the whole step, with liveness analysis."""
         return simulate(self.graph, self.schedule)
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
         """Simulated peak of the whole step, with liveness analysis."""
-        return self.timeline.peak_bytes
+        return peak_of_order(self.graph, self._order)
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ def plan_paper(
         mode=found.mode,
         status=table.status if options.mode == "time" else PlanStatus.FEASIBLE,
         budget_bytes=budget_bytes,
-        plain_peak_bytes=simulate(graph, store_all_schedule(graph)).peak_bytes,
+        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
         smallest_feasible_budget_bytes=smallest,
         lower_sets=len(table.lower_sets),
         stages=canonical_stages(graph, found.lower_sets, found.schedule),
