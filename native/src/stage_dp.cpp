@@ -10,8 +10,10 @@ namespace {
 constexpr std::int64_t kLimit = std::int64_t{1} << 60;
 // After this many blocks in a row where no stage ends to any advantage, none further off is tried.
 constexpr int kMostDull = 16;
-// Stages over more blocks than this must be better by a 1024th of their peak.
+// Stages over more blocks than this begin and end where blocks do, every so many blocks, and must be
+// better by a 1024th of their peak.
 constexpr std::size_t kLong = 64;
+constexpr std::size_t kGrid = 8;
 constexpr int kSlackShift = 10;
 constexpr std::size_t kMostSlots = std::size_t{1} << 24;
 
@@ -95,6 +97,9 @@ void StageTable::longer_stages(std::size_t i, std::size_t a, const Stacks& stack
   std::size_t left = dull.size();
   for (std::size_t j = i + 1; j < tables_.size() && left > 0; ++j) {
     const BlockTable& last = *tables_[j];
+    const bool is_long = j > i + kLong;
+    if (is_long && (a > 0 || i % kGrid != 0)) break;
+    if (is_long && (j + 1) % kGrid != 0) continue;
     for (std::size_t v = 0; v < variants_; ++v) {
       for (const bool asks : {false, true}) {
         int& in_a_row = dull[v * 2 + (asks ? 1 : 0)];
@@ -107,11 +112,11 @@ void StageTable::longer_stages(std::size_t i, std::size_t a, const Stacks& stack
         }
         const Stack whole = stack->below(table.bottom(a, v, stack->asks), base_bytes_[i]);
         bool useful = false;
-        for (std::size_t b = 1; b < last.cuts(); ++b) {
+        for (std::size_t b = is_long ? last.cuts() - 1 : 1; b < last.cuts(); ++b) {
           const PieceCost* top = last.top(b, v);
           if (top == nullptr || top->asks != asks) continue;
           const Step step = whole.stage(*top, base_bytes_[j]);
-          const std::int64_t slack = j > i + kLong ? step.peak_bytes >> kSlackShift : 0;
+          const std::int64_t slack = is_long ? step.peak_bytes >> kSlackShift : 0;
           if (beaten(i, a, step.cost + front(j, b).costs.front(), step.peak_bytes + slack)) continue;
           useful = true;
           visit(step, j, b, v);

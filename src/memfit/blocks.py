@@ -151,6 +151,7 @@ class Blocks:
 def cut_graph(
     graph: TrainingGraph,
     useful: Sequence[bool],
+    links: Sequence[bool],
     keep_flags: Sequence[Sequence[bool]],
     negligible_bytes: int,
     *,
@@ -162,6 +163,7 @@ def cut_graph(
     Args:
         graph: the graph.
         useful: for each forward op, whether a cut after it may help.
+        links: for each forward op, whether a cut after the next one is no worse.
         keep_flags: for each variant, which values a stage keeps when a backward op reads them.
         negligible_bytes: values of at most this size are kept whenever a backward op reads them,
             and where they cross the end of a block.
@@ -169,7 +171,7 @@ def cut_graph(
         constant: for each backward op, whether it depends on no tangent.
     """
     backward = rank_backward(graph, paired, constant)
-    chosen = choose_cuts(graph, useful, backward, negligible_bytes)
+    chosen = choose_cuts(graph, useful, links, backward, negligible_bytes)
     cuts, small = chosen.cuts, chosen.passing
     ends = [*cuts, graph.forward_count - 1] if graph.forward_count else []
     members: list[list[int]] = [[] for _ in ends]

@@ -186,20 +186,25 @@ def _barred(graph: TrainingGraph, backward: BackwardRanks) -> list[bool]:
 
 
 def choose_cuts(
-    graph: TrainingGraph, useful: Sequence[bool], backward: BackwardRanks, negligible_bytes: int
+    graph: TrainingGraph,
+    useful: Sequence[bool],
+    links: Sequence[bool],
+    backward: BackwardRanks,
+    negligible_bytes: int,
 ) -> ChosenCuts:
     """Where to cut a graph into blocks.
 
     Args:
         graph: the graph.
         useful: for each forward op, whether a cut after it may help.
+        links: for each forward op, whether a cut after the next one is no worse.
         backward: which backward ops belong where.
         negligible_bytes: values of at most this size may always pass.
     """
     count = graph.forward_count
     dominating = set(articulations(graph, useful))
     barred = _barred(graph, backward)
-    allowed = [u and not b for u, b in zip(useful, barred, strict=True)]
+    allowed = [u and not (x or b) for u, x, b in zip(useful, links, barred, strict=True)]
     crossing = _crossing(graph, negligible_bytes, _PASSING_SHARE)
 
     def good(crossing: _Crossing) -> list[int]:

@@ -14,9 +14,10 @@ from memfit._core.python_slots import (
     slot_shift,
 )
 from memfit.blocks import Block, Blocks, cut_graph
+from memfit.coarsening import links, negligible_bytes, useful_ops
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.lower_sets import lower_sets
-from memfit.planners.liveness_table import keep_variants, negligible_bytes, useful_ops
+from memfit.planners.liveness_table import keep_variants
 from memfit.stages import BackwardStages
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
@@ -29,6 +30,7 @@ def cut(graph: TrainingGraph) -> Blocks:
     return cut_graph(
         graph,
         useful_ops(graph),
+        links(graph, useful_ops(graph)),
         keep_variants(graph),
         negligible_bytes(graph),
         paired=stages.paired,

@@ -11,6 +11,7 @@ import pytest
 
 from memfit import blocks as blocks_module
 from memfit import cutting
+from memfit.coarsening import useful_ops
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import simulate
@@ -22,7 +23,6 @@ from memfit.planners.liveness_table import (
     LivenessTable,
     build_table,
     keep_variants,
-    useful_ops,
 )
 from memfit.schedule import Schedule, make_schedule
 from memfit.stages import store_all_schedule

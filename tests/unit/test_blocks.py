@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memfit.blocks import Blocks, cut_graph
+from memfit.coarsening import useful_ops
 from memfit.cutting import articulations
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import bare_graph
-from memfit.planners.liveness_table import keep_variants, useful_ops
+from memfit.planners.liveness_table import keep_variants
 from memfit.stages import BackwardStages
 
 MB = 1_000_000
@@ -36,6 +37,7 @@ def cut(graph: TrainingGraph, negligible_bytes: int = 0) -> Blocks:
     return cut_graph(
         graph,
         useful_ops(graph),
+        [False] * graph.forward_count,
         keep_variants(graph, ()),
         negligible_bytes,
         paired=stages.paired,

@@ -16,7 +16,7 @@ from memfit.graph_io import bare_graph
 from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.planners import PlannerOptions, get_planner, liveness_dp, liveness_table
-from memfit.planners.liveness_table import Effort
+from memfit.planners.liveness_table import Effort, build_table
 from memfit.stages import store_all_schedule
 
 if TYPE_CHECKING:
@@ -123,3 +123,27 @@ def test_both_cores_give_the_same_default_plans_of_a_thousand_graphs(
     assert sum(plan["overhead"] > 0 for plan in plans) > 500
     assert sum(plan["provenance"]["notes"] != [] for plan in plans) > 50
     assert {family for _, _, family, *_ in answers} == {"all", "pruned+prefix"}
+
+
+@needs_native
+def test_both_cores_agree_on_stages_over_very_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Little is saved by every op, and the head peaks high whatever is done below.
+    random = Random(3)
+    n = 105
+    before = [[v - 1] if v else [] for v in range(n)]
+    sizes = [random.randint(900, 1100) for _ in range(n - 2)] + [400_000, 400_000]
+    graph = bare_graph(before, sizes, [1] * n, [[*b, v] for v, b in enumerate(before)])
+    same = Effort(cuts=12, steps=100_000, states=400)
+    found = []
+    for core in (native, None):
+        monkeypatch.setattr(_core, "_fast", core)
+        monkeypatch.setattr(_core, "_told", True)
+        table = build_table(graph, family="all", max_lower_sets=None, effort=same, progress=None)
+        curve = table.stages.curve()
+        paths = [table.stages.path(need) for _, need in curve[:: -max(1, len(curve) // 8)]]
+        found.append((curve, [[tuple(step) for step in path or ()] for path in paths]))
+    assert found[0] == found[1]
+    steps = [step for path in found[0][1] for step in path]
+    far = [(i, a, j) for i, a, j, *_ in steps if j > i + 64]
+    assert far
+    assert all(a == 0 and i % 8 == 0 and (j + 1) % 8 == 0 for i, a, j in far)

@@ -31,8 +31,10 @@ _MOST_DULL = 16
 """After so many blocks in a row where no stage ends to any advantage, none further off is tried."""
 
 _LONG = 64
+_GRID = 8
 _SLACK_SHIFT = 10
-"""Stages over more than `_LONG` blocks must be better by a 1024th of their peak."""
+"""Stages over more than `_LONG` blocks begin and end where blocks do, every `_GRID` blocks, and must
+be better by a 1024th of their peak. Any longer stage is then at most two ends of blocks away."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,12 @@ class StageTable:
         # By variant and asking, how many blocks in a row have had nothing to offer.
         dull = {(v, asks): 0 for v in self._variants for asks in (False, True)}
         for j in range(i + 1, len(self._tables)):
+            far = j > i + _LONG
+            if far and (a > 0 or i % _GRID):
+                break
+            if far and (j + 1) % _GRID:
+                continue
+            last = self._tables[j].cuts - 1
             for v, asks in tuple(dull):
                 stack = stacks.get((j, v, asks))
                 if stack is None:
@@ -314,13 +322,13 @@ class StageTable:
                     continue
                 whole = stack.below(table.bottom[a, v, stack.asks], base)
                 useful = False
-                for b in range(1, self._tables[j].cuts):
+                for b in range(last if far else 1, last + 1):
                     top = self._tables[j].top.get((b, v))
                     if top is None or top.asks is not asks:
                         continue
                     stage = (i, a, j, b, v)
                     cost, cached, peak = whole.stage(top, self._base_bytes[j])
-                    slack = peak >> _SLACK_SHIFT if j > i + _LONG else 0
+                    slack = peak >> _SLACK_SHIFT if far else 0
                     if not self._beaten(i, a, cost + self._front(stage)[0][0], peak + slack):
                         useful = True
                         yield cost, cached, peak, stage

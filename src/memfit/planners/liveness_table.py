@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from memfit import _core
 from memfit.blocks import Block, cut_graph
+from memfit.coarsening import links, negligible_bytes, useful_ops, without_links
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.lower_sets import FAMILIES, choose_family
 from memfit.stages import BackwardStages, StagePath, StageSpace
@@ -17,16 +18,12 @@ __all__ = [
     "LivenessTable",
     "build_table",
     "keep_variants",
-    "negligible_bytes",
-    "useful_ops",
 ]
-
-_NEGLIGIBLE_BYTES = 1024
-_NEGLIGIBLE_SHARE = 10_000
 
 _LABELS = 1 << 25
 _LARGEST = 1 << 62
 _WEIGHED = 4
+_SPARE = 4  # so many times the lower sets are listed, for some are left out
 _MOST_SLOTS, _LEAST_SLOTS = 1 << 13, 1 << 8
 
 
@@ -92,12 +89,6 @@ class LivenessTable:
         return None if steps is None else StagePath(self.space, steps)
 
 
-def negligible_bytes(graph: TrainingGraph) -> int:
-    """Size up to which a value is not worth a decision: 1 KiB, or 0.01% of all activations."""
-    activations = sum(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
-    return min(_NEGLIGIBLE_BYTES, activations // _NEGLIGIBLE_SHARE)
-
-
 def keep_variants(
     graph: TrainingGraph, shares: Sequence[float] = (0.75, 0.5, 0.25)
 ) -> list[list[bool]]:
@@ -134,15 +125,6 @@ def keep_variants(
         everything[v] = True
     variants.append(everything)
     return variants
-
-
-def useful_ops(graph: TrainingGraph) -> list[bool]:
-    """Forward ops after which a cut may help: something reads an output that is not negligible."""
-    threshold = negligible_bytes(graph)
-    return [
-        any(graph.values[v].size_bytes > threshold and bool(graph.consumers[v]) for v in op.outputs)
-        for op in graph.forward_ops
-    ]
 
 
 @dataclass(frozen=True)
@@ -182,6 +164,7 @@ def _choose_masks(
     kinds: Sequence[Block],
     kind_of: Sequence[int],
     useful: Sequence[bool],
+    linked: Sequence[bool],
     wanted: str,
     most: int,
     effort: Effort,
@@ -193,6 +176,7 @@ def _choose_masks(
         kinds: the different blocks.
         kind_of: for each block of the graph, its kind.
         useful: for each forward op, whether a cut after it may help.
+        linked: for each forward op, whether it is a link.
         wanted: the family asked for.
         most: most lower sets of a block that were asked for.
         effort: how much to search.
@@ -200,8 +184,12 @@ def _choose_masks(
     """
 
     def choose(block: Block, family: str, limit: int) -> _Searched:
-        local = useful[block.forward.start : block.forward.stop]
-        chosen, masks = choose_family(block.predecessors, family, limit, local)
+        here = slice(block.forward.start, block.forward.stop)
+        for name in FAMILIES[FAMILIES.index(family) :]:
+            chosen, masks = choose_family(block.predecessors, name, _SPARE * limit, useful[here])
+            masks = without_links(masks, linked[here])
+            if name != "all" or len(masks) <= limit:
+                break
         return _Searched(block, chosen, masks)
 
     def too_many() -> bool:
@@ -242,11 +230,13 @@ def build_table(
 
     report("cutting the graph into blocks", 0.0)
     useful = useful_ops(graph)
+    linked = links(graph, useful)
     backward = BackwardStages(graph)
     flags = keep_variants(graph, effort.shares)
     blocks = cut_graph(
         graph,
         useful,
+        linked,
         flags,
         negligible_bytes(graph),
         paired=backward.paired,
@@ -257,15 +247,17 @@ def build_table(
     kinds: list[Block] = []
     kind_of: list[int] = []
     for block in blocks.blocks:
-        local = useful[block.forward.start : block.forward.stop]
-        signature = f"{block.signature}{local}"
+        here = slice(block.forward.start, block.forward.stop)
+        signature = f"{block.signature}{useful[here]}{linked[here]}"
         if signature not in number:
             number[signature] = len(kinds)
             kinds.append(block)
         kind_of.append(number[signature])
     wanted = "all" if family == "auto" else family
     most = max_lower_sets or 1 << 30
-    searched, limit = _choose_masks(kinds, kind_of, useful, wanted, most, effort, len(flags))
+    searched, limit = _choose_masks(
+        kinds, kind_of, useful, linked, wanted, most, effort, len(flags)
+    )
     smallest = max((s.family for s in searched), key=FAMILIES.index, default=wanted)
     notes = []
     reduced = sum(searched[k].family != wanted for k in kind_of)
