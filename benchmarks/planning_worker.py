@@ -30,7 +30,7 @@ from memfit.planners.base import PlannerOptions, TradeOff
 from memfit.planners.registry import get_curve, get_planner
 from memfit.stages import store_all_schedule
 
-ENOUGH_SECONDS = 600.0  # of timing; repeats are dropped rather than going far beyond it
+ENOUGH_SECONDS = 150.0  # of timing; repeats are dropped rather than going far beyond it
 PAPER_FAMILY = {"exact": "all", "approximate": "pruned"}
 MEMORY_GUARD_BYTES = 14 * 2**30
 UNREDUCED_LOWER_SETS = 1 << 22

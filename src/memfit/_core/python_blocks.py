@@ -33,8 +33,8 @@ _MOST_DULL = 16
 _LONG = 64
 _GRID = 8
 _SLACK_SHIFT = 10
-"""Stages over more than `_LONG` blocks begin and end where blocks do, every `_GRID` blocks, and must
-be better by a 1024th of their peak. Any longer stage is then at most two ends of blocks away."""
+"""Stages over more than `_LONG` blocks begin and end where blocks do, every `_GRID` blocks, and
+must be better by a 1024th of their peak."""
 
 
 @dataclass(frozen=True)
