@@ -36,6 +36,15 @@ std::int64_t weigh(const Word* set, std::size_t words, const std::vector<std::in
   return total;
 }
 
+// The words from the first that is not `common` to the last that is not 0.
+CanonicalStages::Span span_between(const Word* set, std::size_t words, Word common) {
+  std::size_t begin = 0;
+  while (begin < words && set[begin] == common) ++begin;
+  std::size_t end = words;
+  while (end > 0 && set[end - 1] == 0) --end;
+  return {begin, end};
+}
+
 struct SetHash {
   std::size_t words;
   std::size_t operator()(const Word* set) const {
@@ -74,9 +83,7 @@ CanonicalStages::CanonicalStages(const Lists& predecessors,
 
   BitMatrix before(nodes, words * kWordBits);
   BitMatrix after(nodes, words * kWordBits);
-  const auto is_unread = [&](std::size_t v) {
-    return std::all_of(after.row(v), after.row(v) + words, [](Word w) { return w == 0; });
-  };
+  std::vector<std::vector<std::int32_t>> successors(nodes);
   for (std::size_t v = 0; v < nodes; ++v) {
     predecessors_.emplace_back(predecessors[v].begin(), predecessors[v].end());
     for (const std::int32_t p : predecessors[v]) {
@@ -85,14 +92,19 @@ CanonicalStages::CanonicalStages(const Lists& predecessors,
       }
       set_bit(before.row(v), static_cast<std::size_t>(p));
       set_bit(after.row(static_cast<std::size_t>(p)), v);
+      successors[static_cast<std::size_t>(p)].push_back(static_cast<std::int32_t>(v));
     }
   }
 
   std::int64_t unread_cost = 0;
-  for (std::size_t v = 0; v < nodes; ++v) unread_cost += is_unread(v) ? node_cost_[v] : 0;
+  for (std::size_t v = 0; v < nodes; ++v) unread_cost += successors[v].empty() ? node_cost_[v] : 0;
   boundary_ = BitMatrix(count, words * kWordBits);
   std::vector<Word> reached(words);
   std::vector<Word> feeding(words);
+  const auto holds_all = [](const Word* set, const std::vector<std::int32_t>& nodes_of) {
+    return std::all_of(nodes_of.begin(), nodes_of.end(),
+                       [&](std::int32_t v) { return test_bit(set, static_cast<std::size_t>(v)); });
+  };
   for (std::size_t i = 0; i < count; ++i) {
     if (tick && i % kSetsPerTick == 0) tick(0.0);
     const Word* set = sets_.row(i);
@@ -105,11 +117,11 @@ CanonicalStages::CanonicalStages(const Lists& predecessors,
     std::fill(feeding.begin(), feeding.end(), 0);
     for (std::size_t w = 0; w < words; ++w) {
       for_each_bit(set[w], w * kWordBits, [&](std::size_t v) {
-        if (v >= nodes || !is_subset(before.row(v), set, words)) {
+        if (v >= nodes || !holds_all(set, predecessors_[v])) {
           throw std::invalid_argument("a set of nodes is no lower set");
         }
-        if (is_unread(v)) least_cost_[i] -= node_cost_[v];
-        if (is_subset(after.row(v), set, words)) return;
+        if (successors[v].empty()) least_cost_[i] -= node_cost_[v];
+        if (holds_all(set, successors[v])) return;
         set_bit(boundary_.row(i), v);
         for (std::size_t x = 0; x < words; ++x) reached[x] |= after.row(v)[x] & ~set[x];
       });
@@ -119,6 +131,8 @@ CanonicalStages::CanonicalStages(const Lists& predecessors,
         for (std::size_t x = 0; x < words; ++x) feeding[x] |= before.row(v)[x] & ~set[x];
       });
     }
+    boundary_span_.push_back(span_between(boundary_.row(i), words, 0));
+    set_span_.push_back(span_between(set, words, ~Word{0}));
     total_bytes_.push_back(weigh(set, words, node_bytes_));
     total_cost_.push_back(weigh(set, words, node_cost_));
     boundary_bytes_.push_back(weigh(boundary_.row(i), words, node_bytes_));

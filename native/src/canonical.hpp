@@ -27,6 +27,11 @@ enum class Stages {
 // of all lower sets, connected stages suffice.
 class CanonicalStages {
  public:
+  // Words from `begin` to before `end`.
+  struct Span {
+    std::size_t begin, end;
+  };
+
   // `lower_sets` begin with the empty set, end with V and are sorted by size. Throws
   // std::invalid_argument on anything else, on numbers that are negative or add up to 2**60 or more,
   // and where connected stages are asked for and a lower set is missing.
@@ -51,7 +56,7 @@ class CanonicalStages {
     std::int64_t shared_cost = 0;
     const Word* boundary = boundary_.row(j);
     const Word* lower = sets_.row(i);
-    for (std::size_t w = 0; w < sets_.words(); ++w) {
+    for (std::size_t w = boundary_span_[j].begin; w < boundary_span_[j].end; ++w) {
       for_each_bit(boundary[w] & lower[w], w * kWordBits, [&](std::size_t v) {
         shared_bytes += node_bytes_[v];
         shared_cost += node_cost_[v];
@@ -75,7 +80,7 @@ class CanonicalStages {
   void for_each_target(std::size_t i, Scratch& scratch, Visit&& visit) const {
     if (which_ == Stages::kNested) {
       for (std::size_t j = i + 1; j < states(); ++j) {
-        if (is_subset(sets_.row(i), sets_.row(j), sets_.words())) visit(j);
+        if (is_nested(i, j)) visit(j);
       }
       return;
     }
@@ -86,6 +91,9 @@ class CanonicalStages {
   std::vector<std::vector<std::int32_t>> predecessors_;
   std::vector<std::int64_t> node_bytes_, node_cost_;
   BitMatrix sets_, boundary_;
+  // Where boundaries have any node, and where sets have some but not all of a word's nodes: what lies
+  // before holds everything, what comes after nothing.
+  std::vector<Span> boundary_span_, set_span_;
   Stages which_;
   std::vector<std::size_t> nodes_in_;
   std::vector<std::int64_t> total_bytes_, total_cost_, boundary_bytes_, boundary_cost_, least_cost_;
@@ -100,6 +108,16 @@ class CanonicalStages {
   };
   std::vector<std::size_t> growth_start_;
   std::vector<Growth> growth_;
+
+  // Whether set i lies in set j.
+  [[nodiscard]] bool is_nested(std::size_t i, std::size_t j) const {
+    const Word* lower = sets_.row(i);
+    const Word* upper = sets_.row(j);
+    for (std::size_t w = set_span_[j].begin; w < set_span_[i].end; ++w) {
+      if ((lower[w] & ~upper[w]) != 0) return false;
+    }
+    return true;
+  }
 
   void list_growths(const BitMatrix& before, const BitMatrix& after, const Tick& tick);
 
