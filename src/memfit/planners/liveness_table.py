@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memfit import _core
 from memfit.blocks import Block, cut_graph
@@ -69,6 +69,7 @@ class LivenessTable:
         family: the smallest family of lower sets that any block was searched with.
         notes: what a reader of the plan should know, such as a family that was reduced.
         fixed_bytes: bytes alive all through the backward pass that no stage counts.
+        left_out: number of lower sets that were left out as no better than others.
     """
 
     graph: TrainingGraph
@@ -77,11 +78,17 @@ class LivenessTable:
     family: str
     notes: tuple[str, ...]
     fixed_bytes: int
+    left_out: int = 0
 
     @property
     def cut_count(self) -> int:
         """Number of different cuts."""
         return sum(len(cuts) - 1 for cuts in self.space.cuts) + 1
+
+    @property
+    def lower_sets(self) -> int:
+        """Number of lower sets that the search covers: cuts, and those left out as no better."""
+        return self.cut_count + self.left_out
 
     def path(self, nominal_bytes: int) -> StagePath | None:
         """Least recomputation where every stage's simulated peak is at most `nominal_bytes`."""
@@ -134,6 +141,7 @@ class _Searched:
     block: Block
     family: str
     masks: list[int]
+    left_out: int  # lower sets that are no better than others
 
     @property
     def steps(self) -> int:
@@ -186,11 +194,11 @@ def _choose_masks(
     def choose(block: Block, family: str, limit: int) -> _Searched:
         here = slice(block.forward.start, block.forward.stop)
         for name in FAMILIES[FAMILIES.index(family) :]:
-            chosen, masks = choose_family(block.predecessors, name, _SPARE * limit, useful[here])
-            masks = without_links(masks, linked[here])
+            chosen, listed = choose_family(block.predecessors, name, _SPARE * limit, useful[here])
+            masks = without_links(listed, linked[here])
             if name != "all" or len(masks) <= limit:
                 break
-        return _Searched(block, chosen, masks)
+        return _Searched(block, chosen, masks, len(listed) - len(masks))
 
     def too_many() -> bool:
         steps = sum(s.steps for s in searched) * variants
@@ -204,9 +212,8 @@ def _choose_masks(
         for k, s in enumerate(searched):
             if len(s.masks) > limit:
                 smaller = choose(s.block, s.family, limit)
-                searched[k] = _Searched(
-                    s.block, smaller.family, _thin(s.block, smaller.masks, limit)
-                )
+                thinned = _thin(s.block, smaller.masks, limit)
+                searched[k] = replace(smaller, masks=thinned)
     return searched, limit
 
 
@@ -302,4 +309,5 @@ def build_table(
         smallest,
         tuple(notes),
         fixed,
+        sum(searched[k].left_out for k in kind_of),
     )
