@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -103,7 +103,7 @@ class Block(nn.Module):
 class LoRATransformer(nn.Module):
     """Frozen embedding, norms and head; only the low-rank updates are trained."""
 
-    def __init__(self, width: int = 64, vocabulary: int = 100, blocks: int = 3) -> None:
+    def __init__(self, width: int = 64, vocabulary: int = 100, blocks: int = 2) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width).requires_grad_(False)
         self.blocks = nn.Sequential(*(Block(width, LoRA) for _ in range(blocks)))
@@ -172,7 +172,8 @@ def square_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def resnet18() -> Case:
     resnet = pytest.importorskip("pytorchcv.models.resnet")
-    model = resnet.resnet18(in_size=(64, 64), num_classes=10)
+    model = resnet.resnet18(num_classes=10)
+    model.features.final_pool = nn.AdaptiveAvgPool2d(1)  # its own wants 224 x 224 pixels
     return model, (torch.randn(4, 3, 64, 64), torch.randint(0, 10, (4,))), F.cross_entropy
 
 
@@ -184,14 +185,14 @@ def unet() -> Case:
 def gpt2() -> Case:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        n_layer=2, n_embd=64, n_head=2, n_positions=64, vocab_size=200, use_cache=False
+        n_layer=2, n_embd=48, n_head=2, n_positions=64, vocab_size=100, use_cache=False
     )
-    ids = torch.randint(0, 200, (4, 48))
+    ids = torch.randint(0, 100, (4, 48))
     return Logits(transformers.GPT2LMHeadModel(config)), (ids, ids), token_loss
 
 
 def lstm_cells() -> Case:
-    return Cells(), (torch.randn(8, 16, 32), torch.randn(8, 16, 32)), square_loss
+    return Cells(), (torch.randn(4, 64, 32), torch.randn(4, 64, 32)), square_loss
 
 
 def lora() -> Case:
@@ -227,7 +228,7 @@ def precision_of(name: str) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What a step left behind, and its measured peak above what was there before."""
 
@@ -259,7 +260,7 @@ def observe(model: nn.Module, step: Callable[[], torch.Tensor]) -> Seen:
     )
     del loss
     measured = measure_step(lambda: step().backward(), warmup=0, reset=model.zero_grad)
-    return Seen(*(getattr(seen, n) for n in seen.__slots__[:-1]), measured.peak_bytes)
+    return replace(seen, peak_bytes=measured.peak_bytes)
 
 
 @cache
@@ -308,7 +309,7 @@ def assert_near(
         assert gap <= tolerance * float(value.abs().max()), name
 
 
-@pytest.mark.parametrize("budget", ["loose", "tight"])
+@pytest.mark.parametrize("budget", ["tight", pytest.param("loose", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -14,7 +14,7 @@ __all__ = ["allow_recompute", "draws_from_own_generator", "may_be_measured", "ma
 
 # PyTorch's own ops say in their schema what they write; so do those of torchvision. Others may
 # count calls, log, communicate or change state that no schema mentions.
-_PURE_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "torchvision"})
+_PURE_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "torchvision", "memfit"})
 _allowed: set[str] = set()
 
 
