@@ -28,6 +28,7 @@ from memfit.pytorch.compat import (
     whole_ops,
 )
 from memfit.pytorch.lower import lower
+from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = ["StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
 
@@ -54,7 +55,10 @@ def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, i
     """Bytes of a model's parameters and buffers and of the optimizer's state."""
 
     def total(tensors: Sequence[torch.Tensor]) -> int:
-        sizes = {t.untyped_storage()._cdata: int(t.untyped_storage().nbytes()) for t in tensors}
+        sizes = {
+            t.untyped_storage()._cdata: block_bytes(int(t.untyped_storage().nbytes()), t.device)
+            for t in tensors
+        }
         return sum(sizes.values())
 
     return {
