@@ -309,10 +309,26 @@ def assert_near(
         assert gap <= tolerance * float(value.abs().max()), name
 
 
-@pytest.mark.parametrize("budget", ["tight", pytest.param("loose", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("executor", EXECUTORS)
+# The others run with `make test-slow`.
+QUICK = {("fp32", name) for name in ("unet", "gpt2", "lstm-cells", "lora", "two-outputs")}
+QUICK |= {("bf16", "two-outputs")}
+CELLS = [
+    pytest.param(
+        executor,
+        precision,
+        name,
+        budget,
+        id=f"{executor}-{precision}-{name}-{budget}",
+        marks=[] if budget == "tight" and (precision, name) in QUICK else [pytest.mark.slow],
+    )
+    for executor in EXECUTORS
+    for precision in PRECISIONS
+    for name in MODELS
+    for budget in ("tight", "loose")
+]
+
+
+@pytest.mark.parametrize(("executor", "precision", "name", "budget"), CELLS)
 def test_trains_as_without_memfit(executor: str, precision: str, name: str, budget: str) -> None:
     eager, captured, plain_peak, smallest = references(executor, precision, name)
     budget_bytes = plain_peak if budget == "loose" else smallest

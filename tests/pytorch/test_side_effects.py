@@ -438,7 +438,26 @@ def smallest(case: Case, name: str) -> int:
     return plan.smallest_feasible_budget_bytes
 
 
-@pytest.mark.parametrize("name", CASES)
+# Much like cases of test_models.py, which run by default.
+ALSO_THERE = {
+    "alpha dropout",
+    "attention dropout",
+    "batch norm",
+    "checkpoint",
+    "distributions",
+    "dropout",
+    "feature alpha dropout",
+    "instance norm, no statistics",
+    "multinomial",
+    "rrelu",
+    "spectral norm",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in ALSO_THERE else []) for n in CASES],
+)
 def test_happens_as_in_plain_pytorch(name: str) -> None:
     case = CASES[name]
     net, inputs = build(case)

@@ -27,6 +27,7 @@ from memfit.pytorch.compat import (
     capture_settings,
     whole_ops,
 )
+from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.lower import lower
 from memfit.pytorch.storage_sizes import block_bytes
 
@@ -52,7 +53,10 @@ class StepModule(nn.Module):
 
 
 def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, int]:
-    """Bytes of a model's parameters and buffers and of the optimizer's state."""
+    """Bytes of a model's parameters and buffers and of the optimizer's state.
+
+    With the buffers counts what cuBLAS keeps on the model's devices.
+    """
 
     def total(tensors: Sequence[torch.Tensor]) -> int:
         sizes = {
@@ -61,9 +65,10 @@ def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, i
         }
         return sum(sizes.values())
 
+    kept = sum(kept_workspace_bytes(device) for device in {p.device for p in model.parameters()})
     return {
         ValueKind.PARAMETER: total(list(model.parameters())),
-        ValueKind.BUFFER: total(list(model.buffers())),
+        ValueKind.BUFFER: total(list(model.buffers())) + kept,
         ValueKind.OPTIMIZER: optimizer_bytes,
     }
 

@@ -29,6 +29,7 @@ __all__ = [
     "backward_keeps_graph",
     "capture_settings",
     "check_torch_version",
+    "clear_cublas_workspaces",
     "is_marked_effectful",
     "kineto_memory_events",
     "kineto_op_intervals",
@@ -179,6 +180,11 @@ def plain_mode() -> Iterator[None]:
         stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(torch.no_grad())
         yield
+
+
+def clear_cublas_workspaces() -> None:
+    """Give back what cuBLAS keeps; it is allocated again at the next product."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 class MemoryEvent(NamedTuple):
