@@ -23,10 +23,11 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import memfit
+from memfit import allow_recompute
 from memfit.errors import CaptureError, UsageError
 from memfit.pytorch.api import capture
 from memfit.pytorch.compat import kineto_op_intervals, memory_profiler
-from memfit.pytorch.effects import allow_recompute, may_have_effect
+from memfit.pytorch.effects import may_have_effect
 
 # What Dynamo does while it traces autograd functions and inputs that are no leaves.
 pytestmark = [
