@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from memfit.plan import Plan
     from memfit.planners.base import TradeOff
     from memfit.pytorch.api import fit, plan, trade_off
+    from memfit.pytorch.effects import allow_recompute
     from memfit.pytorch.verify import verify
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "UnsupportedTorchError",
     "UsageError",
     "__version__",
+    "allow_recompute",
     "build_info",
     "fit",
     "plan",
@@ -58,6 +60,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Plan": "memfit.plan",
     "TradeOff": "memfit.planners.base",
+    "allow_recompute": "memfit.pytorch.effects",
     "fit": "memfit.pytorch.api",
     "plan": "memfit.pytorch.api",
     "trade_off": "memfit.pytorch.api",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import linecache
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from memfit.errors import CaptureError, MemfitError
 from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.plan import Plan
 from memfit.pytorch import joint as J
+from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat import (
     BackendCompilerFailed,
@@ -25,7 +27,9 @@ from memfit.pytorch.compat import (
     capture_settings,
     whole_ops,
 )
+from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.lower import lower
+from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = ["StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
 
@@ -49,15 +53,22 @@ class StepModule(nn.Module):
 
 
 def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, int]:
-    """Bytes of a model's parameters and buffers and of the optimizer's state."""
+    """Bytes of a model's parameters and buffers and of the optimizer's state.
+
+    With the buffers counts what cuBLAS keeps on the model's devices.
+    """
 
     def total(tensors: Sequence[torch.Tensor]) -> int:
-        sizes = {t.untyped_storage()._cdata: int(t.untyped_storage().nbytes()) for t in tensors}
+        sizes = {
+            t.untyped_storage()._cdata: block_bytes(int(t.untyped_storage().nbytes()), t.device)
+            for t in tensors
+        }
         return sum(sizes.values())
 
+    kept = sum(kept_workspace_bytes(device) for device in {p.device for p in model.parameters()})
     return {
         ValueKind.PARAMETER: total(list(model.parameters())),
-        ValueKind.BUFFER: total(list(model.buffers())),
+        ValueKind.BUFFER: total(list(model.buffers())) + kept,
         ValueKind.OPTIMIZER: optimizer_bytes,
     }
 
@@ -170,10 +181,13 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     run.__code__ = run.__code__.replace(co_name=f"run_{type(step.model).__name__}")
     compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
 
+    averages = has_cumulative_average(step.model)
+
     def call(*args: Any, **kwargs: Any) -> Any:
         backend.error = None
+        averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
-            with capture_settings():
+            with capture_settings(), averaging:
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(backend.error, MemfitError):
@@ -211,6 +225,10 @@ _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 
 
+def _place(found: tuple[str, str]) -> tuple[str, int]:
+    return found[0], int(found[1])
+
+
 def _explain(
     step: StepModule, error: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> str:
@@ -243,6 +261,12 @@ def _explain(
         return (
             f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, "
             "shapes and dtypes of the inputs"
+        )
+    if "as_proxy" in text and places and "generator" in linecache.getline(*_place(places[-1])):
+        return (
+            f"{name} cannot be captured{where}: a random op is given a generator of its own, which "
+            "PyTorch cannot trace; draw from the default generator (torch.manual_seed), or draw "
+            "outside and give the numbers as an input"
         )
     return (
         f"{name} cannot be captured as one graph{where}: {reason}"

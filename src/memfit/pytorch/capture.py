@@ -11,11 +11,11 @@ from torch import fx
 
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
+from memfit.pytorch.effects import draws_from_own_generator, may_have_effect
 from memfit.pytorch.rng import device_of, state_bytes
 
 __all__ = ["CapturedStep", "read_joint"]
 
-_OPAQUE_NAMESPACES = ("_c10d_functional", "c10d", "_c10d_functional_autograd", "higher_order")
 _BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 
 
@@ -63,14 +63,6 @@ class _Draft:
     recomputable: bool
     forward: bool
     state: bool = False
-
-
-def _has_effect(node: fx.Node) -> bool:
-    """Whether running the node again could do anything but give the same values."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target.namespace in _OPAQUE_NAMESPACES or target._schema.is_mutable
-    return target is not operator.getitem
 
 
 def read_joint(
@@ -137,7 +129,7 @@ def read_joint(
                     owner_of[value_of[storage]] = node
             continue
         fresh = {s: b for s, b in J.storages(node).items() if s not in value_of}
-        effect = _has_effect(node)
+        effect = may_have_effect(node.target)
         if not fresh and not effect and J.tensors(node):
             continue  # a view: it costs nothing and pins its base
         in_forward = node in forward
@@ -151,6 +143,7 @@ def read_joint(
             writes.append(value)
         old = changed_values.intersection(reads)
         recomputable = not effect and (not old or node.target is _BATCH_NORM)
+        recomputable = recomputable and not draws_from_own_generator(node)
         if old and effect:  # what is written in place has been read by all that read it before
             reads = sorted({*reads, *(t for v in old for t in readers.get(v, ()))})
         elif old and in_forward:

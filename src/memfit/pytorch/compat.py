@@ -8,11 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 from torch._C import DispatchKey
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
+from torch._higher_order_ops.effects import has_effects
 from torch.fx.node import _side_effectful_functions
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -27,6 +29,8 @@ __all__ = [
     "backward_keeps_graph",
     "capture_settings",
     "check_torch_version",
+    "clear_cublas_workspaces",
+    "is_marked_effectful",
     "kineto_memory_events",
     "kineto_op_intervals",
     "memory_profiler",
@@ -57,9 +61,18 @@ def check_torch_version() -> None:
         )
 
 
-def capture_settings() -> Any:
-    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced."""
-    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True)
+@contextmanager
+def capture_settings() -> Iterator[None]:
+    """Settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced.
+
+    The backward pass is traced without autocast, as it runs where `backward()` is called outside of
+    the autocast block, which is what PyTorch recommends.
+    """
+    with (
+        torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True),
+        torch._functorch.config.patch(backward_pass_autocast="off"),
+    ):
+        yield
 
 
 def saved_output_description(index: int) -> Any:
@@ -138,6 +151,16 @@ def whole_ops() -> Iterator[None]:
             op._dispatch_cache.clear()
 
 
+def is_marked_effectful(op: torch._ops.OpOverload) -> bool:
+    """Whether PyTorch keeps an op for its effect: an assertion, a print, what users registered.
+
+    Random ops are not meant, although `whole_ops` keeps them while tracing.
+    """
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        return False
+    return op in _side_effectful_functions or bool(has_effects(op))
+
+
 def backward_keeps_graph() -> bool:
     """Whether the running backward pass was asked to keep its graph (`retain_graph=True`)."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())
@@ -157,6 +180,11 @@ def plain_mode() -> Iterator[None]:
         stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(torch.no_grad())
         yield
+
+
+def clear_cublas_workspaces() -> None:
+    """Give back what cuBLAS keeps; it is allocated again at the next product."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 class MemoryEvent(NamedTuple):

@@ -11,6 +11,7 @@ from memfit.pytorch.analytic_cost import analytic_cost
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import plain_mode
 from memfit.pytorch.cost_cache import open_cost_cache
+from memfit.pytorch.effects import may_be_measured
 from memfit.pytorch.op_calls import OpCall
 from memfit.pytorch.profile import profile_calls
 
@@ -24,7 +25,8 @@ def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -
 
     Args:
         step: as captured, without costs.
-        cost: `measured` (on synthetic tensors, cached on disk) or `analytic`.
+        cost: `measured` (on synthetic tensors, cached on disk; ops that may have effects are
+            estimated) or `analytic`.
         progress: called with a label and the share done.
     """
     ids = [i for i in range(len(step.graph.ops)) if i not in step.state_ops]
@@ -38,10 +40,15 @@ def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -
         if cost == "analytic":
             found = [analytic_cost(call) for call in calls]
         else:
-            profile = profile_calls(calls, cache=open_cost_cache(), progress=report)
+            quiet = [call for call in calls if may_be_measured(call.target)]
+            profile = profile_calls(quiet, cache=open_cost_cache(), progress=report)
             for note in profile.notes:
                 logger.info("cost of %s", note)
-            found = list(profile.costs)
+            measured = iter(profile.costs)
+            found = [
+                next(measured) if may_be_measured(call.target) else analytic_cost(call)
+                for call in calls
+            ]
     costs = [(0, 0)] * len(step.graph.ops)
     for i, one in zip(ids, found, strict=True):
         planned = sum(step.graph.values[v].size_bytes for v in step.graph.ops[i].outputs)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from memfit.errors import CaptureError
-from memfit.pytorch.compat import size_hint
+from memfit.pytorch.storage_sizes import allocated_bytes
 
 __all__ = [
     "forward_nodes",
@@ -39,20 +39,20 @@ def tensors(node: fx.Node) -> list[torch.Tensor]:
 
 
 def storages(node: fx.Node) -> dict[int, int]:
-    """Storages that a node's tensors live in: identity -> bytes.
+    """Storages that a node's tensors live in: identity -> bytes that the allocator hands out.
 
     Raises:
         CaptureError: a tensor is sparse.
     """
     result: dict[int, int] = {}
-    for tensor in tensors(node):
+    for position, tensor in enumerate(tensors(node)):
         if tensor.layout is not torch.strided:
             raise CaptureError(
                 f"{node.name} yields a {str(tensor.layout).removeprefix('torch.')} tensor, whose "
                 "memory is not planned; use dense tensors and gradients (sparse=False)"
             )
-        storage = tensor.untyped_storage()
-        result[storage._cdata] = int(size_hint(storage.nbytes()))
+        storage = tensor.untyped_storage()._cdata
+        result[storage] = allocated_bytes(node, position, tensor)
     return result
 
 

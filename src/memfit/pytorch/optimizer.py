@@ -6,7 +6,11 @@ import copy
 
 import torch
 
+from memfit.pytorch.storage_sizes import block_bytes
+
 __all__ = ["optimizer_state_bytes"]
+
+_CPU = torch.device("cpu")
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -15,8 +19,9 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     Before the first step, the same optimizer is stepped once on `meta` copies of its parameters,
     which allocates nothing.
     """
+    device = next((p.device for g in optimizer.param_groups for p in g["params"]), _CPU)
     if optimizer.state:
-        return _bytes(optimizer)
+        return _bytes(optimizer, device)
     groups = []
     for group in optimizer.param_groups:
         params = []
@@ -34,12 +39,16 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     twin_optimizer.param_groups = groups
     twin_optimizer.state = type(optimizer.state)(optimizer.state.default_factory)
     twin_optimizer.step()
-    return _bytes(twin_optimizer)
+    return _bytes(twin_optimizer, device)
 
 
-def _bytes(optimizer: torch.optim.Optimizer) -> int:
+def _bytes(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Bytes of all state, `meta` tensors taken to be on `device`."""
     return sum(
-        value.numel() * value.element_size()
+        block_bytes(
+            value.numel() * value.element_size(),
+            device if value.device.type == "meta" else value.device,
+        )
         for state in optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)

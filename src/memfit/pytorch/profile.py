@@ -296,13 +296,28 @@ def _add_sample(item: _Pending, data: SyntheticData) -> None:
     repeats = max(1, min(_MAX_REPEATS, _MIN_SAMPLE_NS // max(1, first_ns)))
     target(*args, **kwargs)
     _wait(device)
+    run = partial(target, *args, **kwargs)
     for _ in range(_RUNS_A_ROUND if first_ns < _LONG_NS else 1):
+        if device.type == "cuda":
+            item.samples.append(_cuda_sample(run, repeats, device))
+            continue
         clock = _Clock()
         for _ in range(repeats):
-            target(*args, **kwargs)
-        _wait(device)
-        sample = clock.sample(repeats)
-        item.samples.append(_elapsed_only(sample) if device.type == "cuda" else sample)
+            run()
+        item.samples.append(clock.sample(repeats))
+
+
+def _cuda_sample(run: Callable[[], object], repeats: int, device: torch.device) -> _Sample:
+    """Time between two events on the device's current stream: waiting for them is not in it."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            run()
+        end.record()
+        end.synchronize()
+        elapsed_ns = int(start.elapsed_time(end) * 1e6) // repeats
+    return _Sample(elapsed_ns, elapsed_ns, 0)
 
 
 def _elapsed_only(sample: _Sample) -> _Sample:

@@ -1,0 +1,232 @@
+"""On a CUDA device; `pytest -m gpu`. What needs none of it is tested without one at the end.
+
+A budget is compared with `torch.cuda.max_memory_allocated`. Blocks above 1 MiB may be up to 1 MiB
+larger than asked for unless segments are expandable, which these tests therefore switch on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+import memfit
+from memfit.pytorch import profile
+from memfit.pytorch import storage_sizes as sizes
+from memfit.pytorch.compat import clear_cublas_workspaces
+from memfit.pytorch.cuda_workspace import kept_workspace_bytes
+from memfit.pytorch.measure import FREE_MARGIN_PERCENT, free_bytes
+
+AMPLE = 2**50
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+Case = tuple[nn.Module, tuple[torch.Tensor, ...], Callable[..., torch.Tensor]]
+
+
+class Residual(nn.Module):
+    """ResNet18's basic block."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two convolutions and a projection."""
+        h = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(h)) + self.skip(x), inplace=True)
+
+
+def resnet_case() -> Case:
+    torch.manual_seed(0)
+    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+        *(Residual(a, b, 1 if a == b else 2) for a, b in pairwise(widths)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, 1000),
+    ).cuda()
+    args = (torch.randn(32, 3, 224, 224).cuda(), torch.randint(0, 1000, (32,)).cuda())
+    return model, args, F.cross_entropy
+
+
+class Logits(nn.Module):
+    """A language model of the transformers library that returns its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits for each token."""
+        return self.model(ids).logits
+
+
+def token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def gpt2_case() -> Case:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=6, n_embd=384, n_head=6, n_positions=256, vocab_size=5000, use_cache=False
+    )
+    ids = torch.randint(0, 5000, (8, 256)).cuda()
+    return Logits(transformers.GPT2LMHeadModel(config).cuda()), (ids, ids), token_loss
+
+
+CASES = {"resnet": resnet_case, "gpt2": gpt2_case}
+
+
+@pytest.fixture
+def exact_device() -> Iterator[None]:
+    """Deterministic kernels, blocks of the size asked for, nothing left over."""
+    torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch._dynamo.reset()
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def observe(model: nn.Module, step: Callable[..., torch.Tensor]) -> tuple[Any, ...]:
+    """Loss, gradients, buffers and the generator's state of one step, and the peak of a second."""
+    torch.manual_seed(3)
+    model.zero_grad()
+    loss = step()
+    loss.backward()
+    seen = (
+        loss.detach().cpu(),
+        [p.grad.cpu() for p in model.parameters() if p.grad is not None],
+        [b.cpu().clone() for b in model.buffers()],
+        torch.cuda.get_rng_state(),
+    )
+    del loss
+    model.zero_grad()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step().backward()
+    torch.cuda.synchronize()
+    return (*seen, torch.cuda.max_memory_allocated())
+
+
+def captured(name: str) -> tuple[Any, ...]:
+    """What the captured graph that keeps everything leaves behind."""
+    model, args, loss = CASES[name]()
+    saving = memfit.fit(model, loss, budget=AMPLE, planner="store-all")
+    return observe(model, lambda: saving(*args))
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("share", ["60%", "smallest"])
+@pytest.mark.parametrize("name", CASES)
+def test_fits_with_the_captured_graphs_gradients(name: str, share: str, exact_device: None) -> None:
+    want = captured(name)
+    torch._dynamo.reset()
+    gc.collect()
+    clear_cublas_workspaces()  # a budget counts them
+    elsewhere = torch.cuda.memory_allocated()
+    model, args, loss = CASES[name]()
+    plan = memfit.plan(model, args, loss, budget=AMPLE)
+    low, plain = plan.smallest_feasible_budget_bytes, plan.plain_peak_bytes
+    budget = low if share == "smallest" else max(low, plain * 6 // 10)
+    fitted = memfit.fit(model, loss, budget=budget)
+    got = observe(model, lambda: fitted(*args))
+    assert torch.equal(got[0], want[0])
+    for mine, theirs in zip((*got[1], *got[2]), (*want[1], *want[2]), strict=True):
+        assert torch.equal(mine, theirs)
+    assert torch.equal(got[3], want[3])
+    assert fitted.plan is not None
+    peak = got[4] - elsewhere
+    assert peak <= budget
+    assert abs(fitted.plan.peak_bytes - peak) <= 0.03 * peak
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_the_simulated_size_of_a_tensor_is_what_the_allocator_counts(exact_device: None) -> None:
+    for elements in (1, 127, 128, 129, 1000, 300_000):
+        before = torch.cuda.memory_allocated()
+        tensor = torch.empty(elements, device="cuda")
+        counted = torch.cuda.memory_allocated() - before
+        assert sizes.block_bytes(elements * 4, tensor.device) == counted
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_the_automatic_budget_is_what_is_free_and_held(exact_device: None) -> None:
+    model, args, loss = resnet_case()
+    plan = memfit.plan(model, args, loss, budget="auto")
+    free, total = torch.cuda.mem_get_info()
+    assert 0 < plan.budget_bytes <= total
+    assert plan.budget_bytes >= free * (100 - FREE_MARGIN_PERCENT) // 100 * 9 // 10
+
+
+# Without a device
+
+
+def test_cuda_sizes_are_whole_blocks() -> None:
+    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert [sizes.block_bytes(n, cuda) for n in (0, 1, 512, 513)] == [0, 512, 512, 1024]
+    assert sizes.block_bytes(513, cpu) == 513
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    graph = fx.Graph()
+    node = graph.placeholder("x")
+    with FakeTensorMode():
+        node.meta["val"] = torch.empty(129, device="cuda")
+    assert sizes.allocated_bytes(node, 0, node.meta["val"]) == 1024
+
+
+def test_nothing_is_kept_for_cublas_on_the_cpu() -> None:
+    assert kept_workspace_bytes(torch.device("cpu")) == 0
+
+
+def test_free_cuda_memory_is_the_drivers_and_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert free_bytes("cuda") == 800 * (100 - FREE_MARGIN_PERCENT) // 100
+
+
+def test_cuda_ops_are_timed_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("synchronize")
+
+        def elapsed_time(self, end: Event) -> float:
+            assert end is not self
+            return 0.006  # ms
+
+    fake = SimpleNamespace(Event=Event, device=lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(profile.torch, "cuda", fake)
+    sample = profile._cuda_sample(lambda: log.append("run"), 3, torch.device("cuda", 0))
+    assert log == ["record", "run", "run", "run", "record", "synchronize"]
+    assert sample.wall_ns == 2000
