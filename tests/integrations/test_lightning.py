@@ -17,6 +17,11 @@ pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed
 
 from memfit.integrations.lightning import MemFit  # noqa: E402
 
+# Of Lightning itself, with this PyTorch.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers:UserWarning"
+)
+
 WIDTH, CLASSES = 32, 5
 
 

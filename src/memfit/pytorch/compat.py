@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,7 @@ __all__ = [
 
 SUPPORTED = ((2, 11), (2, 13))
 MAX_SHAPES = 64
+_ADVICE = ("warning_once", "info_once", "warning_advice")
 Backend = Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
@@ -58,8 +60,15 @@ def check_torch_version() -> None:
 
 
 def capture_settings() -> Any:
-    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced."""
-    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True)
+    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced.
+
+    Advice that a library gives once (transformers adds such methods to all loggers) is left out of
+    the graph; other logging in a forward pass is an error, because it could not be kept.
+    """
+    advice = {getattr(logging.Logger, name, None) for name in _ADVICE} - {None}
+    return torch._dynamo.config.patch(
+        recompile_limit=MAX_SHAPES, allow_rnn=True, ignore_logging_functions=advice
+    )
 
 
 def saved_output_description(index: int) -> Any:
