@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch._logging
 from torch._C import DispatchKey
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
@@ -33,6 +34,7 @@ __all__ = [
     "memory_profiler",
     "plain_mode",
     "profiler_active",
+    "quiet_logs",
     "saved_output_description",
     "size_hint",
     "whole_ops",
@@ -69,6 +71,11 @@ def capture_settings() -> Any:
     return torch._dynamo.config.patch(
         recompile_limit=MAX_SHAPES, allow_rnn=True, ignore_logging_functions=advice
     )
+
+
+def quiet_logs() -> None:
+    """Have PyTorch's compiler log nothing below critical errors."""
+    torch._logging.set_logs(all=logging.CRITICAL)
 
 
 def saved_output_description(index: int) -> Any:
