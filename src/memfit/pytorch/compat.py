@@ -17,6 +17,7 @@ from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
 from torch.fx.node import _side_effectful_functions
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from memfit.errors import CaptureError, UnsupportedTorchError
 
@@ -37,6 +38,9 @@ __all__ = [
     "quiet_logs",
     "saved_output_description",
     "size_hint",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
     "whole_ops",
 ]
 
@@ -205,7 +209,9 @@ def memory_profiler() -> Iterator[torch.profiler.profile]:
         os.environ[variable] = "99"
     try:
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU],
+            profile_memory=True,
+            acc_events=True,  # 2.12 warns without it; there is one cycle, so nothing adds up
         ) as profiler:
             yield profiler
     finally:
