@@ -69,6 +69,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "integrations":
+        return importlib.import_module("memfit.integrations")
     if name not in __all__:
         raise AttributeError(f"module 'memfit' has no attribute {name!r}")
     home = importlib.import_module(_HOME.get(name, "memfit.errors"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -113,10 +112,10 @@ def foreign_prints_to_stderr() -> Iterator[None]:
     PyTorch logs a traceback where it cannot trace a model; an error is one line here, so its log is
     off unless `MEMFIT_DEBUG` or PyTorch's own `TORCH_LOGS` asks for it.
     """
-    import torch._logging
+    from memfit.pytorch.compat import quiet_logs
 
     if not debugging() and "TORCH_LOGS" not in os.environ:
-        torch._logging.set_logs(all=logging.CRITICAL)
+        quiet_logs()
     with redirect_stdout(sys.stderr):
         yield
 

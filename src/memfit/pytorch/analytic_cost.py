@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.compat import plain_mode, tree_leaves, tree_map
 from memfit.pytorch.op_calls import OpCall, OpCost, TensorSpec
 
 __all__ = ["DeviceRates", "analytic_cost", "output_specs", "workspace_estimate_bytes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
+import torch._logging
 from torch._C import DispatchKey
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
@@ -17,6 +19,7 @@ from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutpu
 from torch._higher_order_ops.effects import has_effects
 from torch.fx.node import _side_effectful_functions
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from memfit.errors import CaptureError, UnsupportedTorchError
 
@@ -36,13 +39,18 @@ __all__ = [
     "memory_profiler",
     "plain_mode",
     "profiler_active",
+    "quiet_logs",
     "saved_output_description",
     "size_hint",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
     "whole_ops",
 ]
 
 SUPPORTED = ((2, 11), (2, 13))
 MAX_SHAPES = 64
+_ADVICE = ("warning_once", "info_once", "warning_advice")
 Backend = Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
@@ -67,12 +75,23 @@ def capture_settings() -> Iterator[None]:
 
     The backward pass is traced without autocast, as it runs where `backward()` is called outside of
     the autocast block, which is what PyTorch recommends.
+
+    Advice that a library gives once (transformers adds such methods to all loggers) is left out of
+    the graph; other logging in a forward pass is an error, because it could not be kept.
     """
+    advice = {getattr(logging.Logger, name, None) for name in _ADVICE} - {None}
     with (
-        torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True),
+        torch._dynamo.config.patch(
+            recompile_limit=MAX_SHAPES, allow_rnn=True, ignore_logging_functions=advice
+        ),
         torch._functorch.config.patch(backward_pass_autocast="off"),
     ):
         yield
+
+
+def quiet_logs() -> None:
+    """Have PyTorch's compiler log nothing below critical errors."""
+    torch._logging.set_logs(all=logging.CRITICAL)
 
 
 def saved_output_description(index: int) -> Any:
@@ -217,7 +236,9 @@ def memory_profiler() -> Iterator[torch.profiler.profile]:
         os.environ[variable] = "99"
     try:
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU],
+            profile_memory=True,
+            acc_events=True,  # 2.12 warns without it; there is one cycle, so nothing adds up
         ) as profiler:
             yield profiler
     finally:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from memfit.pytorch.compat import size_hint
+from memfit.pytorch.compat import size_hint, tree_leaves, tree_map_only
 
 __all__ = ["OpCall", "OpCost", "TensorSpec", "target_name"]
 

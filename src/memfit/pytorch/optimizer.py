@@ -33,6 +33,8 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
                 twin.grad = torch.empty_like(twin)
             params.append(twin)
         options = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
+        if options.get("fused"):  # fused kernels refuse meta tensors; the state is the same without
+            options["fused"] = False
         groups.append({**options, "params": params})
     twin_optimizer = copy.copy(optimizer)
     twin_optimizer.__dict__ = dict(optimizer.__dict__)

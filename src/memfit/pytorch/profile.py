@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from memfit.pytorch.analytic_cost import analytic_cost
 from memfit.pytorch.compat import (
@@ -27,6 +26,7 @@ from memfit.pytorch.compat import (
     memory_profiler,
     plain_mode,
     profiler_active,
+    tree_leaves,
 )
 from memfit.pytorch.cost_cache import CostCache
 from memfit.pytorch.measure import allocated_peak, steady_allocator

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
+from memfit.pytorch.compat import tree_map_only
 from memfit.pytorch.op_calls import OpCall, TensorSpec
 
 __all__ = ["SyntheticData"]
