@@ -22,6 +22,7 @@ from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
 from memfit.pytorch.fitted import FittedModule
+from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.optimizer import optimizer_state_bytes
 from memfit.stages import store_all_schedule
@@ -29,7 +30,7 @@ from memfit.units import Budget, parse_budget
 
 __all__ = ["EXECUTORS", "capture", "fit", "plan", "trade_off"]
 
-EXECUTORS = ("eager-graph",)
+EXECUTORS = ("eager-graph", "inductor")
 COSTS = ("measured", "analytic")
 
 
@@ -44,15 +45,33 @@ class Settings:
     optimizer: torch.optim.Optimizer | None
     prepared: Plan | None = None
     device: torch.device | None = None
+    executor: str = "eager-graph"
 
     def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
         """A Dynamo backend for one model."""
         optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
+        if self.executor == "inductor":
+            return InductorBackend(
+                cost=self.cost,
+                progress=self.options.progress,
+                digest=self.digest(optimizer_bytes),
+                decide=self.decide,
+                resident=resident_values(model, optimizer_bytes),
+                name=type(model).__name__,
+            )
         return StepBackend(
             costs=lambda step: cost_step(step, self.cost, self.options.progress),
             decide=self.decide if decide else None,
             resident=resident_values(model, optimizer_bytes),
             name=type(model).__name__,
+        )
+
+    def digest(self, optimizer_bytes: int) -> str:
+        """A digest of all that a plan depends on beyond the graph."""
+        options = replace(self.options, progress=None)
+        made = self.prepared.to_json() if self.prepared is not None else None
+        return digest_of(
+            memfit.__version__, self.budget, self.planner, options, self.cost, optimizer_bytes, made
         )
 
     def decide(self, graph: TrainingGraph) -> Plan:
@@ -126,6 +145,7 @@ def _settings(
         optimizer=optimizer,
         prepared=prepared,
         device=first.device if first is not None else None,
+        executor=executor,
     )
 
 
@@ -157,7 +177,8 @@ def fit(
             (`"60%"`), or `"auto"` (what the device has free).
         planner: a registered planner; `"auto"` is the default planner, `liveness`.
         mode: `time`, `memory` or `auto`, for the paper's planners.
-        executor: `"eager-graph"`.
+        executor: `"eager-graph"` runs PyTorch's ordinary kernels, op by op, with eager's bits;
+            `"inductor"` has Inductor generate code for the planned graphs.
         cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
             `"analytic"`.
         optimizer: counts its state into the budget.
