@@ -11,10 +11,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from memfit.graph import Value
 from memfit.planners.base import Progress
+from memfit.pytorch import joint as J
 from memfit.pytorch.backend import Compiled, StepBackend
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat_inductor import (
@@ -72,6 +74,19 @@ class PlanPartitioner(CustomPartitionerFn):
         return hash(self._digest)
 
 
+def _renew_views(joint: fx.GraphModule) -> None:
+    """Give each view the storage of its base again; Inductor's passes replace bases only."""
+    for node in joint.graph.nodes:
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        if not target.is_view or not J.tensors(node):
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        with J.tensors(node)[0].fake_mode:
+            node.meta["val"] = target(*args, **kwargs)
+
+
 class InductorBackend(StepBackend):
     """A Dynamo backend for one step, compiled by Inductor.
 
@@ -97,6 +112,7 @@ class InductorBackend(StepBackend):
 
     def _prepare(self, joint: fx.GraphModule) -> None:
         merge_equal_nodes(joint)
+        _renew_views(joint)
         super()._prepare(joint)
 
     def _read_joint(
