@@ -87,6 +87,15 @@ def _renew_views(joint: fx.GraphModule) -> None:
             node.meta["val"] = target(*args, **kwargs)
 
 
+def _tag_new_nodes(joint: fx.GraphModule) -> None:
+    """Nodes that Inductor's passes put in belong to the backward pass if what they read does."""
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and "partitioner_tag" not in node.meta and any(
+            n.meta.get("partitioner_tag") == "is_backward" for n in node.all_input_nodes
+        ):
+            node.meta["partitioner_tag"] = "is_backward"
+
+
 class InductorBackend(StepBackend):
     """A Dynamo backend for one step, compiled by Inductor.
 
@@ -113,6 +122,7 @@ class InductorBackend(StepBackend):
     def _prepare(self, joint: fx.GraphModule) -> None:
         merge_equal_nodes(joint)
         _renew_views(joint)
+        _tag_new_nodes(joint)
         super()._prepare(joint)
 
     def _read_joint(
