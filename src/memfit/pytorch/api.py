@@ -50,28 +50,54 @@ class Settings:
     def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
         """A Dynamo backend for one model."""
         optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
+        return self.backend_for(
+            decide=self.decide if decide else None,
+            resident=resident_values(model, optimizer_bytes),
+            name=type(model).__name__,
+            optimizer_bytes=optimizer_bytes,
+        )
+
+    def backend_for(
+        self,
+        *,
+        decide: Callable[[TrainingGraph], Plan] | None,
+        resident: Mapping[ValueKind, int],
+        name: str,
+        optimizer_bytes: int = 0,
+        held: int = 0,
+    ) -> StepBackend:
+        """A Dynamo backend of the executor asked for.
+
+        Args:
+            decide: the plan for a captured graph; None to capture only.
+            resident: bytes alive all through the step, by kind, read by the graph or not.
+            name: for messages.
+            optimizer_bytes: size of the optimizer's state.
+            held: bytes that other graphs of the same step hold.
+        """
         if self.executor == "inductor":
             return InductorBackend(
                 cost=self.cost,
                 progress=self.options.progress,
-                digest=self.digest(optimizer_bytes),
-                decide=self.decide,
-                resident=resident_values(model, optimizer_bytes),
-                name=type(model).__name__,
+                digest=self.digest(optimizer_bytes, held),
+                decide=decide,
+                resident=resident,
+                name=name,
             )
         return StepBackend(
             costs=lambda step: cost_step(step, self.cost, self.options.progress),
-            decide=self.decide if decide else None,
-            resident=resident_values(model, optimizer_bytes),
-            name=type(model).__name__,
+            decide=decide,
+            resident=resident,
+            name=name,
         )
 
-    def digest(self, optimizer_bytes: int) -> str:
+    def digest(self, optimizer_bytes: int, held: int = 0) -> str:
         """A digest of all that a plan depends on beyond the graph."""
         options = replace(self.options, progress=None)
         made = self.prepared.to_json() if self.prepared is not None else None
+        sizes = (optimizer_bytes, held)
         return digest_of(
-            memfit.__version__, self.budget, self.planner, options, self.cost, optimizer_bytes, made
+            memfit.__version__, self.budget, self.planner, options, self.cost, sizes, made
         )
 
     def decide(self, graph: TrainingGraph) -> Plan:
@@ -79,6 +105,10 @@ class Settings:
         if self.prepared is not None:
             self.prepared.check_graph(graph)
             return self.prepared
+        return self.decide_within(graph, self.resolve(graph))
+
+    def resolve(self, graph: TrainingGraph) -> int:
+        """The budget in bytes, of a step that is this graph."""
         plain = simulate(graph, store_all_schedule(graph)).peak_bytes
         held = sum(
             v.size_bytes
@@ -86,7 +116,10 @@ class Settings:
             if v.kind.resident and v.kind is not ValueKind.OPTIMIZER
         )
         free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
-        budget_bytes = self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+        return self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+
+    def decide_within(self, graph: TrainingGraph, budget_bytes: int) -> Plan:
+        """The plan for a captured graph and a budget."""
         made = get_planner(self.planner)(graph, budget_bytes, self.options)
         if made.peak_bytes > budget_bytes:
             raise InfeasibleBudgetError(

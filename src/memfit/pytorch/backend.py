@@ -27,7 +27,14 @@ from memfit.pytorch.compat import (
 )
 from memfit.pytorch.lower import lower
 
-__all__ = ["Compiled", "StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
+__all__ = [
+    "Compiled",
+    "StepBackend",
+    "StepModule",
+    "captured_graph",
+    "compile_step",
+    "resident_values",
+]
 
 Costs = Callable[[CapturedStep], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]

@@ -9,10 +9,17 @@ import torch
 from torch import fx
 from torch._functorch import config as functorch_config
 from torch._functorch.compile_utils import fx_graph_cse
-from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
-__all__ = ["CustomPartitionerFn", "compile_with_inductor", "merge_equal_nodes", "register_backend"]
+__all__ = [
+    "CustomPartitionerFn",
+    "compile_code_id",
+    "compile_with_inductor",
+    "ending_break",
+    "merge_equal_nodes",
+    "plain_inductor",
+    "register_backend",
+]
 
 
 def compile_with_inductor(
@@ -26,6 +33,8 @@ def compile_with_inductor(
     AOTAutograd's own cache is off meanwhile: a hit there would skip the partitioner, and with it
     the plan that users ask for. Inductor's cache of compiled graphs works as ever.
     """
+    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
+
     with functorch_config.patch(enable_autograd_cache=False):
         return compile_fx(
             module,
@@ -49,8 +58,23 @@ def register_backend(name: str, backend: Callable[..., Any]) -> None:
         registry.register_backend(backend, name=name)
 
 
-def break_line() -> str | None:
-    """Source line at which Dynamo stopped to trace the frame that is being compiled, if known."""
-    context = torch._guards.TracingContext.try_get()
-    stack = context.frame_summary_stack if context is not None else []
-    return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else None
+def ending_break(module: fx.GraphModule) -> str | None:
+    """Source line of the graph break that ends a Dynamo graph, None where it ends without one."""
+    reason = getattr(module, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None
+    stack = reason.user_stack
+    return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else "an unknown line"
+
+
+def compile_code_id() -> object:
+    """What Dynamo knows the code by that is being compiled: equal when it is compiled again."""
+    found = torch._guards.CompileContext.current_compile_id()
+    return None if found is None else ("frame", found.frame_id)
+
+
+def plain_inductor(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile a graph with Inductor, without a plan."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(module, example_inputs)

@@ -90,8 +90,10 @@ def _renew_views(joint: fx.GraphModule) -> None:
 def _tag_new_nodes(joint: fx.GraphModule) -> None:
     """Nodes that Inductor's passes put in belong to the backward pass if what they read does."""
     for node in joint.graph.nodes:
-        if node.op == "call_function" and "partitioner_tag" not in node.meta and any(
-            n.meta.get("partitioner_tag") == "is_backward" for n in node.all_input_nodes
+        if (
+            node.op == "call_function"
+            and "partitioner_tag" not in node.meta
+            and any(n.meta.get("partitioner_tag") == "is_backward" for n in node.all_input_nodes)
         ):
             node.meta["partitioner_tag"] = "is_backward"
 
@@ -138,5 +140,3 @@ class InductorBackend(StepBackend):
         modules = lower(step, fused.expand(plan.schedule))
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
-
-
