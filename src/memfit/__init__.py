@@ -90,20 +90,8 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
-def _make_backend_known() -> None:
-    """Let `torch.compile(backend="memfit")` find memfit also where it is not installed.
-
-    PyTorch finds installed backends by their entry point. A checkout has none; there the backend is
-    registered, provided that PyTorch was imported before.
-    """
-    if "torch" in sys.modules:
-        from importlib.metadata import entry_points
-
-        if not entry_points(group="torch_dynamo_backends", name="memfit"):
-            importlib.import_module("memfit.pytorch.compile_backend").register()
-
-
-_make_backend_known()
+if "torch" in sys.modules:  # lets `torch.compile(backend="memfit")` find it in a checkout, too
+    importlib.import_module("memfit.pytorch.compile_backend")
 
 
 def build_info() -> dict[str, str | None]:

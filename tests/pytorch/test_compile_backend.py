@@ -20,6 +20,12 @@ from memfit.pytorch.step_budget import BudgetWarning
 
 ROOT = Path(__file__).parents[2]
 
+# PyTorch's own: while Inductor is imported, and where Dynamo goes on after a graph break.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
+
 
 class Halves(nn.Module):
     """Two towers with dropout, and between them, if asked, a line that Dynamo cannot trace."""
@@ -120,7 +126,7 @@ def test_two_graphs_share_one_budget() -> None:
     options = _options(str(budget))
     call = _compiled(model, options)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", BudgetWarning)
         got = _step(call, model, x)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     first, second = plans(options)

@@ -19,6 +19,9 @@ from memfit.pytorch import inductor
 from memfit.pytorch.fusion import FusedStep
 from memfit.pytorch.inductor import PlanPartitioner, digest_of
 
+# PyTorch's own, while Inductor is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
 
 class Block(nn.Module):
     """A transformer's feed-forward block with dropout."""

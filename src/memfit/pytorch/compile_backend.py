@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -175,5 +176,12 @@ memfit_backend.reset = _reset  # type: ignore[attr-defined]
 
 
 def register() -> None:
-    """Make `backend="memfit"` known where memfit is not installed (run from a checkout)."""
-    register_backend("memfit", memfit_backend)
+    """Make `backend="memfit"` known where memfit is not installed (run from a checkout).
+
+    PyTorch finds installed backends by their entry point.
+    """
+    if not entry_points(group="torch_dynamo_backends", name="memfit"):
+        register_backend("memfit", memfit_backend)
+
+
+register()

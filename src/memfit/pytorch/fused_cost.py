@@ -95,5 +95,5 @@ def _call(node: fx.Node) -> OpCall:
 def _channels_last(spec: TensorSpec) -> TensorSpec:
     if len(spec.shape) != 4:
         return spec
-    n, c, h, w = spec.shape
+    _, c, h, w = spec.shape
     return replace(spec, stride=(h * w * c, 1, w * c, c), storage_offset=0)

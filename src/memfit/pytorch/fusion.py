@@ -13,8 +13,8 @@ virtual value is computed from. Whether a value is virtual is decided once, for 
   inputs), are no larger than itself, so that to hold them instead never costs memory.
 
 `FusedStep.expand` turns a schedule of the fused graph into one of the captured graph: in front of
-each op that reads a virtual value it puts the ops that compute it, a new copy for each reader, since
-Inductor would otherwise give a value with several readers memory of its own.
+each op that reads a virtual value it puts the ops that compute it, a new copy for each reader,
+since Inductor would otherwise give a value with several readers memory of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FusedStep:
         graph: ops that write to memory only; without the costs of loops until `with_costs`.
         ops: for each op of `graph`, its id in `step.graph`.
         values: for each value of `graph`, its id in `step.graph`.
-        loops: for each op of `graph`, the ops of `step.graph` that its kernel computes, itself last.
+        loops: for each op of `graph`, the ops of `step.graph` in its kernel, itself last.
     """
 
     step: CapturedStep

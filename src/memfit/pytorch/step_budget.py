@@ -2,13 +2,13 @@
 
 Where Dynamo cannot trace on (a graph break), a step is compiled as several graphs, each when it is
 first reached. By then the forward passes of the graphs before it have run, and hold what they keep
-for their backward passes, which come after this graph's. So while a graph runs, the graphs before it
-hold their parameters, buffers, outputs and kept values; and while a graph runs backward, the graphs
-after it hold their parameters, buffers and finished gradients.
+for their backward passes, which come after this graph's. So while a graph runs, the graphs before
+it hold their parameters, buffers, outputs and kept values; and while a graph runs backward, the
+graphs after it hold their parameters, buffers and finished gradients.
 
 A graph that ends in a break is planned before the graphs after it are known. It is given half of
-what is left of the budget above its own parameters, buffers and inputs, or the least that it can run
-in where that is more, and leaves the rest to them. The last graph gets all that is left.
+what is left of the budget above its own parameters, buffers and inputs, or the least that it can
+run in where that is more, and leaves the rest to them. The last graph gets all that is left.
 """
 
 from __future__ import annotations
