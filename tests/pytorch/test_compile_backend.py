@@ -122,7 +122,7 @@ def test_two_graphs_share_one_budget() -> None:
     model = Halves(broken=True)
     x = torch.randn(512, 64)
     expected = _step(model, model, x)
-    budget = 3 * 2**20
+    budget = 7 * 2**19
     options = _options(str(budget))
     call = _compiled(model, options)
     with warnings.catch_warnings():
@@ -132,11 +132,14 @@ def test_two_graphs_share_one_budget() -> None:
     first, second = plans(options)
     assert first.plain_peak_bytes + second.plain_peak_bytes > budget  # sharing is needed
     assert first.budget_bytes + second.budget_bytes < 2 * budget
-    model.zero_grad(set_to_none=True)
     held = sum(p.nbytes for p in model.parameters()) + x.nbytes
-    _step(call, model, x)
-    model.zero_grad(set_to_none=True)
-    measured = measure_step(lambda: call(x).square().mean().backward())
+
+    def step() -> None:  # what the loss takes outside of the graphs is not in the budget
+        model.zero_grad(set_to_none=True)
+        call(x).sum().backward()
+
+    step()
+    measured = measure_step(step)
     assert held + measured.peak_bytes <= budget
 
 
@@ -152,7 +155,7 @@ def test_a_budget_that_two_graphs_cannot_share_names_the_break() -> None:
 def test_a_later_shape_takes_the_place_of_the_first() -> None:
     """Graphs of the same code at another shape are no further graphs of the step."""
     model = Halves(broken=True)
-    options = _options("3MiB")
+    options = _options("3584KiB")
     call = torch.compile(model, backend="memfit", options=options, dynamic=False)
     for batch in (512, 256, 128):
         _step(call, model, torch.randn(batch, 64))
