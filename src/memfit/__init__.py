@@ -95,6 +95,10 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
+if "torch" in sys.modules:  # lets `torch.compile(backend="memfit")` find it in a checkout, too
+    importlib.import_module("memfit.pytorch.compile_backend")
+
+
 def build_info() -> dict[str, str | None]:
     """Which core memfit runs on.
 

@@ -22,6 +22,7 @@ from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
 from memfit.pytorch.fitted import FittedModule
+from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.optimizer import optimizer_state_bytes
 from memfit.stages import store_all_schedule
@@ -29,7 +30,7 @@ from memfit.units import Budget, parse_budget
 
 __all__ = ["EXECUTORS", "capture", "fit", "plan", "trade_off"]
 
-EXECUTORS = ("eager-graph",)
+EXECUTORS = ("eager-graph", "inductor")
 COSTS = ("measured", "analytic")
 
 
@@ -44,15 +45,59 @@ class Settings:
     optimizer: torch.optim.Optimizer | None
     prepared: Plan | None = None
     device: torch.device | None = None
+    executor: str = "eager-graph"
 
     def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
         """A Dynamo backend for one model."""
         optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
-        return StepBackend(
-            costs=lambda step: cost_step(step, self.cost, self.options.progress),
+        return self.backend_for(
             decide=self.decide if decide else None,
             resident=resident_values(model, optimizer_bytes),
             name=type(model).__name__,
+            optimizer_bytes=optimizer_bytes,
+        )
+
+    def backend_for(
+        self,
+        *,
+        decide: Callable[[TrainingGraph], Plan] | None,
+        resident: Mapping[ValueKind, int],
+        name: str,
+        optimizer_bytes: int = 0,
+        held: int = 0,
+    ) -> StepBackend:
+        """A Dynamo backend of the executor asked for.
+
+        Args:
+            decide: the plan for a captured graph; None to capture only.
+            resident: bytes alive all through the step, by kind, read by the graph or not.
+            name: for messages.
+            optimizer_bytes: size of the optimizer's state.
+            held: bytes that other graphs of the same step hold.
+        """
+        if self.executor == "inductor":
+            return InductorBackend(
+                cost=self.cost,
+                progress=self.options.progress,
+                digest=self.digest(optimizer_bytes, held),
+                decide=decide,
+                resident=resident,
+                name=name,
+            )
+        return StepBackend(
+            costs=lambda step: cost_step(step, self.cost, self.options.progress),
+            decide=decide,
+            resident=resident,
+            name=name,
+        )
+
+    def digest(self, optimizer_bytes: int, held: int = 0) -> str:
+        """A digest of all that a plan depends on beyond the graph."""
+        options = replace(self.options, progress=None)
+        made = self.prepared.to_json() if self.prepared is not None else None
+        sizes = (optimizer_bytes, held)
+        return digest_of(
+            memfit.__version__, self.budget, self.planner, options, self.cost, sizes, made
         )
 
     def decide(self, graph: TrainingGraph) -> Plan:
@@ -60,6 +105,10 @@ class Settings:
         if self.prepared is not None:
             self.prepared.check_graph(graph)
             return self.prepared
+        return self.decide_within(graph, self.resolve(graph))
+
+    def resolve(self, graph: TrainingGraph) -> int:
+        """The budget in bytes, of a step that is this graph."""
         plain = simulate(graph, store_all_schedule(graph)).peak_bytes
         held = sum(
             v.size_bytes
@@ -67,7 +116,10 @@ class Settings:
             if v.kind.resident and v.kind is not ValueKind.OPTIMIZER
         )
         free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
-        budget_bytes = self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+        return self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+
+    def decide_within(self, graph: TrainingGraph, budget_bytes: int) -> Plan:
+        """The plan for a captured graph and a budget."""
         made = get_planner(self.planner)(graph, budget_bytes, self.options)
         if made.peak_bytes > budget_bytes:
             raise InfeasibleBudgetError(
@@ -126,6 +178,7 @@ def _settings(
         optimizer=optimizer,
         prepared=prepared,
         device=first.device if first is not None else None,
+        executor=executor,
     )
 
 
@@ -157,7 +210,8 @@ def fit(
             (`"60%"`), or `"auto"` (what the device has free).
         planner: a registered planner; `"auto"` is the default planner, `liveness`.
         mode: `time`, `memory` or `auto`, for the paper's planners.
-        executor: `"eager-graph"`.
+        executor: `"eager-graph"` runs PyTorch's ordinary kernels, op by op, with eager's bits;
+            `"inductor"` has Inductor generate code for the planned graphs.
         cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
             `"analytic"`.
         optimizer: counts its state into the budget.

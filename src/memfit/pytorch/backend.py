@@ -31,7 +31,14 @@ from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.lower import lower
 from memfit.pytorch.storage_sizes import block_bytes
 
-__all__ = ["StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
+__all__ = [
+    "Compiled",
+    "StepBackend",
+    "StepModule",
+    "captured_graph",
+    "compile_step",
+    "resident_values",
+]
 
 Costs = Callable[[CapturedStep], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]
@@ -122,8 +129,36 @@ class StepBackend:
                 self._kinds[i] = ValueKind.PARAMETER
             elif isinstance(example, torch.Tensor) and i in static:
                 self._kinds[i] = ValueKind.BUFFER
+        return self._compile(module, example_inputs)
+
+    # What executors do differently.
+
+    def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         with whole_ops():
             return self._aot(module, example_inputs)
+
+    def _prepare(self, joint: fx.GraphModule) -> None:
+        J.normalise(joint)
+
+    def _read_joint(
+        self,
+        joint: fx.GraphModule,
+        forward_outputs: int,
+        kinds: Mapping[int, ValueKind],
+        extra: Sequence[Value] = (),
+    ) -> CapturedStep:
+        return read_joint(joint, forward_outputs, kinds, extra, name=self._name)
+
+    def _planned(self, step: CapturedStep) -> tuple[fx.GraphModule, fx.GraphModule]:
+        step = self._costs(step)
+        if self._decide is None:
+            self.captured = step
+            raise _Captured
+        plan = self._decide(step.graph)
+        plan.check_graph(step.graph)
+        modules = lower(step, plan.schedule)
+        self.compiled.append(Compiled(step.graph, plan))
+        return modules
 
     def _partition(
         self,
@@ -135,22 +170,13 @@ class StepBackend:
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         try:
-            J.normalise(joint)
+            self._prepare(joint)
             kinds = dict(self._kinds)
             for i in static_lifetime_input_indices or ():
                 kinds.setdefault(i, ValueKind.BUFFER)
             parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
-            step = self._read(joint, num_fwd_outputs, kinds)
-            step = self._costs(step)
-            if self._decide is None:
-                self.captured = step
-                raise _Captured
-            plan = self._decide(step.graph)
-            plan.check_graph(step.graph)
-            modules = lower(step, plan.schedule)
-            self.compiled.append(Compiled(step.graph, plan))
-            return modules
+            return self._planned(self._read(joint, num_fwd_outputs, kinds))
         except _Captured:
             raise
         except Exception as error:
@@ -160,7 +186,7 @@ class StepBackend:
     def _read(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]
     ) -> CapturedStep:
-        first = read_joint(joint, forward_outputs, kinds, name=self._name)
+        first = self._read_joint(joint, forward_outputs, kinds)
         extra = []
         for kind, size in self._resident.items():
             seen = sum(v.size_bytes for v in first.graph.values if v.kind is kind)
@@ -168,7 +194,7 @@ class StepBackend:
                 extra.append(Value(f"other {kind.value}s", size - seen, kind))
         if not extra:
             return first
-        return read_joint(joint, forward_outputs, kinds, extra, name=self._name)
+        return self._read_joint(joint, forward_outputs, kinds, extra)
 
 
 def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:

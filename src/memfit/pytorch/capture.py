@@ -71,6 +71,8 @@ def read_joint(
     kinds: Mapping[int, ValueKind],
     extra: Sequence[Value] = (),
     name: str = "model",
+    *,
+    replay: bool = True,
 ) -> CapturedStep:
     """Read a joint graph.
 
@@ -80,6 +82,8 @@ def read_joint(
         kinds: for each primal placeholder (by position), parameter, buffer or input.
         extra: resident values that the graph does not read (other parameters, optimizer state).
         name: for messages.
+        replay: whether the executor can run a random op again from its generator's state. Where it
+            cannot, random ops run once.
     """
     values: list[Value] = []
     value_of: dict[int, int] = {}
@@ -152,7 +156,14 @@ def read_joint(
             writes.append(len(values))
             values.append(Value(f"{node.name}.read", 0, ValueKind.ACTIVATION))
         random = J.is_random(node)
-        if random and in_forward:
+        if random and in_forward and not replay:
+            if token is not None:
+                reads = sorted([*reads, token])
+            token = len(values)
+            values.append(Value(f"{node.name}.order", 0, ValueKind.ACTIVATION))
+            writes = [*writes, token]
+            recomputable = False
+        elif random and in_forward:
             state = len(values)
             values.append(
                 Value(f"{node.name}.rng_state", state_bytes(device_of(node)), ValueKind.ACTIVATION)

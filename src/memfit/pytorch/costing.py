@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Container
 
 from torch import fx
 
@@ -15,12 +16,18 @@ from memfit.pytorch.effects import may_be_measured
 from memfit.pytorch.op_calls import OpCall
 from memfit.pytorch.profile import profile_calls
 
-__all__ = ["cost_step"]
+__all__ = ["call_of", "cost_step"]
 
 logger = logging.getLogger("memfit")
 
 
-def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -> CapturedStep:
+def cost_step(
+    step: CapturedStep,
+    cost: str,
+    progress: Progress | None = None,
+    skip: Container[int] = (),
+    call: Callable[[fx.Node], OpCall] | None = None,
+) -> CapturedStep:
     """The step with the time and the workspace of each op.
 
     Args:
@@ -28,9 +35,11 @@ def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -
         cost: `measured` (on synthetic tensors, cached on disk; ops that may have effects are
             estimated) or `analytic`.
         progress: called with a label and the share done.
+        skip: ids of ops that get no cost here.
+        call: what to cost for a node; its own call if None.
     """
-    ids = [i for i in range(len(step.graph.ops)) if i not in step.state_ops]
-    calls = [_call(step.node_of[i]) for i in ids]
+    ids = [i for i in range(len(step.graph.ops)) if i not in step.state_ops and i not in skip]
+    calls = [(call or call_of)(step.node_of[i]) for i in ids]
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -38,7 +47,7 @@ def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -
 
     with plain_mode():
         if cost == "analytic":
-            found = [analytic_cost(call) for call in calls]
+            found = [analytic_cost(one) for one in calls]
         else:
             quiet = [call for call in calls if may_be_measured(call.target)]
             profile = profile_calls(quiet, cache=open_cost_cache(), progress=report)
@@ -60,7 +69,9 @@ def cost_step(step: CapturedStep, cost: str, progress: Progress | None = None) -
     return step.with_costs(costs)
 
 
-def _call(node: fx.Node) -> OpCall:
+def call_of(node: fx.Node) -> OpCall:
+    """What a node calls, its arguments without data."""
+
     def value(n: fx.Node) -> object:
         return n.meta.get("val")
 

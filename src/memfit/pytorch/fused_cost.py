@@ -1,0 +1,99 @@
+"""Costs of a fused step: kernels of libraries as measured, loops by their memory traffic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from memfit.planners.base import Progress
+from memfit.pytorch import joint as J
+from memfit.pytorch.analytic_cost import device_rates
+from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.cost_cache import open_cost_cache
+from memfit.pytorch.costing import call_of, cost_step
+from memfit.pytorch.fusible_ops import fuses, is_heavy, is_random_loop
+from memfit.pytorch.fusion import FusedStep
+from memfit.pytorch.op_calls import OpCall, TensorSpec
+from memfit.pytorch.profile import profile_calls
+
+__all__ = ["cost_fused"]
+
+_LOOP_NS = 2_000  # to start a loop
+_HEAVY_NS = 0.6  # an element and thread; vectorised exp, erf, tanh
+_RANDOM_NS = 4.0  # an element and thread; Inductor's random numbers are not vectorised on CPU
+_SAMPLE_ELEMENTS = 1 << 22
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+def cost_fused(fused: FusedStep, cost: str, progress: Progress | None = None) -> FusedStep:
+    """The fused step with the time and the workspace of each op.
+
+    A loop takes the time to read its sources and write its outputs once, at the device's memory
+    bandwidth, and more for heavy functions and random numbers; it has no workspace.
+
+    Args:
+        fused: without costs.
+        cost: `measured` (kernels of libraries, and the memory bandwidth) or `analytic`.
+        progress: called with a label and the share done.
+    """
+    step = fused.step
+    loops = {i for i, node in enumerate(step.node_of) if fuses(node)}
+    costed = cost_step(step, cost, progress, skip=loops, call=_call).graph.ops
+    rate = _bytes_per_ns(step.node_of, cost)
+    costs: list[tuple[int, int]] = []
+    for k, op_id in enumerate(fused.ops):
+        if op_id not in loops:
+            costs.append((costed[op_id].cost, costed[op_id].workspace_bytes))
+            continue
+        op = fused.graph.ops[k]
+        traffic = sum(fused.graph.values[v].size_bytes for v in (*op.inputs, *op.outputs))
+        work = sum(_work_ns(step.node_of[i]) for i in fused.loops[k])
+        costs.append((_LOOP_NS + int(max(traffic / rate, 0.0) + work), 0))
+    return fused.with_costs(costs)
+
+
+def _work_ns(node: fx.Node) -> float:
+    """Time of a node in a loop beyond the memory traffic."""
+    found = J.tensors(node)
+    if not found or found[0].device.type != "cpu":
+        return 0.0
+    rate = _HEAVY_NS if is_heavy(node) else _RANDOM_NS if is_random_loop(node) else 0.0
+    if not rate:
+        return 0.0
+    return rate * TensorSpec.of(found[0]).elements / max(1, torch.get_num_threads())
+
+
+def _bytes_per_ns(nodes: tuple[fx.Node, ...], cost: str) -> float:
+    """Memory bandwidth of a loop on the device of the step."""
+    device = next((t.device for n in nodes for t in J.tensors(n)), torch.device("cpu"))
+    analytic = device_rates(device).bytes_per_ns
+    if cost == "analytic":
+        return analytic
+    spec = TensorSpec(
+        (_SAMPLE_ELEMENTS,), (1,), torch.float32, device, storage_bytes=4 * _SAMPLE_ELEMENTS
+    )
+    with plain_mode():
+        profile = profile_calls(
+            [OpCall(torch.ops.aten.add.Tensor, (spec, spec), name="memory bandwidth")],
+            cache=open_cost_cache(),
+        )
+    measured = profile.costs[0]
+    return 3 * 4 * _SAMPLE_ELEMENTS / max(1, measured.time_ns)
+
+
+def _call(node: fx.Node) -> OpCall:
+    """The node as Inductor calls it: convolutions on CPU have their channels last."""
+    call = call_of(node)
+    if node.target not in _CONVOLUTIONS or call.device.type != "cpu":
+        return call
+    last = tuple(_channels_last(a) if isinstance(a, TensorSpec) else a for a in call.args)
+    return replace(call, args=last)
+
+
+def _channels_last(spec: TensorSpec) -> TensorSpec:
+    if len(spec.shape) != 4:
+        return spec
+    _, c, h, w = spec.shape
+    return replace(spec, stride=(h * w * c, 1, w * c, c), storage_offset=0)

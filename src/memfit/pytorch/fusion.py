@@ -1,0 +1,218 @@
+"""What Inductor fuses away, taken out of a training graph before planning.
+
+A captured graph has one op for each ATen op, and one value for each tensor. Inductor computes
+pointwise ops inside the loops that read them, so many of these tensors are never in memory, and to
+compute them again costs next to nothing: the loop runs anyway. `fuse` makes the graph that a
+planner should see. A *virtual* value is one that is only ever computed inside the loops of its
+readers. In the fused graph it does not occur: each reader reads instead the *sources* that the
+virtual value is computed from. Whether a value is virtual is decided once, for both passes:
+
+- its op is pointwise, may run again, and writes nothing else;
+- all its readers are loops, no output is, and none reads it by strides;
+- it has one reader, in its own pass; or its sources, less what is in memory throughout (parameters,
+  inputs), are no larger than itself, so that to hold them instead never costs memory.
+
+`FusedStep.expand` turns a schedule of the fused graph into one of the captured graph: in front of
+each op that reads a virtual value it puts the ops that compute it, a new copy for each reader,
+since Inductor would otherwise give a value with several readers memory of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from memfit.graph import Op, Phase, TrainingGraph, Value
+from memfit.pytorch import joint as J
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.fusible_ops import fuses, is_pointwise, needs_layout
+from memfit.schedule import Compute, Schedule
+
+__all__ = ["FusedStep", "fuse"]
+
+_MOST_OPS = 40  # Inductor gives a value memory when its loop body has more
+_MOST_SOURCES = 10  # or reads from more places
+_NEGLIGIBLE_SHARE = 16  # sources this many times smaller than the value do not count
+
+
+@dataclass(frozen=True)
+class FusedStep:
+    """A captured step as Inductor runs it.
+
+    Attributes:
+        step: the step, every op and value by itself.
+        graph: ops that write to memory only; without the costs of loops until `with_costs`.
+        ops: for each op of `graph`, its id in `step.graph`.
+        values: for each value of `graph`, its id in `step.graph`.
+        loops: for each op of `graph`, the ops of `step.graph` in its kernel, itself last.
+    """
+
+    step: CapturedStep
+    graph: TrainingGraph
+    ops: tuple[int, ...]
+    values: tuple[int, ...]
+    loops: tuple[tuple[int, ...], ...]
+
+    def with_costs(self, costs: Sequence[tuple[int, int]]) -> FusedStep:
+        """The same with (time_ns, workspace_bytes) for each op of `graph`."""
+        ops = tuple(
+            replace(op, cost=time_ns, workspace_bytes=workspace)
+            for op, (time_ns, workspace) in zip(self.graph.ops, costs, strict=True)
+        )
+        return replace(self, graph=replace(self.graph, ops=ops))
+
+    def expand(self, schedule: Schedule) -> Schedule:
+        """The schedule of `graph` as one of the captured graph.
+
+        Virtual ops run several times, in either pass, so that the result is a list of what to emit
+        rather than a schedule that `Schedule.validate` would accept.
+        """
+        expander = _Expander(self)
+        for compute in schedule.steps[: schedule.backward_start]:
+            expander.add(compute)
+        start = len(expander.steps)
+        for compute in schedule.steps[schedule.backward_start :]:
+            expander.add(compute)
+        return Schedule(tuple(expander.steps), start)
+
+
+class _Expander:
+    def __init__(self, fused: FusedStep) -> None:
+        self.fused = fused
+        self.steps: list[Compute] = []
+        self.runs: dict[int, int] = {}
+        self.producer = fused.step.graph.producer
+        real = set(fused.ops)
+        self.virtual = [op not in real for op in range(len(fused.step.graph.ops))]
+
+    def add(self, compute: Compute) -> None:
+        """One step of the fused schedule, with the virtual ops that it needs before it."""
+        fused = self.fused
+        op_id = fused.ops[compute.op]
+        read = fused.graph.ops[compute.op].inputs
+        copies = {fused.values[v]: c for v, c in zip(read, compute.reads, strict=True)}
+        made: dict[int, int] = {}
+        for inner in fused.loops[compute.op][:-1]:
+            made[inner] = self.runs.get(inner, 0)
+            self.runs[inner] = made[inner] + 1
+            self.steps.append(Compute(inner, made[inner], self._reads(inner, copies, made)))
+        self.steps.append(Compute(op_id, compute.copy, self._reads(op_id, copies, made)))
+
+    def _reads(
+        self, op_id: int, copies: Mapping[int, int], made: Mapping[int, int]
+    ) -> tuple[int, ...]:
+        reads = []
+        for v in self.fused.step.graph.ops[op_id].inputs:
+            maker = self.producer[v]
+            virtual = maker is not None and self.virtual[maker]
+            reads.append(made[maker] if virtual and maker is not None else copies.get(v, 0))
+        return tuple(reads)
+
+
+def fuse(step: CapturedStep) -> FusedStep:
+    """The graph of what Inductor writes to memory.
+
+    Args:
+        step: as captured; random ops must not be replayed from states (`read_joint(replay=False)`).
+    """
+    graph = step.graph
+    virtual, sources, chains = _virtual_ops(step)
+    kept_values = [
+        v
+        for v in range(len(graph.values))
+        if graph.producer[v] is None or not virtual[graph.producer[v] or 0]
+    ]
+    number = {v: i for i, v in enumerate(kept_values)}
+    ops: list[Op] = []
+    ids: list[int] = []
+    loops: list[tuple[int, ...]] = []
+    for i, op in enumerate(graph.ops):
+        if virtual[i]:
+            continue
+        reads = sorted(number[v] for v in sources[i])
+        ops.append(
+            replace(op, inputs=tuple(reads), outputs=tuple(sorted(number[v] for v in op.outputs)))
+        )
+        ids.append(i)
+        loops.append((*chains[i], i))
+    values: tuple[Value, ...] = tuple(graph.values[v] for v in kept_values)
+    return FusedStep(
+        step=step,
+        graph=TrainingGraph(values, tuple(ops), graph.cost_unit, graph.name),
+        ops=tuple(ids),
+        values=tuple(kept_values),
+        loops=tuple(loops),
+    )
+
+
+def _virtual_ops(
+    step: CapturedStep,
+) -> tuple[list[bool], list[frozenset[int]], list[tuple[int, ...]]]:
+    """Which ops are virtual; for each op, the values in memory that it reads, directly or through
+    virtual ops; and those virtual ops, in order."""
+    graph = step.graph
+    inlinable = [_inlinable(step, i) for i in range(len(graph.ops))]
+    virtual: list[bool] = []
+    sources: list[frozenset[int]] = []
+    chains: list[tuple[int, ...]] = []
+    for i, op in enumerate(graph.ops):
+        found: set[int] = set()
+        chain: set[int] = set()
+        for v in op.inputs:
+            maker = graph.producer[v]
+            if maker is not None and virtual[maker]:
+                found |= sources[maker]
+                chain |= {*chains[maker], maker}
+            else:
+                found.add(v)
+        sources.append(frozenset(found))
+        chains.append(tuple(sorted(chain)))
+        small_enough = len(chain) < _MOST_OPS and len(found) <= _MOST_SOURCES
+        virtual.append(inlinable[i] and small_enough and _worth_it(graph, op, found))
+    return virtual, sources, chains
+
+
+def _inlinable(step: CapturedStep, op_id: int) -> bool:
+    """Whether every reader of the op's value could compute it by itself."""
+    graph, node = step.graph, step.node_of[op_id]
+    op = graph.ops[op_id]
+    if len(op.outputs) != 1 or op_id in step.state_ops or not is_pointwise(node):
+        return False
+    if op.phase is Phase.FORWARD and not op.recomputable:
+        return False
+    (value,) = op.outputs
+    readers = graph.consumers[value]
+    if not readers or graph.values[value].is_output:
+        return False
+    return all(fuses(step.node_of[r]) for r in readers) and not _read_by_strides(node)
+
+
+def _read_by_strides(node: fx.Node) -> bool:
+    """Whether a view of the node's tensor is taken by strides."""
+    stack = list(node.users)
+    storages = J.storages(node).keys()
+    while stack:
+        user = stack.pop()
+        if user.op == "call_function" and J.storages(user).keys() & storages:
+            if needs_layout(user):
+                return True
+            stack.extend(user.users)
+    return False
+
+
+def _worth_it(graph: TrainingGraph, op: Op, sources: set[int]) -> bool:
+    """Whether the readers should hold the sources rather than the op's value."""
+    (value,) = op.outputs
+    size = graph.values[value].size_bytes
+    readers = graph.consumers[value]
+    if len(readers) == 1 and graph.ops[readers[0]].phase is op.phase:
+        return True
+    held = sum(
+        graph.values[s].size_bytes
+        for s in sources
+        if not graph.values[s].kind.resident
+        and graph.values[s].size_bytes * _NEGLIGIBLE_SHARE > size
+    )
+    return held <= size

@@ -1,0 +1,142 @@
+"""Executor "inductor": plans for what Inductor writes to memory, compiled by Inductor.
+
+AOTAutograd and Inductor's passes make one joint graph; Inductor then calls a partitioner, which is
+ours. It plans the fused graph (`memfit.pytorch.fusion`), expands the schedule to ATen ops, and
+lowers it to the forward and the backward graph that Inductor generates code for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from memfit.graph import Value
+from memfit.planners.base import Progress
+from memfit.pytorch import joint as J
+from memfit.pytorch.backend import Compiled, StepBackend
+from memfit.pytorch.capture import CapturedStep, read_joint
+from memfit.pytorch.compat_inductor import (
+    CustomPartitionerFn,
+    compile_with_inductor,
+    merge_equal_nodes,
+)
+from memfit.pytorch.fused_cost import cost_fused
+from memfit.pytorch.fusion import fuse
+from memfit.pytorch.lower import lower
+
+__all__ = ["InductorBackend", "PlanPartitioner", "digest_of"]
+
+Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+
+def digest_of(*parts: object) -> str:
+    """A digest of what a plan depends on beyond the graph: budget, planner, costs, …"""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+class PlanPartitioner(CustomPartitionerFn):
+    """The partitioner that Inductor calls; part of the key of its cache of compiled graphs.
+
+    Only the digest is pickled into that key. It names the budget and the options: another budget
+    compiles anew, the same one hits the cache.
+    """
+
+    def __init__(self, digest: str, partition: Partition | None = None) -> None:
+        self._digest = digest
+        self._partition = partition
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The forward and the backward graph."""
+        if self._partition is None:
+            raise RuntimeError("a partitioner that was pickled is a cache key and cannot partition")
+        return self._partition(gm, joint_inputs, **kwargs)
+
+    def uuid(self) -> str:
+        """What Inductor's cache tells partitioners apart by."""
+        return f"memfit:{self._digest}"
+
+    def __reduce__(self) -> tuple[type[PlanPartitioner], tuple[str]]:
+        return PlanPartitioner, (self._digest,)
+
+    def __deepcopy__(self, _: dict[int, object]) -> PlanPartitioner:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlanPartitioner) and other._digest == self._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+
+def _renew_views(joint: fx.GraphModule) -> None:
+    """Give each view the storage of its base again; Inductor's passes replace bases only."""
+    for node in joint.graph.nodes:
+        target = node.target
+        if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        if not target.is_view or not J.tensors(node):
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        with J.tensors(node)[0].fake_mode:
+            node.meta["val"] = target(*args, **kwargs)
+
+
+def _tag_new_nodes(joint: fx.GraphModule) -> None:
+    """Nodes that Inductor's passes put in belong to the backward pass if what they read does."""
+    for node in joint.graph.nodes:
+        if (
+            node.op == "call_function"
+            and "partitioner_tag" not in node.meta
+            and any(n.meta.get("partitioner_tag") == "is_backward" for n in node.all_input_nodes)
+        ):
+            node.meta["partitioner_tag"] = "is_backward"
+
+
+class InductorBackend(StepBackend):
+    """A Dynamo backend for one step, compiled by Inductor.
+
+    Plans are for fused graphs: `compiled` holds these.
+
+    Args:
+        cost: `measured` or `analytic`.
+        progress: as for `cost_step`.
+        digest: what the plan depends on beyond the graph (`digest_of`).
+        kwargs: as for `StepBackend`, without `costs`.
+    """
+
+    def __init__(
+        self, *, cost: str, progress: Progress | None = None, digest: str, **kwargs: Any
+    ) -> None:
+        super().__init__(costs=lambda step: step, **kwargs)
+        self._cost = cost
+        self._progress = progress
+        self._partitioner = PlanPartitioner(digest, self._partition)
+
+    def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        return compile_with_inductor(module, example_inputs, self._partitioner, {})
+
+    def _prepare(self, joint: fx.GraphModule) -> None:
+        merge_equal_nodes(joint)
+        _renew_views(joint)
+        _tag_new_nodes(joint)
+        super()._prepare(joint)
+
+    def _read_joint(
+        self, joint: fx.GraphModule, forward_outputs: int, kinds: Any, extra: Sequence[Value] = ()
+    ) -> CapturedStep:
+        return read_joint(joint, forward_outputs, kinds, extra, name=self._name, replay=False)
+
+    def _planned(self, step: CapturedStep) -> tuple[fx.GraphModule, fx.GraphModule]:
+        fused = cost_fused(fuse(step), self._cost, self._progress)
+        assert self._decide is not None, "nothing is only captured by way of Inductor"
+        plan = self._decide(fused.graph)
+        plan.check_graph(fused.graph)
+        modules = lower(step, fused.expand(plan.schedule))
+        self.compiled.append(Compiled(fused.graph, plan))
+        return modules

@@ -1,0 +1,143 @@
+"""Executor "inductor": fused graphs, gradients as Inductor's saving everything, its cache."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.utils import counters
+
+import memfit
+from memfit.pytorch import inductor
+from memfit.pytorch.fusion import FusedStep
+from memfit.pytorch.inductor import PlanPartitioner, digest_of
+
+# PyTorch's own, while Inductor is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+class Block(nn.Module):
+    """A transformer's feed-forward block with dropout."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The block on its input, added to it."""
+        return x + F.dropout(self.down(F.gelu(self.up(self.norm(x)))), 0.1, self.training)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def _loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output - target).square().mean()
+
+
+def _fit(model: nn.Module, budget: str | int) -> Any:
+    return memfit.fit(model, _loss, budget=budget, executor="inductor", cost="analytic")
+
+
+def _gradients(call: Any, model: nn.Module, x: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    call(x, x).backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def _minimum(model: nn.Module, x: torch.Tensor) -> int:
+    with pytest.raises(memfit.InfeasibleBudgetError) as caught:
+        _fit(model, 1)(x, x)
+    return caught.value.minimum_bytes
+
+
+def test_dropout_at_the_tightest_budget_has_the_gradients_of_saving_everything() -> None:
+    """20 seeds, bit for bit: random numbers are made from kept seeds, never drawn twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[Block() for _ in range(3)])
+    x = torch.randn(64, 32)
+    everything, tight = _fit(model, "100%"), _fit(model, _minimum(model, x))
+    for seed in range(20):
+        expected = _gradients(everything, model, x, seed)
+        got = _gradients(tight, model, x, seed)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert everything.plan.overhead == 0 < tight.plan.overhead
+    masks = [_gradients(tight, model, x, seed)[0] for seed in (0, 1)]
+    assert not torch.equal(*masks)  # dropout is on
+
+
+def test_an_unchanged_budget_hits_inductors_cache_and_a_changed_one_does_not() -> None:
+    model = nn.Sequential(Block(16))
+    x = torch.randn(16, 16)
+    hits = []
+    for budget in ("100%", "100%", "101%"):
+        torch._dynamo.reset()
+        counters.clear()
+        twin = copy.deepcopy(model)
+        _gradients(_fit(twin, budget), twin, x)
+        hits.append(counters["inductor"]["fxgraph_cache_hit"])
+    assert hits == [0, 2, 0]
+
+
+def test_fused_graph_has_no_values_inside_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """norm -> up -> gelu -> down -> dropout, add: what matrix products read, and reductions."""
+    seen: list[FusedStep] = []
+    fuse = inductor.fuse
+
+    def spy(step: Any) -> FusedStep:
+        seen.append(fuse(step))
+        return seen[-1]
+
+    monkeypatch.setattr(inductor, "fuse", spy)
+    model = Block()
+    with pytest.raises(memfit.InfeasibleBudgetError):
+        _fit(model, 1)(torch.randn(64, 32), torch.randn(64, 32))
+    (fused,) = seen
+    targets = [op.target for op in fused.graph.forward_ops]
+    assert len(fused.graph.ops) < len(fused.step.graph.ops) / 2
+    assert not [t for t in targets if "erf" in t or "inductor_random" in t or "rsqrt" in t]
+    sizes = [fused.graph.values[v].size_bytes for op in fused.graph.forward_ops for v in op.outputs]
+    wide = 64 * 128 * 4
+    assert sizes.count(wide) == 2  # up's output, and gelu's, which down reads
+
+
+def test_expanded_schedule_keeps_no_virtual_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[FusedStep, Any]] = []
+    expand = FusedStep.expand
+
+    def spy(self: FusedStep, schedule: Any) -> Any:
+        found.append((self, expand(self, schedule)))
+        return found[-1][1]
+
+    monkeypatch.setattr(FusedStep, "expand", spy)
+    model = nn.Sequential(Block(16))
+    x = torch.randn(16, 16)
+    _gradients(_fit(model, "100%"), model, x)
+    ((fused, schedule),) = found
+    assert schedule.kept(fused.step.graph) <= set(fused.values)
+
+
+def test_partitioner_is_its_digest_in_a_pickle() -> None:
+    partitioner = PlanPartitioner(digest_of("1GiB", 1), lambda *_: None)  # type: ignore[arg-type]
+    twin = pickle.loads(pickle.dumps(partitioner))
+    assert twin == partitioner
+    assert twin.uuid() == partitioner.uuid()
+    assert PlanPartitioner(digest_of("2GiB", 1)).uuid() != partitioner.uuid()
+    with pytest.raises(RuntimeError, match="cache key"):
+        twin(None, [])
