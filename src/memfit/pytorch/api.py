@@ -44,6 +44,7 @@ class Settings:
     optimizer: torch.optim.Optimizer | None
     prepared: Plan | None = None
     device: torch.device | None = None
+    accumulate: bool = False
 
     def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
         """A Dynamo backend for one model."""
@@ -53,6 +54,7 @@ class Settings:
             decide=self.decide if decide else None,
             resident=resident_values(model, optimizer_bytes),
             name=type(model).__name__,
+            accumulate=self.accumulate,
         )
 
     def decide(self, graph: TrainingGraph) -> Plan:
@@ -64,7 +66,7 @@ class Settings:
         held = sum(
             v.size_bytes
             for v in graph.values
-            if v.kind.resident and v.kind is not ValueKind.OPTIMIZER
+            if v.kind.resident and v.kind not in (ValueKind.OPTIMIZER, ValueKind.ACCUMULATED)
         )
         free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
         budget_bytes = self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
@@ -101,6 +103,7 @@ def _settings(
     prepared: Plan | None,
     progress: Progress | None,
     time_limit_s: float | None = None,
+    accumulate: bool = False,
 ) -> Settings:
     check_torch_version()
     if not isinstance(model, nn.Module):
@@ -126,6 +129,7 @@ def _settings(
         optimizer=optimizer,
         prepared=prepared,
         device=first.device if first is not None else None,
+        accumulate=accumulate,
     )
 
 
@@ -140,6 +144,7 @@ def fit(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
+    accumulate: bool = False,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> FittedModule:
@@ -162,6 +167,8 @@ def fit(
             `"analytic"`.
         optimizer: counts its state into the budget.
         plan: a plan made before for this model and these shapes, instead of `budget`.
+        accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
+            that the budget has to hold every `.grad` from the start of the step.
         time_limit_s: seconds after which the planner stops with the best plan so far, which says so
             in its notes; capture and measurement are not counted.
         progress: called with a label and the share done while measuring and planning.
@@ -180,6 +187,7 @@ def fit(
         prepared=plan,
         progress=progress,
         time_limit_s=time_limit_s,
+        accumulate=accumulate,
     )
     return FittedModule(model, loss_fn, settings.backend)
 
@@ -192,6 +200,7 @@ def capture(
     example_kwargs: Mapping[str, Any] | None = None,
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
+    accumulate: bool = False,
     progress: Progress | None = None,
 ) -> CapturedStep:
     """The training step as a graph with costs, without running it; arguments as for `plan`."""
@@ -205,6 +214,7 @@ def capture(
         optimizer=optimizer,
         prepared=None,
         progress=progress,
+        accumulate=accumulate,
     )
     was_training = model.training
     model.train()
@@ -228,14 +238,15 @@ def plan(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    accumulate: bool = False,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan that `fit` would make, without training anything.
 
     Args:
-        model, loss_fn, budget, planner, mode, cost, optimizer, time_limit_s, progress: as for
-            `fit`.
+        model, loss_fn, budget, planner, mode, cost, optimizer, accumulate, time_limit_s, progress:
+            as for `fit`.
         example_inputs: the positional arguments of one call of the fitted module: the model's
             inputs and, with a loss, the target.
         example_kwargs: keyword arguments of the model, if any.
@@ -256,6 +267,7 @@ def plan(
         prepared=None,
         progress=progress,
         time_limit_s=time_limit_s,
+        accumulate=accumulate,
     )
     step = capture(
         model,
@@ -264,6 +276,7 @@ def plan(
         example_kwargs=example_kwargs,
         cost=cost,
         optimizer=optimizer,
+        accumulate=accumulate,
         progress=progress,
     )
     made = settings.decide(step.graph)

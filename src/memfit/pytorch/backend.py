@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,10 @@ from torch import fx, nn
 
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph import TrainingGraph, Value, ValueKind
+from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.pytorch import joint as J
+from memfit.pytorch.accumulate import accumulate_when_ready, gradients_held, hold_gradients
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat import (
     BackendCompilerFailed,
@@ -26,11 +29,14 @@ from memfit.pytorch.compat import (
     whole_ops,
 )
 from memfit.pytorch.lower import lower
+from memfit.units import format_bytes
 
 __all__ = ["StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
 
 Costs = Callable[[CapturedStep], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]
+
+logger = logging.getLogger("memfit")
 
 
 class StepModule(nn.Module):
@@ -64,10 +70,17 @@ def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, i
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one compilation decided."""
+    """What one compilation decided.
+
+    Attributes:
+        graph: the graph.
+        plan: its plan.
+        held_peak_bytes: simulated peak of the step while `.grad` is there from the start.
+    """
 
     graph: TrainingGraph
     plan: Plan
+    held_peak_bytes: int
 
 
 class _Captured(Exception):
@@ -89,11 +102,14 @@ class StepBackend:
         decide: Decide | None,
         resident: Mapping[ValueKind, int],
         name: str,
+        accumulate: bool = False,
     ) -> None:
         self._costs = costs
         self._decide = decide
         self._resident = resident
         self._name = name
+        self._accumulate = accumulate
+        self._told = False
         self._kinds: dict[int, ValueKind] = {}
         self._aot = aot_backend(self._partition)
         self.compiled: list[Compiled] = []
@@ -131,6 +147,8 @@ class StepBackend:
             parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
+            if self._accumulate:
+                step = hold_gradients(step, parameters)
             step = self._costs(step)
             if self._decide is None:
                 self.captured = step
@@ -138,13 +156,36 @@ class StepBackend:
             plan = self._decide(step.graph)
             plan.check_graph(step.graph)
             modules = lower(step, plan.schedule)
-            self.compiled.append(Compiled(step.graph, plan))
+            accumulate_when_ready(modules[1], joint, num_fwd_outputs, parameters)
+            self.compiled.append(Compiled(step.graph, plan, self._held_peak(step, plan, parameters)))
             return modules
         except _Captured:
             raise
         except Exception as error:
             self.error = error
             raise
+
+    def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[int]) -> int:
+        if self._accumulate:
+            return plan.peak_bytes
+        return simulate(hold_gradients(step, parameters).graph, plan.schedule).peak_bytes
+
+    def check_accumulation(self, model: nn.Module) -> None:
+        """Say so, once, when gradients are accumulated that the budget has no room for."""
+        if self._told or not self.compiled:
+            return
+        last = self.compiled[-1]
+        if last.held_peak_bytes <= last.plan.budget_bytes or not gradients_held(model):
+            return
+        self._told = True
+        logger.warning(
+            "gradients of an earlier backward pass are still there; beside them the step of %s "
+            "peaks at %s, over its budget of %s; call memfit.fit(..., accumulate=True), which "
+            "counts them, or zero_grad(set_to_none=True) before the forward pass",
+            self._name,
+            format_bytes(last.held_peak_bytes),
+            format_bytes(last.plan.budget_bytes),
+        )
 
     def _read(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]

@@ -57,9 +57,18 @@ def check_torch_version() -> None:
         )
 
 
-def capture_settings() -> Any:
-    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced."""
-    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True)
+@contextmanager
+def capture_settings() -> Iterator[None]:
+    """Settings for capturing a step.
+
+    Up to `MAX_SHAPES` input shapes; recurrent layers traced; the backward pass traced without
+    autocast, since `backward()` is called outside of it.
+    """
+    with (
+        torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True),
+        torch._functorch.config.patch(backward_pass_autocast="off"),
+    ):
+        yield
 
 
 def saved_output_description(index: int) -> Any:
