@@ -20,7 +20,9 @@ from memfit.pytorch.compat_autograd import accumulating_leaf
 
 __all__ = ["accumulate", "accumulate_when_ready", "gradients_held", "hold_gradients"]
 
-_LOCK = threading.Lock()  # autograd's own accumulation locks too: backward passes may run in threads
+_LOCK = (
+    threading.Lock()
+)  # autograd's own accumulation locks too: backward passes may run in threads
 
 
 def accumulate(gradient: torch.Tensor, position: int, count: int) -> torch.Tensor | None:
@@ -134,7 +136,7 @@ def hold_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
     """The step as it is while gradients are accumulated.
 
     Every parameter's `.grad` is there all through it, and the step's own gradient is freed as soon
-    as it is final. Ops and their ids stay the same, so that schedules for either step run the other.
+    as it is final. Ops and their ids stay the same, so that a schedule for one runs the other.
     """
     _, gradients = J.joint_outputs(step.joint, step.forward_outputs)
     ours = _values(step, (n for i, n in enumerate(gradients) if i in parameters))
@@ -151,9 +153,7 @@ def hold_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
 
 
 def _values(step: CapturedStep, nodes: Iterable[object]) -> set[int]:
-    found = {
-        step.value_of[s] for n in nodes if isinstance(n, fx.Node) for s in J.storages(n)
-    }
+    found = {step.value_of[s] for n in nodes if isinstance(n, fx.Node) for s in J.storages(n)}
     return {v for v in found if step.graph.values[v].kind is ValueKind.GRADIENT}
 
 

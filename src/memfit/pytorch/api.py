@@ -45,14 +45,29 @@ class Settings:
     prepared: Plan | None = None
     device: torch.device | None = None
     accumulate: bool = False
+    optimizer_bytes: int = 0
+
+    def _optimizer_state_bytes(self) -> int:
+        return optimizer_state_bytes(self.optimizer) if self.optimizer else self.optimizer_bytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files take the size of the optimizer's state along, not the optimizer."""
+        return {
+            **self.__dict__,
+            "optimizer": None,
+            "optimizer_bytes": self._optimizer_state_bytes(),
+            "options": replace(self.options, progress=None),
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
         """A Dynamo backend for one model."""
-        optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
         return StepBackend(
             costs=lambda step: cost_step(step, self.cost, self.options.progress),
             decide=self.decide if decide else None,
-            resident=resident_values(model, optimizer_bytes),
+            resident=resident_values(model, self._optimizer_state_bytes()),
             name=type(model).__name__,
             accumulate=self.accumulate,
         )

@@ -157,7 +157,9 @@ class StepBackend:
             plan.check_graph(step.graph)
             modules = lower(step, plan.schedule)
             accumulate_when_ready(modules[1], joint, num_fwd_outputs, parameters)
-            self.compiled.append(Compiled(step.graph, plan, self._held_peak(step, plan, parameters)))
+            self.compiled.append(
+                Compiled(step.graph, plan, self._held_peak(step, plan, parameters))
+            )
             return modules
         except _Captured:
             raise

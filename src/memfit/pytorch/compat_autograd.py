@@ -1,4 +1,4 @@
-"""Private names of the autograd engine: where a gradient goes once the backward graph returns it."""
+"""Private names of the autograd engine: where a gradient that a node returns will go."""
 
 from __future__ import annotations
 
