@@ -32,8 +32,8 @@ class Phase(StrEnum):
 class ValueKind(StrEnum):
     """Where a value comes from, and so who decides how long it lives.
 
-    PARAMETER, BUFFER, INPUT and OPTIMIZER are *resident*: allocated before the step and alive all
-    through it. TANGENT values are given to the backward pass and live until the step ends.
+    PARAMETER, BUFFER, INPUT, OPTIMIZER and ACCUMULATED (gradients of earlier backward passes) are
+    *resident*: allocated before the step and alive all through it. TANGENT values are given to the backward pass and live until the step ends.
     ACTIVATION values are written by forward ops; GRADIENT values by backward ops.
     """
 
@@ -41,6 +41,7 @@ class ValueKind(StrEnum):
     BUFFER = "buffer"
     INPUT = "input"
     OPTIMIZER = "optimizer"
+    ACCUMULATED = "accumulated"
     TANGENT = "tangent"
     ACTIVATION = "activation"
     GRADIENT = "gradient"
@@ -51,7 +52,15 @@ class ValueKind(StrEnum):
         return self in _RESIDENT
 
 
-_RESIDENT = frozenset({ValueKind.PARAMETER, ValueKind.BUFFER, ValueKind.INPUT, ValueKind.OPTIMIZER})
+_RESIDENT = frozenset(
+    {
+        ValueKind.PARAMETER,
+        ValueKind.BUFFER,
+        ValueKind.INPUT,
+        ValueKind.OPTIMIZER,
+        ValueKind.ACCUMULATED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ _RESIDENT = {
     ValueKind.BUFFER: Category.BUFFERS,
     ValueKind.INPUT: Category.INPUTS,
     ValueKind.OPTIMIZER: Category.OPTIMIZER,
+    ValueKind.ACCUMULATED: Category.PARAMETER_GRADIENTS,
 }
 
 

@@ -46,10 +46,27 @@ class Settings:
     prepared: Plan | None = None
     device: torch.device | None = None
     executor: str = "eager-graph"
+    accumulate: bool = False
+    optimizer_bytes: int = 0
+
+    def _optimizer_state_bytes(self) -> int:
+        return optimizer_state_bytes(self.optimizer) if self.optimizer else self.optimizer_bytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files take the size of the optimizer's state along, not the optimizer."""
+        return {
+            **self.__dict__,
+            "optimizer": None,
+            "optimizer_bytes": self._optimizer_state_bytes(),
+            "options": replace(self.options, progress=None),
+        }
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
         """A Dynamo backend for one model."""
-        optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
+        optimizer_bytes = self._optimizer_state_bytes()
         return self.backend_for(
             decide=self.decide if decide else None,
             resident=resident_values(model, optimizer_bytes),
@@ -89,6 +106,7 @@ class Settings:
             decide=decide,
             resident=resident,
             name=name,
+            accumulate=self.accumulate,
         )
 
     def digest(self, optimizer_bytes: int, held: int = 0) -> str:
@@ -113,7 +131,7 @@ class Settings:
         held = sum(
             v.size_bytes
             for v in graph.values
-            if v.kind.resident and v.kind is not ValueKind.OPTIMIZER
+            if v.kind.resident and v.kind not in (ValueKind.OPTIMIZER, ValueKind.ACCUMULATED)
         )
         free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
         return self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
@@ -153,6 +171,7 @@ def _settings(
     prepared: Plan | None,
     progress: Progress | None,
     time_limit_s: float | None = None,
+    accumulate: bool = False,
 ) -> Settings:
     check_torch_version()
     if not isinstance(model, nn.Module):
@@ -161,6 +180,10 @@ def _settings(
         )
     if executor not in EXECUTORS:
         raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
+    if accumulate and executor == "inductor":
+        raise UsageError(
+            'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
+        )
     if cost not in COSTS:
         raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
     if budget is None and prepared is None:
@@ -179,6 +202,7 @@ def _settings(
         prepared=prepared,
         device=first.device if first is not None else None,
         executor=executor,
+        accumulate=accumulate,
     )
 
 
@@ -193,6 +217,7 @@ def fit(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
+    accumulate: bool = False,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> FittedModule:
@@ -216,6 +241,8 @@ def fit(
             `"analytic"`.
         optimizer: counts its state into the budget.
         plan: a plan made before for this model and these shapes, instead of `budget`.
+        accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
+            that the budget has to hold every `.grad` from the start of the step.
         time_limit_s: seconds after which the planner stops with the best plan so far, which says so
             in its notes; capture and measurement are not counted.
         progress: called with a label and the share done while measuring and planning.
@@ -234,6 +261,7 @@ def fit(
         prepared=plan,
         progress=progress,
         time_limit_s=time_limit_s,
+        accumulate=accumulate,
     )
     return FittedModule(model, loss_fn, settings.backend)
 
@@ -246,6 +274,7 @@ def capture(
     example_kwargs: Mapping[str, Any] | None = None,
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
+    accumulate: bool = False,
     progress: Progress | None = None,
 ) -> CapturedStep:
     """The training step as a graph with costs, without running it; arguments as for `plan`."""
@@ -259,6 +288,7 @@ def capture(
         optimizer=optimizer,
         prepared=None,
         progress=progress,
+        accumulate=accumulate,
     )
     was_training = model.training
     model.train()
@@ -282,14 +312,15 @@ def plan(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    accumulate: bool = False,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan that `fit` would make, without training anything.
 
     Args:
-        model, loss_fn, budget, planner, mode, cost, optimizer, time_limit_s, progress: as for
-            `fit`.
+        model, loss_fn, budget, planner, mode, cost, optimizer, accumulate, time_limit_s, progress:
+            as for `fit`.
         example_inputs: the positional arguments of one call of the fitted module: the model's
             inputs and, with a loss, the target.
         example_kwargs: keyword arguments of the model, if any.
@@ -310,6 +341,7 @@ def plan(
         prepared=None,
         progress=progress,
         time_limit_s=time_limit_s,
+        accumulate=accumulate,
     )
     step = capture(
         model,
@@ -318,6 +350,7 @@ def plan(
         example_kwargs=example_kwargs,
         cost=cost,
         optimizer=optimizer,
+        accumulate=accumulate,
         progress=progress,
     )
     made = settings.decide(step.graph)

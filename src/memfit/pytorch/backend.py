@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import inspect
 import linecache
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from torch import fx, nn
 
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph import TrainingGraph, Value, ValueKind
+from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.pytorch import joint as J
+from memfit.pytorch.accumulate import accumulate_when_ready, gradients_held, hold_gradients
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat import (
@@ -30,6 +33,7 @@ from memfit.pytorch.compat import (
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.lower import lower
 from memfit.pytorch.storage_sizes import block_bytes
+from memfit.units import format_bytes
 
 __all__ = [
     "Compiled",
@@ -42,6 +46,8 @@ __all__ = [
 
 Costs = Callable[[CapturedStep], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]
+
+logger = logging.getLogger("memfit")
 
 
 class StepModule(nn.Module):
@@ -82,10 +88,17 @@ def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, i
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one compilation decided."""
+    """What one compilation decided.
+
+    Attributes:
+        graph: the graph.
+        plan: its plan.
+        held_peak_bytes: simulated peak of the step while `.grad` is there from the start.
+    """
 
     graph: TrainingGraph
     plan: Plan
+    held_peak_bytes: int = 0
 
 
 class _Captured(Exception):
@@ -98,7 +111,10 @@ class StepBackend:
     Attributes:
         compiled: the graph and plan of every compilation so far (one for each input shape).
         error: what ended the last compilation in memfit's own code; Dynamo wraps it.
+        adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
     """
+
+    adds_gradients = True
 
     def __init__(
         self,
@@ -107,11 +123,14 @@ class StepBackend:
         decide: Decide | None,
         resident: Mapping[ValueKind, int],
         name: str,
+        accumulate: bool = False,
     ) -> None:
         self._costs = costs
         self._decide = decide
         self._resident = resident
         self._name = name
+        self._accumulate = accumulate
+        self._told = False
         self._kinds: dict[int, ValueKind] = {}
         self._aot = aot_backend(self._partition)
         self.compiled: list[Compiled] = []
@@ -149,7 +168,9 @@ class StepBackend:
     ) -> CapturedStep:
         return read_joint(joint, forward_outputs, kinds, extra, name=self._name)
 
-    def _planned(self, step: CapturedStep) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _planned(
+        self, step: CapturedStep, parameters: Set[int]
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
         step = self._costs(step)
         if self._decide is None:
             self.captured = step
@@ -157,7 +178,7 @@ class StepBackend:
         plan = self._decide(step.graph)
         plan.check_graph(step.graph)
         modules = lower(step, plan.schedule)
-        self.compiled.append(Compiled(step.graph, plan))
+        self.compiled.append(Compiled(step.graph, plan, self._held_peak(step, plan, parameters)))
         return modules
 
     def _partition(
@@ -176,12 +197,40 @@ class StepBackend:
                 kinds.setdefault(i, ValueKind.BUFFER)
             parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
-            return self._planned(self._read(joint, num_fwd_outputs, kinds))
+            step = self._read(joint, num_fwd_outputs, kinds)
+            if self._accumulate:
+                step = hold_gradients(step, parameters)
+            modules = self._planned(step, parameters)
+            if self.adds_gradients:
+                accumulate_when_ready(modules[1], joint, num_fwd_outputs, parameters)
+            return modules
         except _Captured:
             raise
         except Exception as error:
             self.error = error
             raise
+
+    def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[int]) -> int:
+        if self._accumulate:
+            return plan.peak_bytes
+        return simulate(hold_gradients(step, parameters).graph, plan.schedule).peak_bytes
+
+    def check_accumulation(self, model: nn.Module) -> None:
+        """Say so, once, when gradients are accumulated that the budget has no room for."""
+        if self._told or not self.compiled:
+            return
+        last = self.compiled[-1]
+        if last.held_peak_bytes <= last.plan.budget_bytes or not gradients_held(model):
+            return
+        self._told = True
+        logger.warning(
+            "gradients of an earlier backward pass are still there; beside them the step of %s "
+            "peaks at %s, over its budget of %s; call memfit.fit(..., accumulate=True), which "
+            "counts them, or zero_grad(set_to_none=True) before the forward pass",
+            self._name,
+            format_bytes(last.held_peak_bytes),
+            format_bytes(last.plan.budget_bytes),
+        )
 
     def _read(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]

@@ -110,6 +110,8 @@ class FittedModule(nn.Module):
         if self._call is None:
             self._backend = self._make_backend(model)
             self._call = compile_step(StepModule(model, self._loss_fn), self._backend)
+        if self._backend is not None:
+            self._backend.check_accumulation(model)
         result = self._call(*args, **kwargs)
         _guard(result, (args, kwargs))
         return result

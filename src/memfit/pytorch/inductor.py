@@ -8,7 +8,7 @@ lowers it to the forward and the backward graph that Inductor generates code for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -110,6 +110,8 @@ class InductorBackend(StepBackend):
         kwargs: as for `StepBackend`, without `costs`.
     """
 
+    adds_gradients = False
+
     def __init__(
         self, *, cost: str, progress: Progress | None = None, digest: str, **kwargs: Any
     ) -> None:
@@ -132,7 +134,9 @@ class InductorBackend(StepBackend):
     ) -> CapturedStep:
         return read_joint(joint, forward_outputs, kinds, extra, name=self._name, replay=False)
 
-    def _planned(self, step: CapturedStep) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _planned(
+        self, step: CapturedStep, parameters: Set[int]
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
         fused = cost_fused(fuse(step), self._cost, self._progress)
         assert self._decide is not None, "nothing is only captured by way of Inductor"
         plan = self._decide(fused.graph)

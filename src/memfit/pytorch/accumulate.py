@@ -1,0 +1,162 @@
+"""Gradient accumulation inside the backward graph (docs/adr/0005).
+
+A backward graph that returns all parameter gradients at its end holds them beside the `.grad` that
+autograd then adds them to. Here each gradient is added as soon as it is final, and is freed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Set
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from memfit.graph import TrainingGraph, Value, ValueKind
+from memfit.pytorch import joint as J
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compat_autograd import accumulating_leaf
+
+__all__ = ["accumulate", "accumulate_when_ready", "gradients_held", "hold_gradients"]
+
+_LOCK = (
+    threading.Lock()
+)  # autograd's own accumulation locks too: backward passes may run in threads
+
+
+def accumulate(gradient: torch.Tensor, position: int, count: int) -> torch.Tensor | None:
+    """Add a finished gradient to its parameter's `.grad`, where autograd would do just that later.
+
+    Args:
+        gradient: the gradient.
+        position: which of the autograd node's tensor inputs it belongs to.
+        count: number of the node's tensor inputs.
+
+    Returns:
+        None when it was added; else the gradient, for autograd to handle in its ordinary way: when
+        there is no `.grad` yet, when a hook wants to see the gradient, and when it is not to be
+        accumulated at all.
+    """
+    leaf = accumulating_leaf(position, count)
+    if leaf is None or not _simply_added(leaf, gradient):
+        return gradient
+    with _LOCK:
+        leaf.grad.add_(gradient)
+    return None
+
+
+def _simply_added(leaf: torch.Tensor, gradient: torch.Tensor) -> bool:
+    """Whether accumulating is no more than `leaf.grad += gradient`."""
+    held = leaf.grad
+    return (
+        held is not None
+        and type(held) is torch.Tensor
+        and type(gradient) is torch.Tensor
+        and held.layout is gradient.layout is torch.strided
+        and held.dtype == gradient.dtype
+        and held.device == gradient.device
+        and held.shape == gradient.shape
+        and not held.requires_grad
+        and not torch.is_grad_enabled()
+        and not leaf._backward_hooks
+        and not leaf._post_accumulate_grad_hooks
+        and _on_default_stream(gradient.device)
+    )
+
+
+def _on_default_stream(device: torch.device) -> bool:
+    """Whether no stream but the default one is at work; the engine orders the others itself."""
+    if device.type != "cuda":
+        return True
+    return bool(torch.cuda.current_stream(device) == torch.cuda.default_stream(device))
+
+
+def accumulate_when_ready(
+    backward: fx.GraphModule, joint: fx.GraphModule, forward_outputs: int, parameters: Set[int]
+) -> None:
+    """Let a backward graph add each parameter's gradient to `.grad` right after its last op.
+
+    Args:
+        backward: the lowered backward graph; changed in place.
+        joint: the joint graph it was lowered from.
+        forward_outputs: number of outputs of the joint graph's forward pass.
+        parameters: positions of the primal placeholders that are parameters.
+    """
+    primals = [p for p in joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
+    count = sum(bool(J.tensors(p)) for p in primals)
+    (end,) = backward.graph.find_nodes(op="output")
+    results = list(end.args[0])
+    position = -1
+    for i, primal in enumerate(primals[: len(results)]):
+        position += bool(J.tensors(primal))
+        gradient = results[i]
+        if i not in parameters or not isinstance(gradient, fx.Node):
+            continue
+        if gradient.op != "call_function" or results.count(gradient) > 1:
+            continue
+        if not _place_early(gradient):
+            continue
+        with backward.graph.inserting_after(gradient):
+            made = backward.graph.call_function(accumulate, (gradient, position, count))
+        made.meta = {k: v for k, v in gradient.meta.items() if k in ("val", "tensor_meta")}
+        results[i] = made
+    end.args = (tuple(results),)
+    backward.graph.lint()
+    backward.recompile()
+
+
+def _place_early(gradient: fx.Node) -> bool:
+    """Move a view to right after its base; False if something may still write into that memory."""
+    views = [gradient]
+    while (base := _base(views[-1])) is not None:
+        views.append(base)
+    if any(_writes(user) for node in views for user in node.users):
+        return False
+    for base, view in zip(views[::-1], views[-2::-1], strict=False):
+        base.append(view)
+    return True
+
+
+def _base(node: fx.Node) -> fx.Node | None:
+    """The node that a view looks into, None for one that has memory of its own."""
+    inputs = node.all_input_nodes
+    if node.op != "call_function" or len(inputs) != 1 or inputs[0].op != "call_function":
+        return None
+    shared = J.storages(node).keys() & J.storages(inputs[0]).keys()
+    return inputs[0] if shared else None
+
+
+def _writes(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def hold_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
+    """The step as it is while gradients are accumulated.
+
+    Every parameter's `.grad` is there all through it, and the step's own gradient is freed as soon
+    as it is final. Ops and their ids stay the same, so that a schedule for one runs the other.
+    """
+    _, gradients = J.joint_outputs(step.joint, step.forward_outputs)
+    ours = _values(step, (n for i, n in enumerate(gradients) if i in parameters))
+    others = _values(step, (n for i, n in enumerate(gradients) if i not in parameters))
+    freed = ours - others
+    values = [
+        replace(v, is_output=False) if i in freed else v for i, v in enumerate(step.graph.values)
+    ]
+    held = sum(step.graph.values[i].size_bytes for i in ours)
+    values.append(Value("accumulated gradients", held, ValueKind.ACCUMULATED))
+    graph = step.graph
+    made = TrainingGraph(tuple(values), graph.ops, cost_unit=graph.cost_unit, name=graph.name)
+    return replace(step, graph=made)
+
+
+def _values(step: CapturedStep, nodes: Iterable[object]) -> set[int]:
+    found = {step.value_of[s] for n in nodes if isinstance(n, fx.Node) for s in J.storages(n)}
+    return {v for v in found if step.graph.values[v].kind is ValueKind.GRADIENT}
+
+
+def gradients_held(model: nn.Module) -> bool:
+    """Whether a parameter has a gradient of an earlier backward pass."""
+    return any(p.grad is not None for p in model.parameters())
