@@ -33,8 +33,9 @@ class ValueKind(StrEnum):
     """Where a value comes from, and so who decides how long it lives.
 
     PARAMETER, BUFFER, INPUT, OPTIMIZER and ACCUMULATED (gradients of earlier backward passes) are
-    *resident*: allocated before the step and alive all through it. TANGENT values are given to the backward pass and live until the step ends.
-    ACTIVATION values are written by forward ops; GRADIENT values by backward ops.
+    *resident*: allocated before the step and alive all through it. TANGENT values are given to the
+    backward pass and live until the step ends. ACTIVATION values are written by forward ops;
+    GRADIENT values by backward ops.
     """
 
     PARAMETER = "parameter"
