@@ -21,6 +21,7 @@ from memfit.pytorch.backend import StepBackend, StepModule, captured_graph, resi
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
+from memfit.pytorch.distributed import Parallel, Replication
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.optimizer import optimizer_state_bytes
@@ -45,14 +46,20 @@ class Settings:
     prepared: Plan | None = None
     device: torch.device | None = None
 
-    def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
+    def backend(
+        self, model: nn.Module, replication: Replication | None = None, *, decide: bool = True
+    ) -> StepBackend:
         """A Dynamo backend for one model."""
         optimizer_bytes = optimizer_state_bytes(self.optimizer) if self.optimizer else 0
+        resident = resident_values(model, optimizer_bytes)
+        if replication is not None:
+            resident[ValueKind.BUFFER] += replication.bucket_bytes
         return StepBackend(
             costs=lambda step: cost_step(step, self.cost, self.options.progress),
             decide=self.decide if decide else None,
-            resident=resident_values(model, optimizer_bytes),
+            resident=resident,
             name=type(model).__name__,
+            replication=replication,
         )
 
     def decide(self, graph: TrainingGraph) -> Plan:
@@ -107,6 +114,11 @@ def _settings(
         raise UsageError(
             f"model is a {type(model).__name__}, not a torch.nn.Module; give the module itself"
         )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UsageError(
+            "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
+            "result: DistributedDataParallel(memfit.fit(model, ...))"
+        )
     if executor not in EXECUTORS:
         raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
     if cost not in COSTS:
@@ -140,6 +152,8 @@ def fit(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
+    overlap: bool | None = None,
+    same_plan: bool | None = None,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> FittedModule:
@@ -162,6 +176,12 @@ def fit(
             `"analytic"`.
         optimizer: counts its state into the budget.
         plan: a plan made before for this model and these shapes, instead of `budget`.
+        overlap: hand each parameter's gradient over as soon as it is final, instead of all at the
+            end of the backward pass. By default where the fitted module is wrapped in
+            `DistributedDataParallel`, which then reduces gradients while the backward pass runs.
+        same_plan: rank 0 plans and all ranks run its plan; ranks whose graphs differ raise
+            `PlanMismatchError`, all of them. By default under `DistributedDataParallel`; with
+            False each rank plans for itself.
         time_limit_s: seconds after which the planner stops with the best plan so far, which says so
             in its notes; capture and measurement are not counted.
         progress: called with a label and the share done while measuring and planning.
@@ -181,7 +201,7 @@ def fit(
         progress=progress,
         time_limit_s=time_limit_s,
     )
-    return FittedModule(model, loss_fn, settings.backend)
+    return FittedModule(model, loss_fn, settings.backend, Parallel(overlap, same_plan))
 
 
 def capture(

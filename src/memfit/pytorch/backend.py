@@ -25,6 +25,7 @@ from memfit.pytorch.compat import (
     capture_settings,
     whole_ops,
 )
+from memfit.pytorch.distributed import Replication, hand_over_gradients
 from memfit.pytorch.lower import lower
 
 __all__ = ["StepBackend", "StepModule", "captured_graph", "compile_step", "resident_values"]
@@ -89,16 +90,22 @@ class StepBackend:
         decide: Decide | None,
         resident: Mapping[ValueKind, int],
         name: str,
+        replication: Replication | None = None,
     ) -> None:
         self._costs = costs
         self._decide = decide
         self._resident = resident
         self._name = name
         self._kinds: dict[int, ValueKind] = {}
-        self._aot = aot_backend(self._partition)
+        self._replication = replication or Replication()
+        self._overlap = self._replication.overlapper()
+        self._sharing = self._replication.sharing(name)
+        compile_backward = self._overlap.compile_backward if self._overlap else None
+        self._aot = aot_backend(self._partition, compile_backward)
         self.compiled: list[Compiled] = []
         self.captured: CapturedStep | None = None
         self.error: Exception | None = None
+        self._shared = False
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """Dynamo's entry."""
@@ -111,8 +118,13 @@ class StepBackend:
                 self._kinds[i] = ValueKind.PARAMETER
             elif isinstance(example, torch.Tensor) and i in static:
                 self._kinds[i] = ValueKind.BUFFER
+        if self._overlap is None:
+            with whole_ops():
+                return self._aot(module, example_inputs)
+        self._overlap.begin(example_inputs)
         with whole_ops():
-            return self._aot(module, example_inputs)
+            compiled = self._aot(module, example_inputs)
+        return self._overlap.wrap(compiled)
 
     def _partition(
         self,
@@ -131,13 +143,16 @@ class StepBackend:
             parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
-            step = self._costs(step)
+            if self._replication.bucket_view:
+                step = hand_over_gradients(step, parameters)
             if self._decide is None:
-                self.captured = step
+                self.captured = self._costs(step)
                 raise _Captured
-            plan = self._decide(step.graph)
+            step, plan = self._plan(step, self._decide)
             plan.check_graph(step.graph)
             modules = lower(step, plan.schedule)
+            if self._overlap is not None:
+                modules = self._overlap.mark(*modules, num_fwd_outputs)
             self.compiled.append(Compiled(step.graph, plan))
             return modules
         except _Captured:
@@ -145,6 +160,23 @@ class StepBackend:
         except Exception as error:
             self.error = error
             raise
+
+    def _plan(self, step: CapturedStep, decide: Decide) -> tuple[CapturedStep, Plan]:
+        if self._sharing is None:
+            step = self._costs(step)
+            return step, decide(step.graph)
+        self._shared = True
+        return self._sharing.agree(step, self._costs, lambda s: decide(s.graph))
+
+    def compiling(self) -> None:
+        """A call begins, which may compile."""
+        self.error = None
+        self._shared = False
+
+    def failed(self, error: Exception) -> None:
+        """A compilation ended in an error: ranks that wait for this one's graph learn of it."""
+        if self._sharing is not None and not self._shared:
+            self._sharing.fail(error)
 
     def _read(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]
@@ -171,11 +203,12 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        backend.error = None
+        backend.compiling()
         try:
             with capture_settings():
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
+            backend.failed(backend.error or error)
             if isinstance(backend.error, MemfitError):
                 raise backend.error from None
             if backend.error is not None:

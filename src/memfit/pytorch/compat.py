@@ -25,6 +25,7 @@ __all__ = [
     "TorchDynamoException",
     "aot_backend",
     "backward_keeps_graph",
+    "boxed_nop",
     "capture_settings",
     "check_torch_version",
     "kineto_memory_events",
@@ -58,8 +59,14 @@ def check_torch_version() -> None:
 
 
 def capture_settings() -> Any:
-    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced."""
-    return torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, allow_rnn=True)
+    """Dynamo's settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced.
+
+    Dynamo would cut the graph of a DistributedDataParallel module at its buckets; a plan covers the
+    whole step.
+    """
+    return torch._dynamo.config.patch(
+        recompile_limit=MAX_SHAPES, allow_rnn=True, optimize_ddp=False
+    )
 
 
 def saved_output_description(index: int) -> Any:
@@ -67,11 +74,16 @@ def saved_output_description(index: int) -> Any:
     return SavedForBackwardsAOTOutput(index)
 
 
-def aot_backend(partition: Callable[..., Any]) -> Backend:
-    """A Dynamo backend that runs AOTAutograd's graphs as they are, split by `partition`."""
+def aot_backend(
+    partition: Callable[..., Any], backward_compiler: Callable[..., Any] | None = None
+) -> Backend:
+    """A Dynamo backend that runs AOTAutograd's graphs as they are, split by `partition`.
+
+    `backward_compiler` makes a boxed callable of the backward graph; None runs it as it is.
+    """
     return aot_autograd(
         fw_compiler=boxed_nop,
-        bw_compiler=boxed_nop,
+        bw_compiler=backward_compiler or boxed_nop,
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
