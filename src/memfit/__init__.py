@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from memfit.plan import Plan
     from memfit.planners.base import TradeOff
     from memfit.pytorch.api import fit, plan, trade_off
+    from memfit.pytorch.fit_blocks import fit_blocks
     from memfit.pytorch.verify import verify
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "__version__",
     "build_info",
     "fit",
+    "fit_blocks",
     "plan",
     "trade_off",
     "verify",
@@ -59,6 +61,7 @@ _HOME = {
     "Plan": "memfit.plan",
     "TradeOff": "memfit.planners.base",
     "fit": "memfit.pytorch.api",
+    "fit_blocks": "memfit.pytorch.fit_blocks",
     "plan": "memfit.pytorch.api",
     "trade_off": "memfit.pytorch.api",
     "verify": "memfit.pytorch.verify",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from memfit.errors import CaptureError, MemfitError
+from memfit.errors import CaptureError
 from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.plan import Plan
 from memfit.pytorch import joint as J
@@ -208,14 +208,11 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
             with capture_settings():
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
-            backend.failed(backend.error or error)
-            if isinstance(backend.error, MemfitError):
-                raise backend.error from None
-            if backend.error is not None:
-                raise backend.error from None
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
-            raise CaptureError(_explain(step, error, args, kwargs)) from None
+            cause = backend.error or CaptureError(_explain(step, error, args, kwargs))
+            backend.failed(cause)
+            raise cause from None
 
     return call
 

@@ -91,15 +91,14 @@ def hand_over_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedSte
     """
     outputs, gradients = J.joint_outputs(step.joint, step.forward_outputs)
     given = {n for n in outputs if hasattr(n, "meta")}
-    kept, handed = set(), set()
+    kept: set[int] = set()
+    handed: set[int] = set()
     for i, node in enumerate(gradients):
         if hasattr(node, "meta"):
             found = {step.value_of[s] for s in J.storages(node)}
             (handed if i in parameters and node not in given else kept).update(found)
     values = tuple(
-        replace(v, is_output=False)
-        if i in handed - kept and v.kind is ValueKind.GRADIENT
-        else v
+        replace(v, is_output=False) if i in handed - kept and v.kind is ValueKind.GRADIENT else v
         for i, v in enumerate(step.graph.values)
     )
     return replace(step, graph=replace(step.graph, values=values))

@@ -42,22 +42,18 @@ class PlanSharing:
     Args:
         name: of the model, for messages.
         group: the process group; None for all ranks.
-        timeout_s: see `PLAN_TIMEOUT_S`.
 
     Raises:
         UsageError: torch.distributed has no process group.
     """
 
-    def __init__(
-        self, name: str, group: Any = None, timeout_s: float = PLAN_TIMEOUT_S
-    ) -> None:
+    def __init__(self, name: str, group: Any = None) -> None:
         if not distributed_ready():
             raise UsageError(
                 "same_plan=True, but torch.distributed has no process group; call "
                 "torch.distributed.init_process_group first, or leave same_plan out"
             )
         self._name = name
-        self._timeout_s = timeout_s
         self._rank = dist.get_rank(group)
         self._size = dist.get_world_size(group)
         members = dist.get_process_group_ranks(group or dist.group.WORLD)
@@ -147,12 +143,12 @@ class PlanSharing:
         return step, plan
 
     def _wait(self, keys: Sequence[str], what: str, number: int) -> list[str]:
-        end = time.monotonic() + self._timeout_s
+        end = time.monotonic() + PLAN_TIMEOUT_S
         while not self._store.check(list(keys)):
             if time.monotonic() > end:
                 missing = [k.rsplit("/", 1)[1] for k in keys if not self._store.check([k])]
                 raise ExecutionError(
-                    f"rank {self._rank} waited {self._timeout_s:g} s for {what} (compilation "
+                    f"rank {self._rank} waited {PLAN_TIMEOUT_S:g} s for {what} (compilation "
                     f"{number + 1} of {self._name}; missing: {', '.join(missing)}); every rank has "
                     "to see new input shapes in the same step: give all of them the same shapes, "
                     "or let each plan for itself with same_plan=False"
