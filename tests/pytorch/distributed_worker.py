@@ -96,13 +96,13 @@ def ddp_case(
     model: nn.Module = make_model()
     last = next(model.parameters())
     if budget is None:
-        plain = DDP(model, bucket_cap_mb=0.07, gradient_as_bucket_view=bucket_view)
+        plain = DDP(model, bucket_cap_mb=0.06, gradient_as_bucket_view=bucket_view)
         ddp, call = plain, lambda: nn.functional.cross_entropy(plain(x), y)
     else:
         fitted = memfit.fit(
             model, nn.functional.cross_entropy, budget=budget, cost="analytic", overlap=overlap
         )
-        ddp = DDP(fitted, bucket_cap_mb=0.07, gradient_as_bucket_view=bucket_view)
+        ddp = DDP(fitted, bucket_cap_mb=0.06, gradient_as_bucket_view=bucket_view)
         call = lambda: ddp(x, y)  # noqa: E731
     torch.manual_seed(rank)
     clock = Clock(ddp, last)
