@@ -1,6 +1,6 @@
 """More than one device: two processes on the CPU (gloo), and what they need in one.
 
-`distributed_worker.py` runs one rank of a scenario and leaves what it found in a file.
+`distributed_worker.py` runs one rank of every scenario and leaves what it found in a file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from memfit.units import parse_budget
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 EXAMPLE = Path(__file__).parents[2] / "examples/ddp.py"
-TIMEOUT_S = 180
+TIMEOUT_S = 240
 Ranks = list[dict[str, Any]]
 
 
@@ -57,32 +56,26 @@ def start(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
-    def run(scenario: str) -> Ranks:
-        folder = tmp_path_factory.mktemp(scenario)
-        # Dynamo looks at `.grad` of the inputs of FSDP's blocks; it hides the warning itself, but
-        # not from a filter that makes warnings errors.
-        dynamo = "ignore:The .grad attribute of a Tensor that is not a leaf"
-        command = ["-W", "error", "-W", dynamo, str(WORKER), scenario]
-        ranks = [
-            start([*command, str(rank), str(folder)], folder / f"cache{rank}") for rank in range(2)
-        ]
-        outputs = [finish(process) for process in ranks]
-        for process, output in zip(ranks, outputs, strict=True):
-            assert process.returncode == 0, output
-        return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-    return run
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
+    """What two ranks found, by scenario."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = ["-W", "error", str(WORKER)]
+    ranks = [start([*command, str(i), str(folder)], folder / f"cache{i}") for i in range(2)]
+    outputs = [finish(process) for process in ranks]
+    for process, output in zip(ranks, outputs, strict=True):
+        assert process.returncode == 0, output
+    results = [torch.load(folder / f"{i}.pt") for i in range(2)]
+    return {name: [rank[name] for rank in results] for name in results[0]}
 
 
 @pytest.fixture(scope="module")
-def ddp(two_ranks: Callable[[str], Ranks]) -> Ranks:
-    return two_ranks("ddp")
+def ddp(found: dict[str, Ranks]) -> Ranks:
+    return found["ddp"]
 
 
 @pytest.fixture(scope="module")
-def errors(two_ranks: Callable[[str], Ranks]) -> Ranks:
-    return two_ranks("errors")
+def errors(found: dict[str, Ranks]) -> Ranks:
+    return found["errors"]
 
 
 VIEWS = ("view=False", "view=True")
@@ -110,8 +103,7 @@ def test_most_buckets_are_reduced_before_the_backward_pass_ends(
         counts = rank[view][case]["counts"][1:]
         assert all(c["buckets"] >= 8 for c in counts)
         assert all(c["launched"] > 0.5 * c["buckets"] for c in counts)
-        # When a reduction ends depends on the other processes of the machine: the best of three.
-        assert max(c["reduced"] / c["buckets"] for c in counts) > 0.5
+        assert all(c["reduced"] > 0.5 * c["buckets"] for c in counts)
     for rank in ddp:
         assert all(c["launched"] == 0 for c in rank["late"]["counts"])
 
@@ -175,8 +167,8 @@ def test_a_module_under_ddp_cannot_be_fitted(errors: Ranks) -> None:
         assert "DistributedDataParallel(memfit.fit(model, ...))" in rank["wrapped"]["message"]
 
 
-def test_fsdp2_with_a_plan_for_each_block(two_ranks: Callable[[str], Ranks]) -> None:
-    for rank in two_ranks("fsdp"):
+def test_fsdp2_with_a_plan_for_each_block(found: dict[str, Ranks]) -> None:
+    for rank in found["fsdp"]:
         plain, fitted = rank["plain"], rank["fitted"]
         assert plain["names"] == fitted["names"]
         for a, b in zip(plain["gradients"], fitted["gradients"], strict=True):
@@ -194,7 +186,7 @@ def test_the_example_runs_under_torchrun(tmp_path: Path) -> None:
     assert len(losses) == 10
     assert losses[-1] < losses[0]
     assert "all ranks have the same parameters: True" in output
-    early, buckets = map(int, re.search(r"buckets reduced early: (\d+) of (\d+)", output).groups())
+    early, buckets = map(int, re.search(r"buckets sent early: (\d+) of (\d+)", output).groups())
     assert early > buckets / 2
 
 
@@ -353,4 +345,4 @@ def test_blocks_are_replaced_and_budgets_divided() -> None:
     with pytest.raises(UsageError, match="no submodule"):
         memfit.fit_blocks(model, [nn.Linear(2, 2)], budget="50%")
     with pytest.raises(UsageError, match="holds another"):
-        memfit.fit_blocks(model, [model[1], model[1][0]], budget="50%")
+        memfit.fit_blocks(model, [model[1], next(model[1].children())], budget="50%")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,7 +206,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         backend.compiling()
         try:
-            with capture_settings():
+            with capture_settings(), _no_leaf_warnings(args, kwargs):
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(getattr(error, "inner_exception", None), _Captured):
@@ -215,6 +216,18 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
             raise cause from None
 
     return call
+
+
+@contextmanager
+def _no_leaf_warnings(*given: Any) -> Iterator[None]:
+    """While Dynamo compiles, it reads `.grad` of inputs that others computed, which warns."""
+    leaves = torch.utils._pytree.tree_leaves(given)
+    if not any(isinstance(x, torch.Tensor) and not x.is_leaf for x in leaves):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
 
 
 def captured_graph(
