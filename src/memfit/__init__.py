@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from memfit.planners.base import TradeOff
     from memfit.pytorch.api import fit, plan, trade_off
     from memfit.pytorch.effects import allow_recompute
+    from memfit.pytorch.fit_blocks import fit_blocks
     from memfit.pytorch.verify import verify
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "allow_recompute",
     "build_info",
     "fit",
+    "fit_blocks",
     "plan",
     "trade_off",
     "verify",
@@ -62,6 +64,7 @@ _HOME = {
     "TradeOff": "memfit.planners.base",
     "allow_recompute": "memfit.pytorch.effects",
     "fit": "memfit.pytorch.api",
+    "fit_blocks": "memfit.pytorch.fit_blocks",
     "plan": "memfit.pytorch.api",
     "trade_off": "memfit.pytorch.api",
     "verify": "memfit.pytorch.verify",

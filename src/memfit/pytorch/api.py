@@ -21,6 +21,7 @@ from memfit.pytorch.backend import StepBackend, StepModule, captured_graph, resi
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
+from memfit.pytorch.distributed import Parallel, Replication
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.measure import free_bytes
@@ -64,14 +65,20 @@ class Settings:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def backend(self, model: nn.Module, *, decide: bool = True) -> StepBackend:
+    def backend(
+        self, model: nn.Module, replication: Replication | None = None, *, decide: bool = True
+    ) -> StepBackend:
         """A Dynamo backend for one model."""
         optimizer_bytes = self._optimizer_state_bytes()
+        resident = resident_values(model, optimizer_bytes)
+        if replication is not None:
+            resident[ValueKind.BUFFER] += replication.bucket_bytes
         return self.backend_for(
             decide=self.decide if decide else None,
-            resident=resident_values(model, optimizer_bytes),
+            resident=resident,
             name=type(model).__name__,
             optimizer_bytes=optimizer_bytes,
+            replication=replication,
         )
 
     def backend_for(
@@ -82,6 +89,7 @@ class Settings:
         name: str,
         optimizer_bytes: int = 0,
         held: int = 0,
+        replication: Replication | None = None,
     ) -> StepBackend:
         """A Dynamo backend of the executor asked for.
 
@@ -91,6 +99,7 @@ class Settings:
             name: for messages.
             optimizer_bytes: size of the optimizer's state.
             held: bytes that other graphs of the same step hold.
+            replication: how the module runs on several devices.
         """
         if self.executor == "inductor":
             return InductorBackend(
@@ -107,6 +116,7 @@ class Settings:
             resident=resident,
             name=name,
             accumulate=self.accumulate,
+            replication=replication,
         )
 
     def digest(self, optimizer_bytes: int, held: int = 0) -> str:
@@ -178,6 +188,11 @@ def _settings(
         raise UsageError(
             f"model is a {type(model).__name__}, not a torch.nn.Module; give the module itself"
         )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UsageError(
+            "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
+            "result: DistributedDataParallel(memfit.fit(model, ...))"
+        )
     if executor not in EXECUTORS:
         raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
     if accumulate and executor == "inductor":
@@ -218,6 +233,8 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
     accumulate: bool = False,
+    overlap: bool | None = None,
+    same_plan: bool | None = None,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> FittedModule:
@@ -243,6 +260,12 @@ def fit(
         plan: a plan made before for this model and these shapes, instead of `budget`.
         accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
             that the budget has to hold every `.grad` from the start of the step.
+        overlap: hand each parameter's gradient over as soon as it is final, instead of all at the
+            end of the backward pass. By default where the fitted module is wrapped in
+            `DistributedDataParallel`, which then reduces gradients while the backward pass runs.
+        same_plan: rank 0 plans and all ranks run its plan; ranks whose graphs differ raise
+            `PlanMismatchError`, all of them. By default under `DistributedDataParallel`; with
+            False each rank plans for itself.
         time_limit_s: seconds after which the planner stops with the best plan so far, which says so
             in its notes; capture and measurement are not counted.
         progress: called with a label and the share done while measuring and planning.
@@ -263,7 +286,7 @@ def fit(
         time_limit_s=time_limit_s,
         accumulate=accumulate,
     )
-    return FittedModule(model, loss_fn, settings.backend)
+    return FittedModule(model, loss_fn, settings.backend, Parallel(overlap, same_plan))
 
 
 def capture(

@@ -7,15 +7,16 @@ import inspect
 import linecache
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import nullcontext, suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from memfit.errors import CaptureError, MemfitError
+from memfit.errors import CaptureError
 from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.liveness import simulate
 from memfit.plan import Plan
@@ -31,6 +32,7 @@ from memfit.pytorch.compat import (
     whole_ops,
 )
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
+from memfit.pytorch.distributed import Replication, hand_over_gradients
 from memfit.pytorch.lower import lower
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.units import format_bytes
@@ -124,6 +126,7 @@ class StepBackend:
         resident: Mapping[ValueKind, int],
         name: str,
         accumulate: bool = False,
+        replication: Replication | None = None,
     ) -> None:
         self._costs = costs
         self._decide = decide
@@ -132,10 +135,15 @@ class StepBackend:
         self._accumulate = accumulate
         self._told = False
         self._kinds: dict[int, ValueKind] = {}
-        self._aot = aot_backend(self._partition)
+        self._replication = replication or Replication()
+        self._overlap = self._replication.overlapper()
+        self._sharing = self._replication.sharing(name)
+        compile_backward = self._overlap.compile_backward if self._overlap else None
+        self._aot = aot_backend(self._partition, compile_backward)
         self.compiled: list[Compiled] = []
         self.captured: CapturedStep | None = None
         self.error: Exception | None = None
+        self._shared = False
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """Dynamo's entry."""
@@ -153,8 +161,13 @@ class StepBackend:
     # What executors do differently.
 
     def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        if self._overlap is None:
+            with whole_ops():
+                return self._aot(module, example_inputs)
+        self._overlap.begin(example_inputs)
         with whole_ops():
-            return self._aot(module, example_inputs)
+            compiled = self._aot(module, example_inputs)
+        return self._overlap.wrap(compiled)
 
     def _prepare(self, joint: fx.GraphModule) -> None:
         J.normalise(joint)
@@ -171,11 +184,10 @@ class StepBackend:
     def _planned(
         self, step: CapturedStep, parameters: Set[int]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        step = self._costs(step)
         if self._decide is None:
-            self.captured = step
+            self.captured = self._costs(step)
             raise _Captured
-        plan = self._decide(step.graph)
+        step, plan = self._plan(step, self._decide)
         plan.check_graph(step.graph)
         modules = lower(step, plan.schedule)
         self.compiled.append(Compiled(step.graph, plan, self._held_peak(step, plan, parameters)))
@@ -198,10 +210,14 @@ class StepBackend:
             parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
+            if self._replication.bucket_view:
+                step = hand_over_gradients(step, parameters)
             if self._accumulate:
                 step = hold_gradients(step, parameters)
             modules = self._planned(step, parameters)
-            if self.adds_gradients:
+            if self._overlap is not None:
+                modules = self._overlap.mark(*modules, num_fwd_outputs)
+            elif self.adds_gradients and not self._replication.reduced:
                 accumulate_when_ready(modules[1], joint, num_fwd_outputs, parameters)
             return modules
         except _Captured:
@@ -217,7 +233,7 @@ class StepBackend:
 
     def check_accumulation(self, model: nn.Module) -> None:
         """Say so, once, when gradients are accumulated that the budget has no room for."""
-        if self._told or not self.compiled:
+        if self._told or not self.compiled or self._replication.reduced:
             return
         last = self.compiled[-1]
         if last.held_peak_bytes <= last.plan.budget_bytes or not gradients_held(model):
@@ -231,6 +247,23 @@ class StepBackend:
             format_bytes(last.held_peak_bytes),
             format_bytes(last.plan.budget_bytes),
         )
+
+    def _plan(self, step: CapturedStep, decide: Decide) -> tuple[CapturedStep, Plan]:
+        if self._sharing is None:
+            step = self._costs(step)
+            return step, decide(step.graph)
+        self._shared = True
+        return self._sharing.agree(step, self._costs, lambda s: decide(s.graph))
+
+    def compiling(self) -> None:
+        """A call begins, which may compile."""
+        self.error = None
+        self._shared = False
+
+    def failed(self, error: Exception) -> None:
+        """A compilation ended in an error: ranks that wait for this one's graph learn of it."""
+        if self._sharing is not None and not self._shared:
+            self._sharing.fail(error)
 
     def _read(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]
@@ -259,21 +292,31 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     averages = has_cumulative_average(step.model)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        backend.error = None
+        backend.compiling()
         averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
-            with capture_settings(), averaging:
+            with capture_settings(), averaging, _no_leaf_warnings(args, kwargs):
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
-            if isinstance(backend.error, MemfitError):
-                raise backend.error from None
-            if backend.error is not None:
-                raise backend.error from None
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
-            raise CaptureError(_explain(step, error, args, kwargs)) from None
+            cause = backend.error or CaptureError(_explain(step, error, args, kwargs))
+            backend.failed(cause)
+            raise cause from None
 
     return call
+
+
+@contextmanager
+def _no_leaf_warnings(*given: Any) -> Iterator[None]:
+    """While Dynamo compiles, it reads `.grad` of inputs that others computed, which warns."""
+    leaves = torch.utils._pytree.tree_leaves(given)
+    if not any(isinstance(x, torch.Tensor) and not x.is_leaf for x in leaves):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
 
 
 def captured_graph(

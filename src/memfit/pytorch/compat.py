@@ -30,6 +30,7 @@ __all__ = [
     "TorchDynamoException",
     "aot_backend",
     "backward_keeps_graph",
+    "boxed_nop",
     "capture_settings",
     "check_torch_version",
     "clear_cublas_workspaces",
@@ -73,8 +74,10 @@ def check_torch_version() -> None:
 def capture_settings() -> Iterator[None]:
     """Settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced.
 
-    The backward pass is traced without autocast, as it runs where `backward()` is called outside of
-    the autocast block, which is what PyTorch recommends.
+    Dynamo would cut the graph of a DistributedDataParallel module at its buckets; a plan covers the
+    whole step. The backward pass is traced without autocast, as it
+    runs where `backward()` is called outside of the autocast block, which is what PyTorch
+    recommends.
 
     Advice that a library gives once (transformers adds such methods to all loggers) is left out of
     the graph; other logging in a forward pass is an error, because it could not be kept.
@@ -82,7 +85,10 @@ def capture_settings() -> Iterator[None]:
     advice = {getattr(logging.Logger, name, None) for name in _ADVICE} - {None}
     with (
         torch._dynamo.config.patch(
-            recompile_limit=MAX_SHAPES, allow_rnn=True, ignore_logging_functions=advice
+            recompile_limit=MAX_SHAPES,
+            allow_rnn=True,
+            ignore_logging_functions=advice,
+            optimize_ddp=False,
         ),
         torch._functorch.config.patch(backward_pass_autocast="off"),
     ):
@@ -99,11 +105,16 @@ def saved_output_description(index: int) -> Any:
     return SavedForBackwardsAOTOutput(index)
 
 
-def aot_backend(partition: Callable[..., Any]) -> Backend:
-    """A Dynamo backend that runs AOTAutograd's graphs as they are, split by `partition`."""
+def aot_backend(
+    partition: Callable[..., Any], backward_compiler: Callable[..., Any] | None = None
+) -> Backend:
+    """A Dynamo backend that runs AOTAutograd's graphs as they are, split by `partition`.
+
+    `backward_compiler` makes a boxed callable of the backward graph; None runs it as it is.
+    """
     return aot_autograd(
         fw_compiler=boxed_nop,
-        bw_compiler=boxed_nop,
+        bw_compiler=backward_compiler or boxed_nop,
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )

@@ -13,6 +13,7 @@ from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.pytorch.backend import StepBackend, StepModule, compile_step
 from memfit.pytorch.compat import backward_keeps_graph
+from memfit.pytorch.distributed import Parallel, Replication, replication_of
 
 __all__ = ["FittedModule"]
 
@@ -58,12 +59,15 @@ class FittedModule(nn.Module):
         self,
         model: nn.Module,
         loss_fn: Callable[..., Any] | None,
-        make_backend: Callable[[nn.Module], StepBackend],
+        make_backend: Callable[[nn.Module, Replication], StepBackend],
+        parallel: Parallel | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["_model"] = model
         self.__dict__["_loss_fn"] = loss_fn  # not a submodule: the model's are shared as they are
         self._make_backend = make_backend
+        self._parallel = parallel or Parallel()
+        self._replication: Replication | None = None
         self._call: Callable[..., Any] | None = None
         self._backend: StepBackend | None = None
         self._share()
@@ -107,8 +111,10 @@ class FittedModule(nn.Module):
             )
         if not (torch.is_grad_enabled() and self.training):
             return StepModule(model, self._loss_fn)(*args, **kwargs)
-        if self._call is None:
-            self._backend = self._make_backend(model)
+        replication = replication_of(model, self._parallel)
+        if self._call is None or replication != self._replication:
+            self._replication = replication
+            self._backend = self._make_backend(model, replication)
             self._call = compile_step(StepModule(model, self._loss_fn), self._backend)
         if self._backend is not None:
             self._backend.check_accumulation(model)
@@ -126,7 +132,7 @@ class FittedModule(nn.Module):
 
     def __getstate__(self) -> Mapping[str, Any]:
         state = dict(self.__dict__)
-        state["_call"] = state["_backend"] = None
+        state["_call"] = state["_backend"] = state["_replication"] = None
         return state
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

@@ -1,0 +1,107 @@
+"""How a step runs on several devices: what DistributedDataParallel changes about it."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from memfit.graph import ValueKind
+from memfit.pytorch import joint as J
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compat_distributed import active_ddp
+from memfit.pytorch.overlap import Overlap
+from memfit.pytorch.plan_sharing import PlanSharing
+
+__all__ = ["Parallel", "Replication", "hand_over_gradients", "replication_of"]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What the caller of `fit` asked for; None: as DistributedDataParallel, if any, needs it.
+
+    Attributes:
+        overlap: hand each gradient over as soon as it is final.
+        same_plan: all ranks run rank 0's plan.
+    """
+
+    overlap: bool | None = None
+    same_plan: bool | None = None
+
+
+@dataclass(frozen=True)
+class Replication:
+    """How one fitted module runs.
+
+    Attributes:
+        overlap: hand each gradient over as soon as it is final.
+        share: all ranks of `group` run rank 0's plan.
+        group: a process group; None for all ranks.
+        bucket_bytes: memory of DistributedDataParallel's buckets for the module's parameters.
+        bucket_view: finished gradients move into these buckets, so that their own memory is free.
+        reduced: DistributedDataParallel waits for every gradient to pass through autograd.
+    """
+
+    overlap: bool = False
+    share: bool = False
+    group: Any = None
+    bucket_bytes: int = 0
+    bucket_view: bool = False
+    reduced: bool = False
+
+    def overlapper(self) -> Overlap | None:
+        """Compiles backward graphs, or None where gradients come at the end."""
+        if not self.overlap:
+            return None
+        return Overlap(least_bytes=0 if self.bucket_view else None)
+
+    def sharing(self, name: str) -> PlanSharing | None:
+        """The ranks to share a plan with."""
+        return PlanSharing(name, self.group) if self.share else None
+
+
+def replication_of(model: nn.Module, asked: Parallel) -> Replication:
+    """How `model` runs in the call that is going on.
+
+    Under DistributedDataParallel gradients are handed over early and rank 0 plans for all, unless
+    `asked` says otherwise.
+    """
+    ddp = active_ddp()
+    if ddp is None:
+        return Replication(overlap=bool(asked.overlap), share=bool(asked.same_plan))
+    ignored = set(ddp.parameters_to_ignore)
+    names = {p: name for name, p in ddp.module.named_parameters()}
+    reduced = [p for p in model.parameters() if p.requires_grad and names.get(p) not in ignored]
+    overlap = asked.overlap is not False
+    return Replication(
+        overlap=overlap,
+        share=asked.same_plan is not False,
+        group=ddp.process_group,
+        bucket_bytes=sum(p.numel() * p.element_size() for p in reduced),
+        reduced=True,
+        bucket_view=bool(overlap and ddp.gradient_as_bucket_view and len(reduced) == len(names)),
+    )
+
+
+def hand_over_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
+    """The step where parameter gradients die with their last use: a bucket takes them over.
+
+    Args:
+        step: as captured.
+        parameters: positions of the primal placeholders that are parameters.
+    """
+    outputs, gradients = J.joint_outputs(step.joint, step.forward_outputs)
+    given = {n for n in outputs if hasattr(n, "meta")}
+    kept: set[int] = set()
+    handed: set[int] = set()
+    for i, node in enumerate(gradients):
+        if hasattr(node, "meta"):
+            found = {step.value_of[s] for s in J.storages(node)}
+            (handed if i in parameters and node not in given else kept).update(found)
+    values = tuple(
+        replace(v, is_output=False) if i in handed - kept and v.kind is ValueKind.GRADIENT else v
+        for i, v in enumerate(step.graph.values)
+    )
+    return replace(step, graph=replace(step.graph, values=values))
