@@ -13,11 +13,12 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from memfit.pytorch.compat import BatchNormBase
 
 __all__ = ["has_cumulative_average", "traceable_cumulative_average"]
 
-_forward = _BatchNorm.forward
+_forward = BatchNormBase.forward
 
 
 @torch.library.custom_op("memfit::average_statistics", mutates_args={"mean", "variance"})
@@ -35,7 +36,7 @@ def _(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, count: torch.
 
 def _averages(module: nn.Module) -> bool:
     return (
-        isinstance(module, _BatchNorm)
+        isinstance(module, BatchNormBase)
         and type(module).forward is _forward
         and module.momentum is None
         and module.track_running_stats
@@ -59,9 +60,9 @@ def _traceable_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def traceable_cumulative_average() -> Iterator[None]:
     """While on, `nn.BatchNorm` with `momentum=None` can be traced; it computes what it did."""
-    before = _BatchNorm.forward
-    _BatchNorm.forward = _traceable_forward
+    before = BatchNormBase.forward
+    BatchNormBase.forward = _traceable_forward
     try:
         yield
     finally:
-        _BatchNorm.forward = before
+        BatchNormBase.forward = before

@@ -18,6 +18,7 @@ from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
 from torch._higher_order_ops.effects import has_effects
 from torch.fx.node import _side_effectful_functions
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
@@ -25,6 +26,7 @@ from memfit.errors import CaptureError, UnsupportedTorchError
 
 __all__ = [
     "BackendCompilerFailed",
+    "BatchNormBase",
     "MemoryEvent",
     "OpInterval",
     "TorchDynamoException",
