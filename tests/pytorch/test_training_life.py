@@ -519,3 +519,27 @@ def test_a_fitted_module_with_an_optimizer_is_saved_without_it(batch: Any) -> No
         torch.save(what, file)
         sizes.append(file.tell())
     assert sizes[1] - sizes[0] < counted / 4
+
+
+class Turned(nn.Module):
+    """Dropout on tensors whose memory is not in the order of their dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(8, 16, 3, padding=1)
+        self.second = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mixed along both dimensions."""
+        h = F.dropout(self.first(x).transpose(1, 2), 0.3)
+        for _ in range(4):
+            h = F.dropout(F.gelu(self.second(h)).transpose(1, 2), 0.1).transpose(1, 2)
+        h = F.dropout(torch.tanh(self.second(h)).permute(2, 0, 1)[:, :, ::2], 0.3)
+        return F.alpha_dropout(h.transpose(0, 2), 0.2, training=True).sum(0)
+
+
+def test_dropout_draws_in_the_order_of_memory_as_eager_does() -> None:
+    model = made(Turned)
+    plain = copy.deepcopy(model)
+    args = (torch.randn(4, 8, 24), torch.randn(4, 16))
+    compare(plain, tight(model, args, mean_square), with_loss(plain), backward(args))

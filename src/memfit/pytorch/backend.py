@@ -33,6 +33,7 @@ from memfit.pytorch.compat import (
 )
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import Replication, hand_over_gradients
+from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.lower import lower
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.units import format_bytes
@@ -171,6 +172,7 @@ class StepBackend:
 
     def _prepare(self, joint: fx.GraphModule) -> None:
         J.normalise(joint)
+        draw_in_memory_order(joint)
 
     def _read_joint(
         self,
