@@ -272,3 +272,24 @@ def test_says_so_once_when_the_budget_has_no_room(
     for _ in range(2):
         roomy(*batch).backward()
     assert not said()
+
+
+class Handing(Wide):
+    """Hands out a view of one parameter and another parameter itself."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The output and the parameters."""
+        return super().forward(x), self.layers[2].weight.t(), self.layers[1].bias
+
+
+def test_parameters_that_are_handed_out_get_both_gradients_at_once(batch: Any) -> None:
+    torch.manual_seed(0)
+    model = Handing()
+    plain = copy.deepcopy(model)
+    fitted = memfit.fit(model, budget="100%", cost="analytic")
+    for call in (plain, fitted):
+        torch.manual_seed(5)
+        for _ in range(3):
+            y, weight, bias = call(batch[0])
+            (loss_of(y, batch[1]) + weight.square().mean() + bias.abs().sum() / 7).backward()
+    assert same(gradients(plain), gradients(model))

@@ -12,14 +12,23 @@ from dataclasses import replace
 
 import torch
 from torch import fx, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_autograd import accumulating_leaf
 
-__all__ = ["accumulate", "accumulate_when_ready", "gradients_held", "hold_gradients"]
+__all__ = [
+    "accumulate",
+    "accumulate_when_ready",
+    "gradients_held",
+    "hand_out",
+    "hold_gradients",
+    "used_inside",
+]
 
+_HANDED_OUT = WeakIdKeyDictionary()  # parameters that fitted modules have returned as they are
 _LOCK = (
     threading.Lock()
 )  # autograd's own accumulation locks too: backward passes may run in threads
@@ -61,8 +70,17 @@ def _simply_added(leaf: torch.Tensor, gradient: torch.Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not leaf._backward_hooks
         and not leaf._post_accumulate_grad_hooks
+        and leaf not in _HANDED_OUT
         and _on_default_stream(gradient.device)
     )
+
+
+def hand_out(parameter: torch.Tensor) -> None:
+    """From now on, leave a parameter's gradients to autograd: the caller uses it beside the step.
+
+    Tracing sees views of parameters among a step's outputs (`used_inside`), not the parameters.
+    """
+    _HANDED_OUT[parameter] = True
 
 
 def _on_default_stream(device: torch.device) -> bool:
@@ -70,6 +88,18 @@ def _on_default_stream(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     return bool(torch.cuda.current_stream(device) == torch.cuda.default_stream(device))
+
+
+def used_inside(joint: fx.GraphModule, forward_outputs: int, parameters: Set[int]) -> set[int]:
+    """The parameters that the step does not hand out, itself or a view of it.
+
+    The caller may differentiate what is handed out, and autograd then adds both gradients up before
+    it adds them to `.grad`.
+    """
+    outputs, _ = J.joint_outputs(joint, forward_outputs)
+    out = {s for n in outputs if isinstance(n, fx.Node) for s in J.storages(n)}
+    primals = [p for p in joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
+    return {i for i in parameters if out.isdisjoint(J.storages(primals[i]))}
 
 
 def accumulate_when_ready(
@@ -81,7 +111,8 @@ def accumulate_when_ready(
         backward: the lowered backward graph; changed in place.
         joint: the joint graph it was lowered from.
         forward_outputs: number of outputs of the joint graph's forward pass.
-        parameters: positions of the primal placeholders that are parameters.
+        parameters: positions of the primal placeholders that are parameters, those that the step
+            hands out left aside (`used_inside`).
     """
     primals = [p for p in joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
     count = sum(bool(J.tensors(p)) for p in primals)
@@ -140,7 +171,8 @@ def hold_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
     """
     _, gradients = J.joint_outputs(step.joint, step.forward_outputs)
     ours = _values(step, (n for i, n in enumerate(gradients) if i in parameters))
-    others = _values(step, (n for i, n in enumerate(gradients) if i not in parameters))
+    inside = used_inside(step.joint, step.forward_outputs, parameters)
+    others = _values(step, (n for i, n in enumerate(gradients) if i not in inside))
     freed = ours - others
     values = [
         replace(v, is_output=False) if i in freed else v for i, v in enumerate(step.graph.values)

@@ -21,7 +21,12 @@ from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.pytorch import joint as J
-from memfit.pytorch.accumulate import accumulate_when_ready, gradients_held, hold_gradients
+from memfit.pytorch.accumulate import (
+    accumulate_when_ready,
+    gradients_held,
+    hold_gradients,
+    used_inside,
+)
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat import (
@@ -220,7 +225,8 @@ class StepBackend:
             if self._overlap is not None:
                 modules = self._overlap.mark(*modules, num_fwd_outputs)
             elif self.adds_gradients and not self._replication.reduced:
-                accumulate_when_ready(modules[1], joint, num_fwd_outputs, parameters)
+                inside = used_inside(joint, num_fwd_outputs, parameters)
+                accumulate_when_ready(modules[1], joint, num_fwd_outputs, inside)
             return modules
         except _Captured:
             raise

@@ -11,6 +11,7 @@ from torch import nn
 from memfit.errors import ExecutionError, UsageError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
+from memfit.pytorch.accumulate import hand_out
 from memfit.pytorch.backend import StepBackend, StepModule, compile_step
 from memfit.pytorch.compat import backward_keeps_graph
 from memfit.pytorch.distributed import Parallel, Replication, replication_of
@@ -41,6 +42,8 @@ def _guard(result: Any, given: Any) -> None:
         made = isinstance(t, torch.Tensor) and t.grad_fn is not None and id(t) not in known
         if made and t.requires_grad:
             t.register_hook(_refuse_second_use)
+        elif isinstance(t, nn.Parameter):
+            hand_out(t)
 
 
 class FittedModule(nn.Module):
