@@ -45,12 +45,14 @@ def make_data(rows: int = 64) -> list[dict[str, torch.Tensor]]:
 
 
 class Measured(transformers.Trainer):
-    """Measures the peak of the forward and backward pass of its third step."""
+    """Measures the peak of the last forward and backward pass of its third step."""
 
     peak: StepMeasurement | None = None
+    passes = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.state.global_step != 2 or self.peak is not None:
+        self.passes += self.state.global_step == 2
+        if self.passes != self.args.gradient_accumulation_steps or self.peak is not None:
             return super().training_step(*args, **kwargs)
         results: list[torch.Tensor] = []
         step = super().training_step
@@ -126,8 +128,7 @@ def test_trains_as_without_memfit_within_the_budget(tmp_path: Path, accumulated:
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
     assert plan.peak_parts["optimizer_state"] >= 2 * weights
     assert plan.peak_parts["parameters"] >= weights
-    if accumulated == 1:
-        assert trainer.peak.peak_bytes + graph.resident_bytes <= plan.budget_bytes
+    assert trainer.peak.peak_bytes + graph.resident_bytes <= plan.budget_bytes
 
 
 def test_evaluation_saving_and_resuming(tmp_path: Path) -> None:

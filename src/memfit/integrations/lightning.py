@@ -12,10 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memfit.errors import UsageError
-from memfit.graph import TrainingGraph
 from memfit.integrations import import_library
-from memfit.plan import Plan
-from memfit.pytorch.planned_method import PlannedMethod
+from memfit.pytorch.planned_method import PlanHolder, PlannedMethod
 from memfit.units import Budget
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ __all__ = ["MemFit"]
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
-class MemFit(Callback):
+class MemFit(PlanHolder, Callback):
     """Makes a Lightning `Trainer` train within a memory budget, with the same gradients.
 
     What is planned is one call inside `training_step` (as a whole, with its logging, that cannot be
@@ -65,17 +63,6 @@ class MemFit(Callback):
         """
         self._target = (module, method)
         self._options = {"budget": budget, **options}
-        self._planned: PlannedMethod | None = None
-
-    @property
-    def plan(self) -> Plan | None:
-        """The newest plan; None before the first training step."""
-        return self._planned.plan if self._planned else None
-
-    @property
-    def graph(self) -> TrainingGraph | None:
-        """The graph that the newest plan is for."""
-        return self._planned.graph if self._planned else None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Plan the chosen method from here on.
@@ -92,7 +79,11 @@ class MemFit(Callback):
             _choose(pl_module, module, method),
             method,
             owner=pl_module,
-            **{"optimizer": optimizers[0] if optimizers else None, **self._options},
+            **{
+                "optimizer": optimizers[0] if optimizers else None,
+                "accumulate": trainer.accumulate_grad_batches > 1,
+                **self._options,
+            },
         )
         self._planned.install()
 
@@ -116,10 +107,6 @@ class MemFit(Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give the module its plain method back."""
         self._remove()
-
-    def _remove(self) -> None:
-        if self._planned is not None:
-            self._planned.remove()
 
 
 def _trains(module: nn.Module) -> bool:

@@ -13,10 +13,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from memfit.errors import UsageError
-from memfit.graph import TrainingGraph
 from memfit.integrations import import_library
-from memfit.plan import Plan
-from memfit.pytorch.planned_method import PlannedMethod
+from memfit.pytorch.planned_method import PlanHolder, PlannedMethod
 from memfit.units import Budget
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def _explained(result: Any) -> Any:
     return LossOnly(result) if type(result) is dict and set(result) == {"loss"} else result
 
 
-class MemFitCallback(TrainerCallback):
+class MemFitCallback(PlanHolder, TrainerCallback):
     """Makes a `Trainer` train within a memory budget, with the same gradients.
 
     The step is planned at the first batch, and again for each new shape of a batch. Where the model
@@ -90,17 +88,6 @@ class MemFitCallback(TrainerCallback):
             raise UsageError(f"unknown outputs {outputs!r}; known: {', '.join(OUTPUTS)}")
         self._outputs = outputs
         self._options = {"budget": budget, **options}
-        self._planned: PlannedMethod | None = None
-
-    @property
-    def plan(self) -> Plan | None:
-        """The newest plan; None before the first training step."""
-        return self._planned.plan if self._planned else None
-
-    @property
-    def graph(self) -> TrainingGraph | None:
-        """The graph that the newest plan is for."""
-        return self._planned.graph if self._planned else None
 
     def on_train_begin(
         self,
@@ -132,7 +119,11 @@ class MemFitCallback(TrainerCallback):
             model,
             reduce=_loss_of if only else None,
             wrap=_explained if only else None,
-            **{"optimizer": getattr(optimizer, "optimizer", optimizer), **self._options},
+            **{
+                "optimizer": getattr(optimizer, "optimizer", optimizer),
+                "accumulate": args.gradient_accumulation_steps > 1,
+                **self._options,
+            },
         )
         self._planned.install()
 
@@ -152,10 +143,6 @@ class MemFitCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give the model its plain forward pass back; the plan can still be read."""
         self._remove()
-
-    def _remove(self) -> None:
-        if self._planned is not None:
-            self._planned.remove()
 
 
 def _refuse(args: Any, model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from memfit.plan import Plan
 from memfit.pytorch.api import fit
 from memfit.pytorch.fitted import FittedModule
 
-__all__ = ["PlannedMethod"]
+__all__ = ["PlanHolder", "PlannedMethod"]
 
 
 class _Computation(nn.Module):
@@ -130,3 +130,23 @@ class PlannedMethod:
             del self._module.__dict__[self._name]
         else:
             self._module.__dict__[self._name] = self._own
+
+
+class PlanHolder:
+    """What a trainer's callback that plans a method tells of it."""
+
+    _planned: PlannedMethod | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """The newest plan; None before the first training step."""
+        return self._planned.plan if self._planned else None
+
+    @property
+    def graph(self) -> TrainingGraph | None:
+        """The graph that the newest plan is for."""
+        return self._planned.graph if self._planned else None
+
+    def _remove(self) -> None:
+        if self._planned is not None:
+            self._planned.remove()
