@@ -133,6 +133,16 @@ def test_expanded_schedule_keeps_no_virtual_value(monkeypatch: pytest.MonkeyPatc
     assert schedule.kept(fused.step.graph) <= set(fused.values)
 
 
+def test_the_plan_and_a_message_say_that_the_peak_may_be_higher(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.GELU())
+    fitted = _fit(model, "100%")
+    _gradients(fitted, model, torch.randn(16, 16))
+    assert fitted.plan.provenance["notes"][-1] == inductor.CAUTION
+    assert [r.getMessage() for r in caplog.records].count(inductor.CAUTION) == 1
+
+
 def test_partitioner_is_its_digest_in_a_pickle() -> None:
     partitioner = PlanPartitioner(digest_of("1GiB", 1), lambda *_: None)  # type: ignore[arg-type]
     twin = pickle.loads(pickle.dumps(partitioner))

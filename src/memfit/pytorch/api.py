@@ -253,7 +253,8 @@ def fit(
         planner: a registered planner; `"auto"` is the default planner, `liveness`.
         mode: `time`, `memory` or `auto`, for the paper's planners.
         executor: `"eager-graph"` runs PyTorch's ordinary kernels, op by op, with eager's bits;
-            `"inductor"` has Inductor generate code for the planned graphs.
+            `"inductor"`, experimental, has Inductor generate code for the planned graphs; its
+            measured peak can be above the budget.
         cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
             `"analytic"`.
         optimizer: counts its state into the budget.

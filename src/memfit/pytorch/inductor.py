@@ -8,7 +8,9 @@ lowers it to the forward and the backward graph that Inductor generates code for
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +32,11 @@ from memfit.pytorch.lower import lower
 
 __all__ = ["InductorBackend", "PlanPartitioner", "digest_of"]
 
+CAUTION = (
+    'executor "inductor" is experimental: Inductor may move and fuse ops so that the measured peak '
+    'is above the plan and the budget; measure it, or use executor "eager-graph", which holds it'
+)
+logger = logging.getLogger("memfit")
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 
 
@@ -119,6 +126,7 @@ class InductorBackend(StepBackend):
         self._cost = cost
         self._progress = progress
         self._partitioner = PlanPartitioner(digest, self._partition)
+        self._cautioned = False
 
     def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         return compile_with_inductor(module, example_inputs, self._partitioner, {})
@@ -141,6 +149,11 @@ class InductorBackend(StepBackend):
         assert self._decide is not None, "nothing is only captured by way of Inductor"
         plan = self._decide(fused.graph)
         plan.check_graph(fused.graph)
+        notes = [*plan.provenance.get("notes", []), CAUTION]
+        plan = replace(plan, provenance={**plan.provenance, "notes": notes})
+        if not self._cautioned:
+            self._cautioned = True
+            logger.warning(CAUTION)
         modules = lower(step, fused.expand(plan.schedule))
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
