@@ -99,7 +99,7 @@ def used_inside(joint: fx.GraphModule, forward_outputs: int, parameters: Set[int
     outputs, _ = J.joint_outputs(joint, forward_outputs)
     out = {s for n in outputs if isinstance(n, fx.Node) for s in J.storages(n)}
     primals = [p for p in joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
-    return {i for i in parameters if out.isdisjoint(J.storages(primals[i]))}
+    return {i for i, p in enumerate(primals) if i in parameters and out.isdisjoint(J.storages(p))}
 
 
 def accumulate_when_ready(
