@@ -1,11 +1,10 @@
-"""`torch.compile(backend="memfit")`: options, passes without a backward, graph breaks."""
+"""`torch.compile(backend="memfit")`: options, errors, passes without a backward, second uses."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tomllib
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,15 @@ import pytest
 import torch
 from torch import nn
 
+import memfit
+from memfit.errors import (
+    CaptureError,
+    ExecutionError,
+    InfeasibleBudgetError,
+    MemfitError,
+    UsageError,
+)
 from memfit.pytorch.compile_backend import memfit_backend, plans
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.step_budget import BudgetWarning
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,32 +32,20 @@ pytestmark = [
 ]
 
 
-class Halves(nn.Module):
-    """Two towers with dropout, and between them, if asked, a line that Dynamo cannot trace."""
+class Tower(nn.Module):
+    """Layers with dropout."""
 
-    def __init__(self, broken: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Sequential(*[self._layer() for _ in range(6)])
-        self.second = nn.Sequential(*[self._layer() for _ in range(6)])
-        self.broken = broken
+        self.layers = nn.Sequential(*[self._layer() for _ in range(6)])
 
     @staticmethod
     def _layer() -> nn.Module:
         return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Dropout(0.1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The second tower on the first one's result."""
-        x = self.first(x)
-        if self.broken:
-            torch._dynamo.graph_break()  # the break
-        return self.second(x)
-
-
-BREAK = next(
-    f"test_compile_backend.py:{number}"
-    for number, line in enumerate(Path(__file__).read_text().splitlines(), 1)
-    if line.endswith("# the break")
-)
+        """The tower on its input."""
+        return self.layers(x)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +71,7 @@ def _compiled(model: nn.Module, options: dict[str, Any]) -> Any:
 
 
 def test_gradients_equal_eagers_within_the_budget() -> None:
-    model = Halves(broken=False)
+    model = Tower()
     x = torch.randn(512, 64)
     expected = _step(model, model, x)
     options = _options("70%")
@@ -90,7 +83,7 @@ def test_gradients_equal_eagers_within_the_budget() -> None:
 
 
 def test_no_grad_runs_plainly() -> None:
-    model = Halves(broken=False).eval()
+    model = Tower().eval()
     x = torch.randn(8, 64)
     options = _options("1B")
     with torch.no_grad():
@@ -109,66 +102,134 @@ def test_no_grad_runs_plainly() -> None:
         ({"budget": "1GiB", "time_limit_s": -1}, "time_limit_s is -1"),
     ],
 )
-def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
-    model = Halves(broken=False)
-    with pytest.raises(Exception, match="UsageError") as caught:
-        _compiled(model, options)(torch.randn(4, 64))
-    inner = caught.value.inner_exception  # type: ignore[attr-defined]
-    assert message in str(inner)
-    assert "\n" not in str(inner)
+def test_a_wrong_option_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        _compiled(Tower(), options)(torch.randn(4, 64))
+    assert type(caught.value).__qualname__ == "UsageError"
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_two_graphs_share_one_budget() -> None:
-    model = Halves(broken=True)
+def test_without_options_the_budget_is_asked_for() -> None:
+    with pytest.raises(UsageError, match=r"^backend memfit has no budget; write torch.compile"):
+        torch.compile(Tower(), backend="memfit")(torch.randn(4, 64))
+
+
+def test_inductors_modes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^backend memfit has no mode 'max-autotune'"):
+        torch.compile(Tower(), backend="memfit", mode="max-autotune")(torch.randn(4, 64))
+
+
+def test_an_infeasible_budget_is_an_error_with_the_smallest_one() -> None:
     x = torch.randn(512, 64)
-    expected = _step(model, model, x)
-    budget = 7 * 2**19
-    options = _options(str(budget))
+    with pytest.raises(InfeasibleBudgetError, match=r"^budget 100\.?0* KiB") as caught:
+        _compiled(Tower(), _options("100KiB"))(x)
+    model = Tower()
+    options = _options(str(caught.value.minimum_bytes))
+    _step(_compiled(model, options), model, x)
+    assert plans(options)[0].peak_bytes == caught.value.minimum_bytes
+
+
+def test_what_cannot_be_captured_is_named() -> None:
+    table = nn.Embedding(10, 4, sparse=True)
+    with pytest.raises(CaptureError, match="sparse=False"):
+        _compiled(table, _options("1GiB"))(torch.arange(3))
+
+
+def test_fullgraph() -> None:
+    model = Tower()
+    x = torch.randn(512, 64)
+    options = _options("70%")
+    call = torch.compile(model, backend="memfit", options=options, fullgraph=True)
+    got, expected = _step(call, model, x), _step(model, model, x)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert len(plans(options)) == 1
+
+
+def test_fullgraph_refuses_a_break_as_ever() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x.sin()
+
+    call = torch.compile(broken, backend="memfit", options=_options("1GiB"), fullgraph=True)
+    with pytest.raises(Exception, match="graph_break") as caught:
+        call(torch.randn(4, requires_grad=True))
+    assert not isinstance(caught.value, MemfitError)
+
+
+def test_evaluation_runs_untouched() -> None:
+    model = Tower().eval()
+    x = torch.randn(64, 64)
+    options = _options("1B")
     call = _compiled(model, options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", BudgetWarning)
-        got = _step(call, model, x)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    first, second = plans(options)
-    assert first.plain_peak_bytes + second.plain_peak_bytes > budget  # sharing is needed
-    assert first.budget_bytes + second.budget_bytes < 2 * budget
-    held = sum(p.nbytes for p in model.parameters()) + x.nbytes
-
-    def step() -> None:  # what the loss takes outside of the graphs is not in the budget
-        model.zero_grad(set_to_none=True)
-        call(x).sum().backward()
-
-    step()
-    measured = measure_step(step)
-    assert held + measured.peak_bytes <= budget
+    with torch.no_grad():
+        assert torch.equal(call(x), model(x))
+    model.train()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(call(x), expected)
+    assert plans(options) == []
 
 
-def test_a_budget_that_two_graphs_cannot_share_names_the_break() -> None:
-    model = Halves(broken=True)
-    x = torch.randn(512, 64)
+def test_a_second_backward_pass_is_refused_and_the_first_one_still_works() -> None:
+    model = Tower()
+    x = torch.randn(32, 64)
     expected = _step(model, model, x)
-    with pytest.warns(BudgetWarning, match=f"{BREAK} splits the step into 2 graphs"):
-        got = _step(_compiled(model, _options("1600KiB")), model, x)
+    call = _compiled(model, _options("90%"))
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    loss = call(x).square().mean()
+    with pytest.raises(ExecutionError, match=r"^retain_graph=True is not supported"):
+        loss.backward(retain_graph=True)
+    torch.manual_seed(0)
+    loss = call(x).square().mean()
+    with pytest.raises(ExecutionError, match=r"^create_graph=True"):
+        torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    call(x).square().mean().backward()
+    got = [p.grad for p in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_a_later_shape_takes_the_place_of_the_first() -> None:
-    """Graphs of the same code at another shape are no further graphs of the step."""
-    model = Halves(broken=True)
-    options = _options("3584KiB")
-    call = torch.compile(model, backend="memfit", options=options, dynamic=False)
-    for batch in (512, 256, 128):
-        _step(call, model, torch.randn(batch, 64))
-    assert len(plans(options)) == 6
-    sixth = plans(options)[5]
-    assert sixth.budget_bytes > plans(options)[1].budget_bytes
+def test_autocast_around_the_forward_pass() -> None:
+    """Traced backward passes run without autocast, as eager's do outside of its block."""
+    model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU())
+    x = torch.randn(64, 32)
+
+    def step(call: Any) -> list[torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            loss = call(x).float().square().mean()
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    options = _options("95%")
+    got, expected = step(_compiled(model, options)), step(model)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert plans(options)[0].overhead > 0
 
 
-def test_dynamic_shapes_run_without_a_plan_and_say_so() -> None:
-    model = nn.Linear(8, 8)
-    call = torch.compile(model, backend="memfit", options=_options("1MiB"), dynamic=True)
-    with pytest.warns(BudgetWarning, match="dynamic=False"):
-        call(torch.randn(4, 8)).sum().backward()
+def test_inductors_failure_is_told_from_a_failed_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.graph import GraphLowering
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no such tile\nand more")
+
+    monkeypatch.setattr(GraphLowering, "codegen", fail)
+    message = (
+        r"^Inductor cannot generate code for .*NotImplementedError: no such tile; use "
+        r'executor="eager-graph"'
+    )
+    x = torch.randn(16, 64)
+    with pytest.raises(ExecutionError, match=message) as caught:
+        _compiled(Tower(), _options("1GiB", executor="inductor"))(x)
+    assert "\n" not in str(caught.value)
+    fitted = memfit.fit(Tower(), budget="1GiB", executor="inductor", cost="analytic")
+    with pytest.raises(ExecutionError, match=message.replace(".*", "Tower: ")):
+        fitted(x)
 
 
 def test_the_entry_point_is_the_backend() -> None:

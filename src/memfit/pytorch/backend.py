@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import inspect
-import linecache
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
@@ -39,6 +36,7 @@ from memfit.pytorch.compat import (
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import Replication, hand_over_gradients
 from memfit.pytorch.draws import draw_in_memory_order
+from memfit.pytorch.explain import explained
 from memfit.pytorch.lower import lower
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.units import format_bytes
@@ -49,6 +47,7 @@ __all__ = [
     "StepModule",
     "captured_graph",
     "compile_step",
+    "no_leaf_warnings",
     "resident_values",
 ]
 
@@ -303,12 +302,13 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
         backend.compiling()
         averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
-            with capture_settings(), averaging, _no_leaf_warnings(args, kwargs):
+            with capture_settings(), averaging, no_leaf_warnings(args, kwargs):
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
-            cause = backend.error or CaptureError(_explain(step, error, args, kwargs))
+            given = args if step.loss_fn is None else args[:-1]
+            cause = backend.error or explained(step.model, error, given, kwargs)
             backend.failed(cause)
             raise cause from None
 
@@ -316,7 +316,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
 
 
 @contextmanager
-def _no_leaf_warnings(*given: Any) -> Iterator[None]:
+def no_leaf_warnings(*given: Any) -> Iterator[None]:
     """While Dynamo compiles, it reads `.grad` of inputs that others computed, which warns."""
     leaves = torch.utils._pytree.tree_leaves(given)
     if not any(isinstance(x, torch.Tensor) and not x.is_leaf for x in leaves):
@@ -345,58 +345,3 @@ def captured_graph(
     captured, backend.captured = backend.captured, None
     gc.collect()
     return captured
-
-
-_USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
-_OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
-
-
-def _place(found: tuple[str, str]) -> tuple[str, int]:
-    return found[0], int(found[1])
-
-
-def _explain(
-    step: StepModule, error: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> str:
-    """One line on why a model was not captured: its own error, or what cannot be traced."""
-    text = str(error)
-    name = type(step.model).__name__
-    given = args if step.loss_fn is None else args[:-1]
-    try:
-        inspect.signature(step.model.forward).bind(*given, **kwargs)
-    except TypeError as mismatch:
-        return (
-            f"{name} does not take these {len(given) + len(kwargs)} inputs: {mismatch}; give as "
-            "many as its forward takes"
-        )
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    inner = getattr(error, "inner_exception", None)
-    if inner is not None:
-        reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0]}"
-    else:
-        reason = lines[0] if lines else type(error).__name__
-    detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
-    places = [
-        m
-        for m in _USER_LINE.findall(text)
-        if "/torch/" not in m[0] and not m[0].endswith("memfit/pytorch/backend.py")
-    ]
-    where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
-    own = _OWN_ERROR.search(text)
-    if own is not None:
-        return (
-            f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, "
-            "shapes and dtypes of the inputs"
-        )
-    if "as_proxy" in text and places and "generator" in linecache.getline(*_place(places[-1])):
-        return (
-            f"{name} cannot be captured{where}: a random op is given a generator of its own, which "
-            "PyTorch cannot trace; draw from the default generator (torch.manual_seed), or draw "
-            "outside and give the numbers as an input"
-        )
-    return (
-        f"{name} cannot be captured as one graph{where}: {reason}"
-        f"{' (' + detail.removeprefix('Explanation: ') + ')' if detail else ''}; rewrite that line "
-        "without a branch on tensor data or a call that PyTorch cannot trace (torch.where, "
-        "torch.cond), or fit the parts of the model before and after it one by one"
-    )

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-import torch
 from torch import fx
 
-from memfit.errors import UsageError
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
 from memfit.pytorch.api import COSTS, EXECUTORS, Settings
-from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.compat import check_torch_version
-from memfit.pytorch.compat_inductor import (
-    compile_code_id,
-    ending_break,
-    plain_inductor,
-    register_backend,
-)
-from memfit.pytorch.step_budget import BudgetWarning, StepBudget
+from memfit.pytorch.compat_dynamo import ending_break, register_backend, shown_by_dynamo
+from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
+from memfit.pytorch.specialise import has_symbols
+from memfit.pytorch.step_runs import StepRuns
 from memfit.units import parse_budget, parse_bytes
 
 __all__ = ["memfit_backend", "plans", "register"]
@@ -46,10 +39,8 @@ class _Call:
     """What belongs to one call of `torch.compile`, known by its dict of options."""
 
     options: Mapping[str, Any]
-    settings: Settings
-    optimizer_bytes: int
-    budget: StepBudget
-    backends: list[StepBackend]
+    step: StepRuns
+    graphs: list[PlannedGraph | SymbolicGraph] = field(default_factory=list)
 
 
 _calls: dict[int, _Call] = {}
@@ -88,8 +79,7 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
 def _call_of(options: Mapping[str, Any]) -> _Call:
     call = _calls.get(id(options))
     if call is None:
-        settings, optimizer_bytes = _settings(options)
-        call = _Call(options, settings, optimizer_bytes, StepBudget(), [])
+        call = _Call(options, StepRuns(*_settings(options)))
         _calls[id(options)] = call  # holds the dict, so that its id stays its own
     return call
 
@@ -104,7 +94,8 @@ def memfit_backend(
     """The backend that `torch.compile` calls, once for each graph that Dynamo makes.
 
     All graphs compiled with one dict of options belong to one training step and share its budget.
-    Graphs without a backward pass run plainly.
+    Graphs without a backward pass run plainly. Of a graph with symbolic sizes, a copy is planned
+    and compiled for each combination of sizes that it is called with.
 
     Args:
         module: Dynamo's graph.
@@ -115,56 +106,53 @@ def memfit_backend(
         mode: must be left out; `torch.compile`'s modes are Inductor's.
 
     Raises:
-        UsageError: an option is unknown, or wrong. Dynamo wraps it into its own error.
-        InfeasibleBudgetError: no plan fits; wrapped as well.
+        UsageError: an option is unknown, or wrong.
+        InfeasibleBudgetError: no plan fits.
+        ExecutionError: Inductor cannot generate code.
     """
+    try:
+        return _compiled(module, example_inputs, options if options is not None else {}, mode)
+    except MemfitError as error:
+        raise shown_by_dynamo(error) from None
+
+
+def _compiled(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    mode: str | None,
+) -> Callable[..., Any]:
     check_torch_version()
     if mode is not None:
         raise UsageError(
             f'backend memfit has no mode {mode!r}; choose options={{"executor": "inductor"}} '
             "instead"
         )
-    call = _call_of(options if options is not None else {})
-    if any(isinstance(x, torch.SymInt) for x in example_inputs):
-        warnings.warn(
-            "a graph with dynamic shapes runs without a plan, so that its budget is not kept; pass "
-            "dynamic=False to torch.compile for a plan for each shape",
-            BudgetWarning,
-            stacklevel=2,
-        )
-        return plain_inductor(module, example_inputs)
-    return _backend(call, module, example_inputs)(module, example_inputs)
-
-
-def _backend(call: _Call, module: fx.GraphModule, example_inputs: Sequence[Any]) -> StepBackend:
-    key = compile_code_id() or len(call.budget.shares)
+    call = _call_of(options)
     line = ending_break(module)
-    first = next((x for x in example_inputs if isinstance(x, torch.Tensor)), None)
-    settings = replace(call.settings, device=first.device if first is not None else None)
-
-    def decide(graph: TrainingGraph) -> Plan:
-        budget_bytes = settings.resolve(graph)
-        return call.budget.plan(key, graph, budget_bytes, line, settings.decide_within)
-
-    resident = {ValueKind.OPTIMIZER: call.optimizer_bytes}
-    name = "the compiled graph"
-    backend = settings.backend_for(
-        decide=decide,
-        resident=resident,
-        name=name,
-        optimizer_bytes=call.optimizer_bytes,
-        held=call.budget.held_for(key),
-    )
-    call.backends.append(backend)
-    return backend
+    graph: PlannedGraph | SymbolicGraph
+    if has_symbols(module):
+        graph = SymbolicGraph(call.step, module, line)
+    else:
+        call.step.begin()
+        graph = PlannedGraph(call.step, module, example_inputs, line)
+    call.graphs.append(graph)
+    return graph
 
 
 def plans(options: Mapping[str, Any]) -> list[Plan]:
-    """The plans made so far with this very dict of options, in the order of compilation."""
+    """The plans that the graphs compiled with this very dict of options follow.
+
+    One for each graph and combination of sizes, in the order in which these were first compiled.
+    A plan that was exchanged for another is no longer there.
+    """
     call = _calls.get(id(options))
     if call is None:
         return []
-    return [compiled.plan for backend in call.backends for compiled in backend.compiled]
+    planned: list[PlannedGraph] = []
+    for graph in call.graphs:
+        planned.extend([graph] if isinstance(graph, PlannedGraph) else graph.variants.values())
+    return [graph.plan for graph in planned if graph.plan is not None]
 
 
 def _reset() -> None:

@@ -8,31 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from memfit.errors import ExecutionError, UsageError
+from memfit.errors import UsageError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.pytorch.accumulate import hand_out
 from memfit.pytorch.backend import StepBackend, StepModule, compile_step
-from memfit.pytorch.compat import backward_keeps_graph
 from memfit.pytorch.distributed import Parallel, Replication, replication_of
+from memfit.pytorch.second_use import refuse_second_use
 
 __all__ = ["FittedModule"]
-
-
-def _refuse_second_use(_: torch.Tensor) -> None:
-    """Gradient hook that refuses backward passes which a plan cannot serve, before they begin."""
-    if torch.is_grad_enabled():
-        raise ExecutionError(
-            "create_graph=True (double backward) is not supported by a fitted module: its "
-            "backward pass is planned once and frees what it uses; call the plain model for "
-            "steps that need second derivatives"
-        )
-    if backward_keeps_graph():
-        raise ExecutionError(
-            "retain_graph=True is not supported by a fitted module: its backward pass frees "
-            "the kept activations as it goes; add the losses and call backward() once, or "
-            "call the plain model for this step"
-        )
 
 
 def _guard(result: Any, given: Any) -> None:
@@ -41,7 +25,7 @@ def _guard(result: Any, given: Any) -> None:
     for t in torch.utils._pytree.tree_leaves(result):
         made = isinstance(t, torch.Tensor) and t.grad_fn is not None and id(t) not in known
         if made and t.requires_grad:
-            t.register_hook(_refuse_second_use)
+            t.register_hook(refuse_second_use)
         elif isinstance(t, nn.Parameter):
             hand_out(t)
 

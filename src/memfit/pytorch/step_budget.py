@@ -1,30 +1,36 @@
-"""One budget for all the graphs that Dynamo makes of one training step.
+"""What the graphs of one training step hold while another one of them runs.
 
-Where Dynamo cannot trace on (a graph break), a step is compiled as several graphs, each when it is
-first reached. By then the forward passes of the graphs before it have run, and hold what they keep
-for their backward passes, which come after this graph's. So while a graph runs, the graphs before
-it hold their parameters, buffers, outputs and kept values; and while a graph runs backward, the
-graphs after it hold their parameters, buffers and finished gradients.
+Where Dynamo cannot trace on (a graph break), a step runs as several graphs, whose backward passes
+run in the reverse order. While one graph runs, forward or backward, these are there beside it:
 
-A graph that ends in a break is planned before the graphs after it are known. It is given half of
-what is left of the budget above its own parameters, buffers and inputs, or the least that it can
-run in where that is more, and leaves the rest to them. The last graph gets all that is left.
+- parameters, buffers and what the caller gave to any of the graphs, each memory counted once;
+- of the runs before it: what they were given, what they handed out, and what they keep for their
+  backward passes, which are still to come;
+- of the runs after it: finished gradients of parameters, and results that no other graph reads.
+
+Values that the code between two graphs makes and keeps are not known here, and not counted.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
-from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph, ValueKind
-from memfit.plan import Plan
+from memfit.schedule import Schedule
 from memfit.units import format_bytes
 
-__all__ = ["BudgetWarning", "GraphShare", "StepBudget"]
-
-DecideWithin = Callable[[TrainingGraph, int], Plan]
+__all__ = [
+    "BudgetWarning",
+    "GraphRun",
+    "beside",
+    "kept_bytes",
+    "needs",
+    "warn_first_step",
+    "warn_over_budget",
+]
 
 
 class BudgetWarning(UserWarning):
@@ -32,136 +38,98 @@ class BudgetWarning(UserWarning):
 
 
 @dataclass(frozen=True, slots=True)
-class GraphShare:
-    """What one graph of a step takes.
+class GraphRun:
+    """One run of a graph in a step. Memory is known by an identity; sizes are in bytes.
 
     Attributes:
-        own_bytes: its parameters and buffers.
-        held_bytes: what it holds between its forward and its backward pass beyond these: kept
-            values and outputs.
-        gradient_bytes: gradients that it hands back.
-        peak_bytes: the peak of its plan.
-        break_line: source line of the graph break at its end, None where it ends without one.
+        inputs: what it is given.
+        lasting: those of its inputs that are there all through the step.
+        outputs: what it hands out.
+        gradients: what its backward pass leaves behind, by the identity of what it is for.
     """
 
-    own_bytes: int
-    held_bytes: int
-    gradient_bytes: int
-    peak_bytes: int
-    break_line: str | None
-
-    @classmethod
-    def of(cls, graph: TrainingGraph, plan: Plan, break_line: str | None) -> GraphShare:
-        """The share of a planned graph."""
-        values = graph.values
-        kept = plan.schedule.kept(graph)
-        outputs = {
-            i for i, v in enumerate(values) if v.kind is ValueKind.ACTIVATION and v.is_output
-        }
-        return cls(
-            own_bytes=_own_bytes(graph),
-            held_bytes=sum(values[v].size_bytes for v in kept | outputs),
-            gradient_bytes=sum(
-                v.size_bytes for v in values if v.kind is ValueKind.GRADIENT and v.is_output
-            ),
-            peak_bytes=plan.peak_bytes,
-            break_line=break_line,
-        )
+    inputs: Mapping[int, int]
+    lasting: frozenset[int]
+    outputs: Mapping[int, int]
+    gradients: Mapping[int, int]
 
 
-def _own_bytes(graph: TrainingGraph) -> int:
-    kinds = (ValueKind.PARAMETER, ValueKind.BUFFER)
-    return sum(v.size_bytes for v in graph.values if v.kind in kinds)
+def kept_bytes(graph: TrainingGraph, schedule: Schedule) -> int:
+    """Bytes that a schedule keeps from the forward to the backward pass, outputs left aside."""
+    values = graph.values
+    return sum(
+        values[v].size_bytes
+        for v in schedule.kept(graph)
+        if values[v].kind is ValueKind.ACTIVATION and not values[v].is_output
+    )
 
 
-@dataclass
-class StepBudget:
-    """The graphs of one step, in the order in which they run forward.
+def beside(runs: Sequence[GraphRun]) -> list[int]:
+    """For each run of a step, what the others hold meanwhile, kept values left aside."""
+    read = {i for run in runs for i in run.inputs}
+    after: list[dict[int, int]] = [{}]
+    gradients: list[dict[int, int]] = [{}]
+    for run in reversed(runs[1:]):
+        results = {i: size for i, size in run.outputs.items() if i not in read}
+        after.append({**after[-1], **results})
+        gradients.append({**gradients[-1], **run.gradients})
+    there = {i: size for run in runs for i, size in run.inputs.items() if i in run.lasting}
+    result = []
+    for run, later, left in zip(runs, reversed(after), reversed(gradients), strict=True):
+        others = {**there, **later}
+        held = sum(size for i, size in others.items() if i not in run.inputs)
+        result.append(held + sum(left.values()))
+        there = {**there, **run.inputs, **run.outputs}
+    return result
 
-    Attributes:
-        shares: what each graph takes, by the key of its code; a graph that is compiled again (for
-            another shape) takes the place of its older version.
+
+def needs(held: Sequence[int], peaks: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """For each run of a step, the memory of the whole step at the peak of that run.
+
+    Args:
+        held: for each run, what is there beside it (`beside`).
+        peaks: for each run, the peak of its plan.
+        kept: for each run, what it keeps (`kept_bytes`); it counts in the runs after it.
     """
-
-    shares: dict[object, GraphShare] = field(default_factory=dict)
-
-    def held_for(self, key: object) -> int:
-        """Bytes that the other graphs of the step hold while this one runs, as far as known."""
-        keys = list(self.shares)
-        at = keys.index(key) if key in self.shares else len(keys)
-        before = sum(self.shares[k].own_bytes + self.shares[k].held_bytes for k in keys[:at])
-        after = sum(
-            self.shares[k].own_bytes + self.shares[k].gradient_bytes for k in keys[at + 1 :]
-        )
-        return before + after
-
-    def plan(
-        self,
-        key: object,
-        graph: TrainingGraph,
-        budget_bytes: int,
-        break_line: str | None,
-        within: DecideWithin,
-    ) -> Plan:
-        """A plan for one of the graphs, with what the others leave of the budget.
-
-        Where that is not enough, the graph gets the smallest plan there is, with a warning that
-        names the source line of the graph break.
-
-        Args:
-            key: the code that the graph is of.
-            graph: the graph.
-            budget_bytes: the budget of the whole step.
-            break_line: source line of the graph break that ends the graph, if one does.
-            within: the plan for a graph and a budget.
-
-        Raises:
-            InfeasibleBudgetError: the budget is too small for the graph, though it is the only one.
-        """
-        held = self.held_for(key)
-        left = budget_bytes - held
-        wanted = left
-        if break_line is not None:
-            wanted = left - max(0, left - graph.resident_bytes) // 2
-        try:
-            plan = within(graph, wanted) if wanted > 0 else None
-            least = 0
-        except InfeasibleBudgetError as error:
-            if not held and error.minimum_bytes > left:
-                raise InfeasibleBudgetError(
-                    budget_bytes=budget_bytes,
-                    minimum_bytes=error.minimum_bytes,
-                    binding_op=error.binding_op,
-                ) from None
-            plan, least = None, error.minimum_bytes
-        if plan is None:
-            plan = within(graph, least or _least(graph, within))
-        self.shares[key] = GraphShare.of(graph, plan, break_line)
-        self._warn(budget_bytes)
-        return plan
-
-    def _warn(self, budget_bytes: int) -> None:
-        """Warn where a graph and what the others hold beside it are over the budget."""
-        over = [(s.peak_bytes + self.held_for(k), k) for k, s in self.shares.items()]
-        need, key = max(over, key=lambda item: item[0])
-        if need <= budget_bytes or len(self.shares) < 2:
-            return
-        lines = [s.break_line for s in self.shares.values() if s.break_line is not None]
-        where = f"the graph break at {lines[-1]}" if lines else "a graph break"
-        held = self.held_for(key)
-        warnings.warn(
-            f"budget {format_bytes(budget_bytes)} cannot be met: {where} splits the step into "
-            f"{len(self.shares)} graphs, one of which takes {format_bytes(need - held)} while the "
-            f"others hold {format_bytes(held)}; remove the break or raise the budget to "
-            f"{need} bytes",
-            BudgetWarning,
-            stacklevel=2,
-        )
+    before = accumulate(kept, initial=0)
+    return [h + p + k for h, p, k in zip(held, peaks, before, strict=False)]
 
 
-def _least(graph: TrainingGraph, within: DecideWithin) -> int:
-    """The smallest budget that a graph can run in."""
-    try:
-        return within(graph, 1).peak_bytes
-    except InfeasibleBudgetError as error:
-        return error.minimum_bytes
+def warn_over_budget(
+    budget_bytes: int, need_bytes: int, held_bytes: int, graphs: int, line: str | None
+) -> None:
+    """Warn of a step whose graphs do not fit into the budget, with the graph break to blame.
+
+    Args:
+        budget_bytes: the budget of the step.
+        need_bytes: the memory of the step where it is largest.
+        held_bytes: how much of it other graphs hold than the one that runs then.
+        graphs: number of graphs that ran so far.
+        line: source line of the break, None where no graph ends in one.
+    """
+    where = f"the graph break at {line} splits the step into" if line else "the step is run as"
+    remedy = "remove the break or raise" if line else "compile it as one graph or raise"
+    warnings.warn(
+        f"budget {format_bytes(budget_bytes)} cannot be met: {where} {graphs} graphs, one of which "
+        f"takes {format_bytes(need_bytes - held_bytes)} while the others hold "
+        f"{format_bytes(held_bytes)}; {remedy} the budget to {need_bytes} bytes",
+        BudgetWarning,
+        stacklevel=2,
+    )
+
+
+def warn_first_step(budget_bytes: int, need_bytes: int, line: str | None) -> None:
+    """Warn of a first step over the budget, whose graphs are planned as they are reached.
+
+    Args:
+        budget_bytes: the budget of the step.
+        need_bytes: the memory that it takes.
+        line: source line of a graph break, None where no graph ends in one.
+    """
+    where = f" by the graph break at {line}" if line else ""
+    warnings.warn(
+        f"the first step takes {need_bytes} bytes, over its budget of {budget_bytes} bytes: it is "
+        f"split{where}, and its graphs are planned together from the second step on",
+        BudgetWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,58 @@
+"""Private or experimental names of Dynamo (see `compat`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+from torch._dynamo.exc import ShortenTraceback
+
+__all__ = [
+    "ending_break",
+    "register_backend",
+    "shown_by_dynamo",
+]
+
+
+def register_backend(name: str, backend: Callable[..., Any]) -> None:
+    """Make a backend known to `torch.compile` by name, unless the name is taken."""
+    from torch._dynamo.backends import registry
+
+    if name not in registry._COMPILER_FNS:
+        registry.register_backend(backend, name=name)
+
+
+def ending_break(module: fx.GraphModule) -> str | None:
+    """Source line of the graph break that ends a Dynamo graph, None where it ends without one."""
+    reason = getattr(module, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None
+    stack = reason.user_stack
+    return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else "an unknown line"
+
+
+def shown_by_dynamo(error: Exception) -> Exception:
+    """The same error, of a class that Dynamo lets through to the user as it is.
+
+    Dynamo wraps what a backend raises into errors of its own, except errors of this one class
+    (`OutputGraph._call_user_compiler`). The result is an instance of the error's class too, of the
+    same name, with the same attributes.
+    """
+    kind, text = type(error), str(error)
+    own = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__str__": lambda _: text,  # Dynamo adds advice on its own logs to the arguments
+    }
+    made = type(kind.__name__, (ShortenTraceback, kind), own)
+    shown = made.__new__(made, *error.args)
+    shown.__dict__.update(
+        {
+            "first_useful_frame": None,  # nothing to cut off the traceback
+            "frame_exec_strategy": None,
+            "_torch_dynamo_tracer_output": None,
+            **error.__dict__,
+        }
+    )
+    return shown.with_traceback(error.__traceback__)

@@ -1,0 +1,100 @@
+"""One line on what ended a compilation, made of what PyTorch's compiler says."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from memfit.errors import CaptureError, ExecutionError, MemfitError
+from memfit.pytorch.compat_inductor import InductorError
+
+__all__ = ["explained", "no_code"]
+
+
+def explained(
+    model: nn.Module, error: Exception, given: Sequence[Any], kwargs: Mapping[str, Any]
+) -> MemfitError:
+    """The error to raise for one that PyTorch's compiler raised on a model's step.
+
+    Args:
+        model: the model.
+        error: what PyTorch raised.
+        given, kwargs: what the model's forward was called with.
+
+    Returns:
+        An ExecutionError where Inductor could not generate code, else a CaptureError.
+    """
+    failed = no_code(type(model).__name__, error)
+    return failed or CaptureError(_why_not_captured(model, error, given, kwargs))
+
+
+def no_code(name: str, error: BaseException) -> ExecutionError | None:
+    """The error to raise where Inductor could not generate code; None for any other error."""
+    if not isinstance(error, InductorError):
+        return None
+    inner = error.inner_exception
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    said = f"{type(inner).__name__}: {lines[0] if lines else 'no reason given'}"
+    return ExecutionError(
+        f"Inductor cannot generate code for {name}: {said.rstrip('.;')}; use "
+        'executor="eager-graph", which runs PyTorch\'s own kernels'
+    )
+
+
+_USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
+_OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
+
+
+def _place(found: tuple[str, str]) -> tuple[str, int]:
+    return found[0], int(found[1])
+
+
+def _why_not_captured(
+    model: nn.Module, error: Exception, given: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """One line on why a model was not captured: its own error, or what cannot be traced."""
+    text = str(error)
+    name = type(model).__name__
+    try:
+        inspect.signature(model.forward).bind(*given, **kwargs)
+    except TypeError as mismatch:
+        return (
+            f"{name} does not take these {len(given) + len(kwargs)} inputs: {mismatch}; give as "
+            "many as its forward takes"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    inner = getattr(error, "inner_exception", None)
+    if inner is not None:
+        reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0]}"
+    else:
+        reason = lines[0] if lines else type(error).__name__
+    detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
+    places = [
+        m
+        for m in _USER_LINE.findall(text)
+        if "/torch/" not in m[0] and not m[0].endswith("memfit/pytorch/backend.py")
+    ]
+    where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
+    own = _OWN_ERROR.search(text)
+    if own is not None:
+        return (
+            f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, "
+            "shapes and dtypes of the inputs"
+        )
+    if "as_proxy" in text and places and "generator" in linecache.getline(*_place(places[-1])):
+        return (
+            f"{name} cannot be captured{where}: a random op is given a generator of its own, which "
+            "PyTorch cannot trace; draw from the default generator (torch.manual_seed), or draw "
+            "outside and give the numbers as an input"
+        )
+    return (
+        f"{name} cannot be captured as one graph{where}: {reason}"
+        f"{' (' + detail.removeprefix('Explanation: ') + ')' if detail else ''}; rewrite that line "
+        "without a branch on tensor data or a call that PyTorch cannot trace (torch.where, "
+        "torch.cond), or fit the parts of the model before and after it one by one"
+    )
