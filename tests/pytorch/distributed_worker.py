@@ -1,10 +1,7 @@
 """One rank of the tests in test_distributed.py: distributed_worker.py RANK FOLDER."""
 
-import datetime
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import memfit
 from memfit.pytorch import plan_sharing
 from memfit.pytorch.measure import measure_step
+from support.ranks import run_rank
 
 WIDTH = 128
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -247,23 +245,5 @@ def fsdp_scenario(rank: int) -> dict[str, Any]:
 SCENARIOS = {"ddp": ddp_scenario, "fsdp": fsdp_scenario, "errors": errors_scenario}
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    results = {}
-    for name, run in SCENARIOS.items():
-        torch._dynamo.reset()
-        results[name] = run(rank)
-    torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(SCENARIOS)

@@ -6,13 +6,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,47 +20,16 @@ from memfit.pytorch.fit_blocks import block_budgets
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.pieces import piece_bytes
 from memfit.units import parse_budget
+from support.ranks import Ranks, finish, found_by_ranks, start
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 EXAMPLE = Path(__file__).parents[2] / "examples/ddp.py"
-TIMEOUT_S = 240
-Ranks = list[dict[str, Any]]
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """What a process printed; its whole group is ended where it takes too long."""
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"still running after {TIMEOUT_S} s:\n{output}")
-    return output
-
-
-def start(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "MEMFIT_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
     """What two ranks found, by scenario."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = ["-W", "error", str(WORKER)]
-    ranks = [start([*command, str(i), str(folder)], folder / f"cache{i}") for i in range(2)]
-    outputs = [finish(process) for process in ranks]
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output
-    results = [torch.load(folder / f"{i}.pt") for i in range(2)]
-    return {name: [rank[name] for rank in results] for name in results[0]}
+    return found_by_ranks(WORKER, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
