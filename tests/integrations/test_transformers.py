@@ -295,6 +295,7 @@ def test_training_that_bypasses_the_plan_is_an_error(tmp_path: Path) -> None:
         make_trainer(tmp_path, MemFitCallback(budget="60%"), kind=Bypass).train()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_of_peft(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     lora = {"r": 4, "lora_dropout": 0.1, "target_modules": ["c_attn"], "fan_in_fan_out": True}

@@ -1,4 +1,4 @@
-"""One rank of the tests in test_trainers_distributed.py, under torchrun: trainer_worker.py FOLDER."""
+"""One rank of test_trainers_distributed.py, under torchrun: trainer_worker.py FOLDER."""
 
 from __future__ import annotations
 

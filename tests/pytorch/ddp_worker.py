@@ -32,7 +32,7 @@ class Branches(nn.Module):
         self.trunk = nn.Sequential(
             *(
                 nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.LayerNorm(WIDTH))
-                for _ in range(3)
+                for _ in range(4)
             )
         )
         self.left, self.right = nn.Linear(WIDTH, 10), nn.Linear(WIDTH, 10)
