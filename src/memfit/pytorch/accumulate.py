@@ -166,7 +166,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def hold_gradients(
-    step: CapturedStep, parameters: Set[int], *, at_end: bool = False
+    step: CapturedStep, parameters: Set[int], *, held_bytes: int = 0, at_end: bool = False
 ) -> CapturedStep:
     """The step as it is while gradients are accumulated.
 
@@ -174,8 +174,9 @@ def hold_gradients(
     as it is final. Ops and their ids stay the same, so that a schedule for one runs the other.
 
     Args:
-        step: as captured; gradients that it has as ACCUMULATED already count once.
+        step: as captured.
         parameters: positions of the primal placeholders that are parameters.
+        held_bytes: least size of all `.grad`, with those that only other steps of the module make.
         at_end: the step's own gradients are added all together at its end.
     """
     _, gradients = J.joint_outputs(step.joint, step.forward_outputs)
@@ -186,10 +187,8 @@ def hold_gradients(
     values = [
         replace(v, is_output=False) if i in freed else v for i, v in enumerate(step.graph.values)
     ]
-    known = sum(v.size_bytes for v in step.graph.values if v.kind is ValueKind.ACCUMULATED)
-    held = sum(step.graph.values[i].size_bytes for i in ours)
-    if held > known:
-        values.append(Value("accumulated gradients", held - known, ValueKind.ACCUMULATED))
+    held = max(held_bytes, sum(step.graph.values[i].size_bytes for i in ours))
+    values.append(Value("accumulated gradients", held, ValueKind.ACCUMULATED))
     graph = step.graph
     made = TrainingGraph(tuple(values), graph.ops, cost_unit=graph.cost_unit, name=graph.name)
     return replace(step, graph=made)

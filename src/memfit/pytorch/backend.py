@@ -245,7 +245,8 @@ class StepBackend:
 
     def _holding(self, step: CapturedStep, parameters: Set[int]) -> CapturedStep:
         at_end = self._overlap is None and self._replication.reduced
-        return hold_gradients(step, parameters, at_end=at_end)
+        held = self._resident.get(ValueKind.ACCUMULATED, 0)
+        return hold_gradients(step, parameters, held_bytes=held, at_end=at_end)
 
     def check_accumulation(self, model: nn.Module) -> None:
         """Say so, once, when gradients are accumulated that the budget has no room for."""
@@ -292,7 +293,7 @@ class StepBackend:
         extra = []
         for kind, size in self._resident.items():
             seen = sum(v.size_bytes for v in first.graph.values if v.kind is kind)
-            if size > seen:
+            if size > seen and kind is not ValueKind.ACCUMULATED:
                 extra.append(Value(f"other {kind.value}s", size - seen, kind))
         if not extra:
             return first
