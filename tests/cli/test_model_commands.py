@@ -201,7 +201,7 @@ def test_verify_fails_where_gradients_differ(
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo on smaller images, so that it takes seconds."""
     case = demo_model.demo_case
-    monkeypatch.setattr(demo_model, "demo_case", lambda **_: case(batch=1, size=64, width=8))
+    monkeypatch.setattr(demo_model, "demo_case", lambda **_: case(batch=1, size=32, width=8))
     monkeypatch.setattr(demo_command, "ROUNDS", 1)
 
 

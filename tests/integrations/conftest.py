@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from memfit.pytorch.measure import steady_allocator
+from support.quiet_trace import no_structured_trace
+
+no_structured_trace()
 
 
 @pytest.fixture(autouse=True)

@@ -293,3 +293,32 @@ def test_training_that_bypasses_the_plan_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="without calling its model"):
         make_trainer(tmp_path, MemFitCallback(budget="60%"), kind=Bypass).train()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_lora_of_peft(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    lora = {"r": 4, "lora_dropout": 0.1, "target_modules": ["c_attn"], "fan_in_fan_out": True}
+    callback = MemFitCallback(budget="80%", cost="analytic")
+    trainers = []
+    for used, kind in ((None, transformers.Trainer), (callback, Measured)):
+        torch.manual_seed(1)
+        model = peft.get_peft_model(make_model(), peft.LoraConfig(**lora))
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trainers.append(make_trainer(tmp_path, used, model, kind=kind))
+        trainers[-1].train()
+        for name, p in model.named_parameters():
+            assert p.requires_grad == ("lora_" in name)
+            assert p.requires_grad or (p.grad is None and torch.equal(p, before[name]))
+    plain, ours = trainers
+    assert losses(ours) == losses(plain)
+    assert callback.plan is not None
+    assert callback.graph is not None
+    assert callback.plan.overhead > 0
+    assert ours.peak.peak_bytes + callback.graph.resident_bytes <= callback.plan.budget_bytes
+    # Gradients of the frozen residual stream may be added in another order.
+    weights = dict(plain.model.named_parameters())
+    for name, p in ours.model.named_parameters():
+        torch.testing.assert_close(p, weights[name], rtol=0, atol=1e-6)
+    trained = sum(p.numel() for p in ours.model.parameters() if p.requires_grad)
+    assert callback.plan.peak_parts["optimizer_state"] < 3 * 4 * trained

@@ -1,10 +1,8 @@
 """One rank of the tests in test_distributed.py: distributed_worker.py RANK FOLDER."""
 
-import datetime
-import sys
+import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import memfit
 from memfit.pytorch import plan_sharing
 from memfit.pytorch.measure import measure_step
+from support.ranks import run_rank
 
 WIDTH = 128
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -201,28 +200,31 @@ def errors_scenario(rank: int) -> dict[str, Any]:
     dist.barrier()
     late = wrapped(make_model())
     results["same"] = failure(lambda: late(x, y).backward())
-    plan_sharing.PLAN_TIMEOUT_S = 0.2
+    os.environ[plan_sharing.TIMEOUT_VARIABLE] = "0.2"
+    plan_sharing._TELL_S = 0.05
     # Rank 1 meets a new shape while rank 0 finds its step compiled.
     results["alone"] = failure(lambda: late(x[:rows], y[:rows]))
+    del os.environ[plan_sharing.TIMEOUT_VARIABLE]
     dist.barrier()
     results["wrapped"] = failure(lambda: memfit.fit(own, loss, budget="50%"))
     return results
 
 
-def fsdp_scenario(rank: int) -> dict[str, Any]:
+def fsdp_case(rank: int, blocks_count: int = 4, **options: Any) -> dict[str, Any]:
     from torch.distributed.fsdp import fully_shard
 
     x, y = half(make_data(), rank)
     results: dict[str, Any] = {}
     for name in ("plain", "fitted"):
+        torch._dynamo.reset()
         torch.manual_seed(0)
-        model = nn.Sequential(*(Block() for _ in range(4)), nn.Linear(WIDTH, 10))
+        model = nn.Sequential(*(Block() for _ in range(blocks_count)), nn.Linear(WIDTH, 10))
         blocks = list(model)[:-1]
         if name == "fitted":
             blocks = memfit.fit_blocks(model, blocks, budget="85%", cost="analytic")
         for block in blocks:
-            fully_shard(block)
-        fully_shard(model)
+            fully_shard(block, **options)
+        fully_shard(model, **options)
 
         def step(model: nn.Module = model) -> None:
             torch.manual_seed(rank)
@@ -244,26 +246,20 @@ def fsdp_scenario(rank: int) -> dict[str, Any]:
     return results
 
 
+def fsdp_scenario(rank: int) -> dict[str, Any]:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    low = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    return {
+        "default": fsdp_case(rank),
+        "kept whole": fsdp_case(rank, 2, reshard_after_forward=False),
+        "bfloat16": fsdp_case(rank, 2, mp_policy=low),
+        "bfloat16, kept whole": fsdp_case(rank, 2, mp_policy=low, reshard_after_forward=False),
+    }
+
+
 SCENARIOS = {"ddp": ddp_scenario, "fsdp": fsdp_scenario, "errors": errors_scenario}
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    results = {}
-    for name, run in SCENARIOS.items():
-        torch._dynamo.reset()
-        results[name] = run(rank)
-    torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    run_rank(SCENARIOS)

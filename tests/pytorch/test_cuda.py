@@ -24,6 +24,7 @@ from memfit.pytorch import storage_sizes as sizes
 from memfit.pytorch.compat import clear_cublas_workspaces
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.measure import FREE_MARGIN_PERCENT, free_bytes
+from support.models import Logits, token_loss
 
 AMPLE = 2**50
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -62,22 +63,6 @@ def resnet_case() -> Case:
     ).cuda()
     args = (torch.randn(32, 3, 224, 224).cuda(), torch.randint(0, 1000, (32,)).cuda())
     return model, args, F.cross_entropy
-
-
-class Logits(nn.Module):
-    """A language model of the transformers library that returns its logits alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits for each token."""
-        return self.model(ids).logits
-
-
-def token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def gpt2_case() -> Case:

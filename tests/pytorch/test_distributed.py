@@ -6,13 +6,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,48 +19,18 @@ from memfit.plan import Plan
 from memfit.pytorch.fit_blocks import block_budgets
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.pieces import piece_bytes
+from memfit.pytorch.plan_sharing import TIMEOUT_VARIABLE, plan_timeout_s
 from memfit.units import parse_budget
+from support.ranks import Ranks, finish, found_by_ranks, start
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 EXAMPLE = Path(__file__).parents[2] / "examples/ddp.py"
-TIMEOUT_S = 240
-Ranks = list[dict[str, Any]]
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """What a process printed; its whole group is ended where it takes too long."""
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"still running after {TIMEOUT_S} s:\n{output}")
-    return output
-
-
-def start(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "MEMFIT_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
     """What two ranks found, by scenario."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = ["-W", "error", str(WORKER)]
-    ranks = [start([*command, str(i), str(folder)], folder / f"cache{i}") for i in range(2)]
-    outputs = [finish(process) for process in ranks]
-    for process, output in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, output
-    results = [torch.load(folder / f"{i}.pt") for i in range(2)]
-    return {name: [rank[name] for rank in results] for name in results[0]}
+    return found_by_ranks(WORKER, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +107,7 @@ def test_ranks_with_different_graphs_raise_on_all_of_them(errors: Ranks) -> None
     for rank in errors:
         assert rank["differ"]["type"] == "PlanMismatchError"
         assert "rank 1 captured graph" in rank["differ"]["message"]
+        assert "inputs (511, 128), (511,)" in rank["differ"]["message"]
         assert "same_plan=False" in rank["differ"]["message"]
         assert rank["again"]["type"] == "none"
         assert rank["own"]["type"] == "none"
@@ -157,8 +123,24 @@ def test_a_rank_that_compiles_alone_raises_after_the_timeout(errors: Ranks) -> N
     assert [rank["same"]["type"] for rank in errors] == ["none", "none"]
     assert errors[0]["alone"]["type"] == "none"
     assert errors[1]["alone"]["type"] == "ExecutionError"
-    assert "waited 0.2 s" in errors[1]["alone"]["message"]
-    assert "missing: 0" in errors[1]["alone"]["message"]
+    message = errors[1]["alone"]["message"]
+    assert "rank 1 waited 0.2 s for every rank's graph" in message
+    assert "compilation 2 of Sequential, inputs (511, 128), (511,)); missing: rank 0;" in message
+    assert "same_plan=False" in message
+    assert "MEMFIT_PLAN_TIMEOUT_S" in message
+
+
+def test_the_timeout_is_shorter_once_ranks_are_together_and_can_be_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(TIMEOUT_VARIABLE, raising=False)
+    assert plan_timeout_s(later=True) < plan_timeout_s()
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "7.5")
+    assert plan_timeout_s(later=True) == plan_timeout_s() == 7.5
+    for text in ("0", "-1", "nan", "inf", "soon"):
+        monkeypatch.setenv(TIMEOUT_VARIABLE, text)
+        with pytest.raises(UsageError, match=f"{TIMEOUT_VARIABLE} is '{text}'; give seconds"):
+            plan_timeout_s()
 
 
 def test_a_module_under_ddp_cannot_be_fitted(errors: Ranks) -> None:
@@ -167,9 +149,10 @@ def test_a_module_under_ddp_cannot_be_fitted(errors: Ranks) -> None:
         assert "DistributedDataParallel(memfit.fit(model, ...))" in rank["wrapped"]["message"]
 
 
-def test_fsdp2_with_a_plan_for_each_block(found: dict[str, Ranks]) -> None:
+@pytest.mark.parametrize("case", ["default", "kept whole", "bfloat16", "bfloat16, kept whole"])
+def test_fsdp2_with_a_plan_for_each_block(found: dict[str, Ranks], case: str) -> None:
     for rank in found["fsdp"]:
-        plain, fitted = rank["plain"], rank["fitted"]
+        plain, fitted = rank[case]["plain"], rank[case]["fitted"]
         assert plain["names"] == fitted["names"]
         for a, b in zip(plain["gradients"], fitted["gradients"], strict=True):
             assert torch.equal(a, b)

@@ -28,9 +28,11 @@ LOSSES = [
 @pytest.mark.parametrize("loss_fn", LOSSES, ids=lambda loss: f"{type(loss).__name__}")
 def test_the_loss_is_counted_as_it_is_held(loss_fn: Callable[..., Any]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()) for _ in range(4)))
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Sigmoid()) for _ in range(3)))
     inputs, targets = torch.rand(2048, 64), torch.rand(2048, 64)
-    result = memfit.verify(model, (inputs, targets), loss_fn, budget="90%", rounds=1)
+    # Backward of the soft margin loss takes workspace, which measuring finds.
+    cost = "measured" if isinstance(loss_fn, nn.SoftMarginLoss) else "analytic"
+    result = memfit.verify(model, (inputs, targets), loss_fn, budget="90%", cost=cost, rounds=1)
     assert result.ok
     assert result.planned_peak_bytes <= result.budget_bytes
     # Nothing is held that the plan does not know of: a value of the model takes 512 KiB.

@@ -34,6 +34,7 @@ from torch import nn
 import memfit
 from memfit.pytorch.demo_model import demo_case
 from memfit.pytorch.measure import measure_step
+from support.models import Logits, token_loss
 
 EXECUTORS = ["eager-graph"]
 PRECISIONS = ["fp32", "bf16"]
@@ -143,22 +144,6 @@ class TwoHeads(nn.Module):
         h = self.trunk(x)
         self.running.mul_(0.9).add_(0.1 * h.detach().float().mean())
         return {"classes": self.classes(h.mean((2, 3))), "boxes": self.boxes(h)}
-
-
-class Logits(nn.Module):
-    """A language model of the transformers library that returns its logits alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits for each token."""
-        return self.model(ids).logits
-
-
-def token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def both_losses(output: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
@@ -310,7 +295,7 @@ def assert_near(
 
 
 # The others run with `make test-slow`.
-QUICK = {("fp32", name) for name in ("unet", "lstm-cells", "lora", "two-outputs")}
+QUICK = {("fp32", name) for name in ("unet", "lstm-cells")}
 QUICK |= {("bf16", "two-outputs")}
 CELLS = [
     pytest.param(

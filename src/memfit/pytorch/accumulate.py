@@ -18,10 +18,12 @@ from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_autograd import accumulating_leaf
+from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = [
     "accumulate",
     "accumulate_when_ready",
+    "gradient_bytes",
     "gradients_held",
     "hand_out",
     "hold_gradients",
@@ -163,21 +165,29 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
-def hold_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
+def hold_gradients(
+    step: CapturedStep, parameters: Set[int], *, held_bytes: int = 0, at_end: bool = False
+) -> CapturedStep:
     """The step as it is while gradients are accumulated.
 
     Every parameter's `.grad` is there all through it, and the step's own gradient is freed as soon
     as it is final. Ops and their ids stay the same, so that a schedule for one runs the other.
+
+    Args:
+        step: as captured.
+        parameters: positions of the primal placeholders that are parameters.
+        held_bytes: least size of all `.grad`, with those that only other steps of the module make.
+        at_end: the step's own gradients are added all together at its end.
     """
     _, gradients = J.joint_outputs(step.joint, step.forward_outputs)
     ours = _values(step, (n for i, n in enumerate(gradients) if i in parameters))
     inside = used_inside(step.joint, step.forward_outputs, parameters)
     others = _values(step, (n for i, n in enumerate(gradients) if i not in inside))
-    freed = ours - others
+    freed = set() if at_end else ours - others
     values = [
         replace(v, is_output=False) if i in freed else v for i, v in enumerate(step.graph.values)
     ]
-    held = sum(step.graph.values[i].size_bytes for i in ours)
+    held = max(held_bytes, sum(step.graph.values[i].size_bytes for i in ours))
     values.append(Value("accumulated gradients", held, ValueKind.ACCUMULATED))
     graph = step.graph
     made = TrainingGraph(tuple(values), graph.ops, cost_unit=graph.cost_unit, name=graph.name)
@@ -187,6 +197,12 @@ def hold_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
 def _values(step: CapturedStep, nodes: Iterable[object]) -> set[int]:
     found = {step.value_of[s] for n in nodes if isinstance(n, fx.Node) for s in J.storages(n)}
     return {v for v in found if step.graph.values[v].kind is ValueKind.GRADIENT}
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    """Bytes of the gradients of all parameters that are trained, in one step or another."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return sum(block_bytes(p.numel() * p.element_size(), p.device) for p in trained)
 
 
 def gradients_held(model: nn.Module) -> bool:

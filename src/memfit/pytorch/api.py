@@ -17,6 +17,7 @@ from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions, Progress, TradeOff
 from memfit.planners.registry import get_curve, get_planner
+from memfit.pytorch.accumulate import gradient_bytes
 from memfit.pytorch.backend import StepBackend, StepModule, captured_graph, resident_values
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
@@ -73,6 +74,8 @@ class Settings:
         resident = resident_values(model, optimizer_bytes)
         if replication is not None:
             resident[ValueKind.BUFFER] += replication.bucket_bytes
+        if self.accumulate:
+            resident[ValueKind.ACCUMULATED] = gradient_bytes(model)
         return self.backend_for(
             decide=self.decide if decide else None,
             resident=resident,

@@ -34,7 +34,11 @@ from memfit.pytorch.compat import (
     whole_ops,
 )
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
-from memfit.pytorch.distributed import Replication, hand_over_gradients
+from memfit.pytorch.distributed import (
+    Replication,
+    accumulates_outside_of_buckets,
+    hand_over_gradients,
+)
 from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.explain import explained
 from memfit.pytorch.lower import lower
@@ -219,7 +223,7 @@ class StepBackend:
             if self._replication.bucket_view:
                 step = hand_over_gradients(step, parameters)
             if self._accumulate:
-                step = hold_gradients(step, parameters)
+                step = self._holding(step, parameters)
             modules = self._planned(step, parameters)
             if self._overlap is not None:
                 modules = self._overlap.mark(*modules, num_fwd_outputs)
@@ -236,14 +240,23 @@ class StepBackend:
     def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[int]) -> int:
         if self._accumulate:
             return plan.peak_bytes
-        return simulate(hold_gradients(step, parameters).graph, plan.schedule).peak_bytes
+        return simulate(self._holding(step, parameters).graph, plan.schedule).peak_bytes
+
+    def _holding(self, step: CapturedStep, parameters: Set[int]) -> CapturedStep:
+        at_end = self._overlap is None and self._replication.reduced
+        held = self._resident.get(ValueKind.ACCUMULATED, 0)
+        return hold_gradients(step, parameters, held_bytes=held, at_end=at_end)
 
     def check_accumulation(self, model: nn.Module) -> None:
         """Say so, once, when gradients are accumulated that the budget has no room for."""
-        if self._told or not self.compiled or self._replication.reduced:
+        if self._told or not self.compiled:
             return
         last = self.compiled[-1]
-        if last.held_peak_bytes <= last.plan.budget_bytes or not gradients_held(model):
+        if last.held_peak_bytes <= last.plan.budget_bytes:
+            return
+        # Gradients in buckets are there in any case; without reduction they stay out of them.
+        in_buckets = self._replication.bucket_view
+        if not (accumulates_outside_of_buckets() if in_buckets else gradients_held(model)):
             return
         self._told = True
         logger.warning(
@@ -279,7 +292,7 @@ class StepBackend:
         extra = []
         for kind, size in self._resident.items():
             seen = sum(v.size_bytes for v in first.graph.values if v.kind is kind)
-            if size > seen:
+            if size > seen and kind is not ValueKind.ACCUMULATED:
                 extra.append(Value(f"other {kind.value}s", size - seen, kind))
         if not extra:
             return first

@@ -15,7 +15,13 @@ from memfit.pytorch.compat_distributed import active_ddp
 from memfit.pytorch.overlap import Overlap
 from memfit.pytorch.plan_sharing import PlanSharing
 
-__all__ = ["Parallel", "Replication", "hand_over_gradients", "replication_of"]
+__all__ = [
+    "Parallel",
+    "Replication",
+    "accumulates_outside_of_buckets",
+    "hand_over_gradients",
+    "replication_of",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,12 @@ def replication_of(model: nn.Module, asked: Parallel) -> Replication:
         reduced=True,
         bucket_view=bool(overlap and ddp.gradient_as_bucket_view and len(reduced) == len(names)),
     )
+
+
+def accumulates_outside_of_buckets() -> bool:
+    """Whether the call that is going on is inside `no_sync()`, where no gradient is reduced."""
+    ddp = active_ddp()
+    return ddp is not None and not ddp.require_backward_grad_sync
 
 
 def hand_over_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:

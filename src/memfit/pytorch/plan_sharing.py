@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,16 +24,33 @@ from memfit.errors import (
     PlanMismatchError,
     UsageError,
 )
+from memfit.graph import ValueKind
 from memfit.plan import Plan
+from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_distributed import default_store, distributed_ready
 
-__all__ = ["PLAN_TIMEOUT_S", "PlanSharing"]
+__all__ = [
+    "LATER_TIMEOUT_S",
+    "PLAN_TIMEOUT_S",
+    "TIMEOUT_VARIABLE",
+    "PlanSharing",
+    "plan_timeout_s",
+]
 
 PLAN_TIMEOUT_S = 600.0
-"""Seconds that a rank waits for the graphs of the others, and for rank 0's plan."""
+"""Seconds that a rank waits for the others' first graphs, and for rank 0's plan."""
 
+LATER_TIMEOUT_S = 120.0
+"""Seconds that a rank waits for the graphs of the others once all have compiled a first one: from
+then on gradients are reduced in every step, which keeps the ranks together."""
+
+TIMEOUT_VARIABLE = "MEMFIT_PLAN_TIMEOUT_S"
+"""Environment variable with other seconds for both."""
+
+_TELL_S = 10.0
 _POLL_S = 0.02
+logger = logging.getLogger("memfit")
 _counters: dict[str, itertools.count[int]] = {}
 
 
@@ -83,19 +103,22 @@ class PlanSharing:
         number = self._compilation
         self._compilation += 1
         graph = step.graph
+        shapes = _input_shapes(step)
         self._publish(
             number,
             {
                 "fingerprint": graph.fingerprint,
                 "text": f"graph {graph.fingerprint[:12]} of {self._name} ({graph.forward_count} "
-                f"forward and {len(graph.ops) - graph.forward_count} backward ops)",
+                f"forward and {len(graph.ops) - graph.forward_count} backward ops, inputs "
+                f"{shapes})",
             },
         )
-        self._check_graphs(number)
+        what = f"compilation {number + 1} of {self._name}, inputs {shapes}"
+        self._check_graphs(number, what)
         key = f"{self._scope}/{number}/plan"
         if self._rank == 0:
             return self._lead(key, step, costs, decide)
-        (text,) = self._wait([key], "rank 0 to plan", number)
+        (text,) = self._wait([key], f"rank 0's plan ({what})", plan_timeout_s())
         return _adopt(step, json.loads(text))
 
     def fail(self, error: Exception) -> None:
@@ -106,9 +129,10 @@ class PlanSharing:
     def _publish(self, number: int, data: dict[str, Any]) -> None:
         self._store.set(f"{self._scope}/{number}/graph/{self._rank}", json.dumps(data))
 
-    def _check_graphs(self, number: int) -> None:
+    def _check_graphs(self, number: int, what: str) -> None:
         keys = [f"{self._scope}/{number}/graph/{rank}" for rank in range(self._size)]
-        found = [json.loads(t) for t in self._wait(keys, "every rank's graph", number)]
+        timeout = plan_timeout_s(later=number > 0)
+        found = [json.loads(t) for t in self._wait(keys, f"every rank's graph ({what})", timeout)]
         for rank, data in enumerate(found):
             if "error" in data:
                 raise ExecutionError(
@@ -142,19 +166,65 @@ class PlanSharing:
         self._store.set(key, json.dumps({"plan": plan.to_json(), "costs": pairs}))
         return step, plan
 
-    def _wait(self, keys: Sequence[str], what: str, number: int) -> list[str]:
-        end = time.monotonic() + PLAN_TIMEOUT_S
+    def _wait(self, keys: Sequence[str], what: str, timeout: float) -> list[str]:
+        began = time.monotonic()
+        told = False
         while not self._store.check(list(keys)):
-            if time.monotonic() > end:
-                missing = [k.rsplit("/", 1)[1] for k in keys if not self._store.check([k])]
+            waited = time.monotonic() - began
+            if waited > timeout:
                 raise ExecutionError(
-                    f"rank {self._rank} waited {PLAN_TIMEOUT_S:g} s for {what} (compilation "
-                    f"{number + 1} of {self._name}; missing: {', '.join(missing)}); every rank has "
-                    "to see new input shapes in the same step: give all of them the same shapes, "
-                    "or let each plan for itself with same_plan=False"
+                    f"rank {self._rank} waited {timeout:g} s for {what}; missing: "
+                    f"{self._missing(keys)}; every rank has to see new input shapes in the same "
+                    "step: give all of them the same shapes (pad the batch, or drop the last, "
+                    "smaller one), or let each plan for itself with same_plan=False; where ranks "
+                    f"are apart for longer, set {TIMEOUT_VARIABLE} to more seconds"
+                )
+            if waited > _TELL_S and not told:
+                told = True
+                logger.warning(
+                    "rank %d waits for %s; missing: %s; it gives up after %g s",
+                    self._rank,
+                    what,
+                    self._missing(keys),
+                    timeout,
                 )
             time.sleep(_POLL_S)
         return [self._store.get(key).decode() for key in keys]
+
+    def _missing(self, keys: Sequence[str]) -> str:
+        names = [k.rsplit("/", 1)[1] for k in keys if not self._store.check([k])]
+        return ", ".join(f"rank {n}" if n.isdigit() else n for n in names)
+
+
+def plan_timeout_s(*, later: bool = False) -> float:
+    """Seconds to wait for other ranks; `later`: in a compilation after the first.
+
+    Raises:
+        UsageError: the environment variable is not a positive number.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if text is None:
+        return LATER_TIMEOUT_S if later else PLAN_TIMEOUT_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(
+            f"{TIMEOUT_VARIABLE} is {text!r}; give seconds, more than 0, or leave it unset for "
+            f"{PLAN_TIMEOUT_S:g} at first and {LATER_TIMEOUT_S:g} later"
+        )
+    return seconds
+
+
+def _input_shapes(step: CapturedStep) -> str:
+    """The shapes of a step's inputs, parameters and buffers left aside: `(8, 3), (8,)`."""
+    shapes = []
+    for node in step.joint.graph.find_nodes(op="placeholder"):
+        kinds = {step.graph.values[step.value_of[s]].kind for s in J.storages(node)}
+        if not J.is_tangent(node) and kinds == {ValueKind.INPUT}:
+            shapes += [str(tuple(t.shape)) for t in J.tensors(node)]
+    return ", ".join(shapes) or "none"
 
 
 def _failure(error: Exception) -> dict[str, Any]:
