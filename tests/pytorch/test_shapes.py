@@ -205,6 +205,37 @@ def test_shapes_are_planned_ahead_and_leave_no_trace() -> None:
     assert len(fitted.plans) == 3
 
 
+@pytest.mark.slow
+def test_inductor_plans_shapes_ahead_and_takes_plans_over() -> None:
+    def layers() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(4)))
+
+    model = layers()
+    fitted = memfit.fit(
+        model,
+        budget="100%",
+        cost="analytic",
+        executor="inductor",
+        shapes=[torch.empty(n, 64, device="meta") for n in (64, 256)],
+    )
+    for rows, planned in ((256, 2), (64, 2), (128, 3)):
+        x = torch.randn(rows, 64)
+        model.zero_grad()
+        fitted(x).square().sum().backward()
+        twin = layers()
+        twin(x).square().sum().backward()
+        for ours, plain in zip(model.parameters(), twin.parameters(), strict=True):
+            scale = float(plain.grad.abs().max())
+            torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-5 * scale)
+        assert len(fitted.plans) == planned
+    assert [made.provenance["shape"]["how"] for made in fitted.plans] == [
+        "planned",
+        "taken over",
+        "taken over",
+    ]
+
+
 def test_a_budget_that_one_shape_cannot_meet_shows_at_the_first_call() -> None:
     limit = budget_for(32, 0.5)
     fitted = memfit.fit(
