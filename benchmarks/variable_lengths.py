@@ -194,6 +194,9 @@ def checked(fitted: FittedModule, model: nn.Module, data: list[Batch]) -> list[d
         if index % SAMPLED == 0:
             row["gradient_difference"] = largest_difference(fitted, model, plain, one)
         rows.append(row)
+        if len(rows) % SAMPLED == 0:
+            worst = max(r["peak_bytes"] for r in rows)
+            say(f"measured {len(rows)} batches, largest peak {worst / MIB:.1f} MiB")
     return rows
 
 

@@ -206,6 +206,7 @@ def test_shapes_are_planned_ahead_and_leave_no_trace() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_inductor_plans_shapes_ahead_and_takes_plans_over() -> None:
     def layers() -> nn.Module:
         torch.manual_seed(0)
