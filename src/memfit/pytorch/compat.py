@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 SUPPORTED = ((2, 11), (2, 13))
+MAX_SHAPES = 64
 _ADVICE = ("warning_once", "info_once", "warning_advice")
 Backend = Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 
@@ -72,7 +73,7 @@ def check_torch_version() -> None:
 
 
 @contextmanager
-def capture_settings(shapes: int = 64) -> Iterator[None]:
+def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
     """Settings for a step: so many input shapes, recurrent layers traced.
 
     Dynamo's own limit is above that number, so that the limit which is met first is one whose error

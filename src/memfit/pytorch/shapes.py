@@ -14,7 +14,7 @@ import torch
 
 from memfit.errors import CaptureError, UsageError
 from memfit.planners.base import Progress
-from memfit.pytorch.compat import tree_leaves, tree_map_only
+from memfit.pytorch.compat import MAX_SHAPES, tree_leaves, tree_map_only
 
 __all__ = [
     "DEFAULT_MAX_SHAPES",
@@ -31,7 +31,7 @@ __all__ = [
 WARN_AT = 16
 """Number of different input shapes met in training at which a warning names the remedy."""
 
-DEFAULT_MAX_SHAPES = 64
+DEFAULT_MAX_SHAPES = MAX_SHAPES
 """Number of different input shapes after which a new one is an error."""
 
 _STEPS_REMEMBERED = 9
