@@ -322,6 +322,8 @@ def test_the_largest_comes_first_then_the_smallest() -> None:
     examples = parse_shapes([torch.empty(n) for n in (4, 9, 1, 6)], 64)
     assert [e.tensors[0].numel() for e in in_planning_order(examples)] == [9, 1, 6, 4]
     assert len(in_planning_order(examples[:1])) == 1
+    equal = parse_shapes([torch.empty(8, 4), torch.empty(1, 32), torch.empty(4, 8)], 64)
+    assert in_planning_order(equal)[0].tensors[0].shape == (1, 32)
 
 
 def run_rows(fitted: FittedModule, rows: int) -> None:
