@@ -141,6 +141,34 @@ def ddp_scenario(rank: int) -> dict[str, Any]:
     return results
 
 
+def shapes_scenario(rank: int) -> dict[str, Any]:
+    """Two shapes planned ahead, a third one met in training."""
+    x, y = half(make_data(), rank)
+    fitted = memfit.fit(
+        make_model(),
+        nn.functional.cross_entropy,
+        budget="100%",
+        cost="analytic",
+        shapes=[(x[:n], y[:n]) for n in (64, 512)],
+    )
+    ours, plain = DDP(fitted), DDP(make_model())
+
+    def steps(ddp: DDP, call: Callable[..., torch.Tensor]) -> list[list[torch.Tensor]]:
+        found = []
+        for rows in (512, 64, 256, 512):
+            ddp.zero_grad()
+            call(x[:rows], y[:rows]).backward()
+            found.append(gradients(ddp))
+        return found
+
+    results: dict[str, Any] = {
+        "fitted": steps(ours, ours),
+        "plain": steps(plain, lambda x, y: nn.functional.cross_entropy(plain(x), y)),
+    }
+    results["plans"] = [plan.to_json() for plan in fitted.plans]
+    return results
+
+
 def failure(call: Callable[[], Any]) -> dict[str, str]:
     try:
         call()
@@ -258,7 +286,12 @@ def fsdp_scenario(rank: int) -> dict[str, Any]:
     }
 
 
-SCENARIOS = {"ddp": ddp_scenario, "fsdp": fsdp_scenario, "errors": errors_scenario}
+SCENARIOS = {
+    "ddp": ddp_scenario,
+    "shapes": shapes_scenario,
+    "fsdp": fsdp_scenario,
+    "errors": errors_scenario,
+}
 
 
 if __name__ == "__main__":

@@ -84,6 +84,17 @@ def test_each_ranks_peak_is_within_its_budget(ddp: Ranks, view: str, case: str) 
         assert ddp[0][view][case]["peak"] < 0.5 * ddp[0]["plain"]["peak"]
 
 
+def test_shapes_are_planned_ahead_by_rank_0_for_all(found: dict[str, Ranks]) -> None:
+    ranks = found["shapes"]
+    for rank in ranks:
+        for ours, plain in zip(rank["fitted"], rank["plain"], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert ranks[0]["plans"] == ranks[1]["plans"]
+    shapes = [Plan.from_json(text).provenance["shape"] for text in ranks[0]["plans"]]
+    assert [s["inputs"] for s in shapes] == ["512x128, 512", "64x128, 64", "256x128, 256"]
+    assert [s["ahead"] for s in shapes] == [True, True, False]
+
+
 def test_buckets_count_into_the_budget(ddp: Ranks) -> None:
     parameters = sum(g.numel() * g.element_size() for g in ddp[0]["whole"])
     for view in VIEWS:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import memfit
+from memfit._core import core_name
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import simulate
@@ -27,6 +28,8 @@ from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.optimizer import optimizer_state_bytes
+from memfit.pytorch.shape_plans import ShapePlans
+from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, ShapeCount, parse_shapes
 from memfit.stages import store_all_schedule
 from memfit.units import Budget, parse_budget
 
@@ -50,6 +53,7 @@ class Settings:
     executor: str = "eager-graph"
     accumulate: bool = False
     optimizer_bytes: int = 0
+    max_shapes: int = DEFAULT_MAX_SHAPES
 
     def _optimizer_state_bytes(self) -> int:
         return optimizer_state_bytes(self.optimizer) if self.optimizer else self.optimizer_bytes
@@ -82,6 +86,16 @@ class Settings:
             name=type(model).__name__,
             optimizer_bytes=optimizer_bytes,
             replication=replication,
+            plans=self.shape_plans(optimizer_bytes) if decide and self.prepared is None else None,
+        )
+
+    def shape_plans(self, optimizer_bytes: int) -> ShapePlans:
+        """The plans of one model at several input shapes."""
+        digest = digest_of(
+            self.digest(optimizer_bytes), torch.__version__, self.executor, core_name()
+        )
+        return ShapePlans(
+            self, None if self.budget.auto else digest, measures=self.cost == "measured"
         )
 
     def backend_for(
@@ -93,6 +107,7 @@ class Settings:
         optimizer_bytes: int = 0,
         held: int = 0,
         replication: Replication | None = None,
+        plans: ShapePlans | None = None,
     ) -> StepBackend:
         """A Dynamo backend of the executor asked for.
 
@@ -103,7 +118,9 @@ class Settings:
             optimizer_bytes: size of the optimizer's state.
             held: bytes that other graphs of the same step hold.
             replication: how the module runs on several devices.
+            plans: makes the plans instead of `decide`, each from what is known of other shapes.
         """
+        count = ShapeCount(name, self.max_shapes)
         if self.executor == "inductor":
             return InductorBackend(
                 cost=self.cost,
@@ -112,14 +129,20 @@ class Settings:
                 decide=decide,
                 resident=resident,
                 name=name,
+                plans=plans,
+                count=count,
             )
         return StepBackend(
-            costs=lambda step: cost_step(step, self.cost, self.options.progress),
+            costs=lambda step, times: cost_step(
+                step, self.cost, self.options.progress, times=times
+            ),
             decide=decide,
             resident=resident,
             name=name,
             accumulate=self.accumulate,
             replication=replication,
+            plans=plans,
+            count=count,
         )
 
     def digest(self, optimizer_bytes: int, held: int = 0) -> str:
@@ -149,9 +172,13 @@ class Settings:
         free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
         return self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
 
-    def decide_within(self, graph: TrainingGraph, budget_bytes: int) -> Plan:
-        """The plan for a captured graph and a budget."""
-        made = get_planner(self.planner)(graph, budget_bytes, self.options)
+    def decide_within(
+        self, graph: TrainingGraph, budget_bytes: int, time_limit_s: float | None = None
+    ) -> Plan:
+        """The plan for a captured graph and a budget, within a time limit beside the user's."""
+        limits = [s for s in (self.options.time_limit_s, time_limit_s) if s is not None]
+        options = replace(self.options, time_limit_s=min(limits, default=None))
+        made = get_planner(self.planner)(graph, budget_bytes, options)
         if made.peak_bytes > budget_bytes:
             raise InfeasibleBudgetError(
                 budget_bytes=budget_bytes,
@@ -161,15 +188,17 @@ class Settings:
                 "formula leaves out gradients and workspace; mode auto and planner liveness count "
                 "them",
             )
-        provenance = {
-            **made.provenance,
+        return replace(made, provenance={**made.provenance, **self.origin(graph)})
+
+    def origin(self, graph: TrainingGraph) -> dict[str, Any]:
+        """What the provenance of every plan says."""
+        return {
             "memfit": memfit.__version__,
             "torch": torch.__version__,
             "device": str(self.device or "cpu"),
             "cost": self.cost,
             "graph_name": graph.name,
         }
-        return replace(made, provenance=provenance)
 
 
 def _settings(
@@ -185,6 +214,7 @@ def _settings(
     progress: Progress | None,
     time_limit_s: float | None = None,
     accumulate: bool = False,
+    max_shapes: int = DEFAULT_MAX_SHAPES,
 ) -> Settings:
     check_torch_version()
     if not isinstance(model, nn.Module):
@@ -221,6 +251,7 @@ def _settings(
         device=first.device if first is not None else None,
         executor=executor,
         accumulate=accumulate,
+        max_shapes=max_shapes,
     )
 
 
@@ -238,13 +269,15 @@ def fit(
     accumulate: bool = False,
     overlap: bool | None = None,
     same_plan: bool | None = None,
+    shapes: Sequence[Any] | None = None,
+    max_shapes: int = DEFAULT_MAX_SHAPES,
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> FittedModule:
     """A module that trains like `model`, within a memory budget, with the same gradients.
 
     It is captured and planned at its first call in training mode, and again for each new input
-    shape.
+    shape (docs/shapes.md).
 
     Args:
         model: the model; its parameters are shared, not copied.
@@ -270,6 +303,13 @@ def fit(
         same_plan: rank 0 plans and all ranks run its plan; ranks whose graphs differ raise
             `PlanMismatchError`, all of them. By default under `DistributedDataParallel`; with
             False each rank plans for itself.
+        shapes: inputs of calls to come, captured and planned at the first call in training mode, so
+            that none of them has to wait later. Each entry holds what one call of the fitted module
+            is given (with a loss, the target last): a tuple of tensors, or `(args, kwargs)`. Only
+            shapes, strides and types of the tensors are read; those on device `meta`
+            (`torch.empty(8, 128, device="meta")`) stand for the model's device and take no memory.
+        max_shapes: number of different input shapes after which a new one is a `CaptureError`. At
+            16 that were not planned ahead there is a warning.
         time_limit_s: seconds after which the planner stops with the best plan so far, which says so
             in its notes; capture and measurement are not counted.
         progress: called with a label and the share done while measuring and planning.
@@ -289,8 +329,14 @@ def fit(
         progress=progress,
         time_limit_s=time_limit_s,
         accumulate=accumulate,
+        max_shapes=max_shapes,
     )
-    return FittedModule(model, loss_fn, settings.backend, Parallel(overlap, same_plan))
+    examples = parse_shapes(shapes, max_shapes)
+    if examples and plan is not None:
+        raise UsageError("shapes and plan are given; a plan is for one shape only, leave one out")
+    return FittedModule(
+        model, loss_fn, settings.backend, Parallel(overlap, same_plan), examples, progress
+    )
 
 
 def capture(

@@ -33,6 +33,7 @@ from memfit.pytorch.compat import (
     capture_settings,
     whole_ops,
 )
+from memfit.pytorch.costing import call_of
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import (
     Replication,
@@ -42,6 +43,8 @@ from memfit.pytorch.distributed import (
 from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.explain import explained
 from memfit.pytorch.lower import lower
+from memfit.pytorch.shape_plans import Occasion, ShapePlans
+from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.units import format_bytes
 
@@ -55,7 +58,7 @@ __all__ = [
     "resident_values",
 ]
 
-Costs = Callable[[CapturedStep], CapturedStep]
+Costs = Callable[[CapturedStep, Mapping[int, int] | None], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]
 
 logger = logging.getLogger("memfit")
@@ -121,6 +124,8 @@ class StepBackend:
 
     Attributes:
         compiled: the graph and plan of every compilation so far (one for each input shape).
+        current: those of the newest call.
+        count: of input shapes.
         error: what ended the last compilation in memfit's own code; Dynamo wraps it.
         adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
     """
@@ -136,8 +141,13 @@ class StepBackend:
         name: str,
         accumulate: bool = False,
         replication: Replication | None = None,
+        plans: ShapePlans | None = None,
+        count: ShapeCount | None = None,
     ) -> None:
         self._costs = costs
+        self._plans = plans
+        self.count = count or ShapeCount(name)
+        self._inputs = ""
         self._decide = decide
         self._resident = resident
         self._name = name
@@ -150,6 +160,7 @@ class StepBackend:
         compile_backward = self._overlap.compile_backward if self._overlap else None
         self._aot = aot_backend(self._partition, compile_backward)
         self.compiled: list[Compiled] = []
+        self.current: Compiled | None = None
         self.captured: CapturedStep | None = None
         self.error: Exception | None = None
         self._shared = False
@@ -165,7 +176,25 @@ class StepBackend:
                 self._kinds[i] = ValueKind.PARAMETER
             elif isinstance(example, torch.Tensor) and i in static:
                 self._kinds[i] = ValueKind.BUFFER
-        return self._compile(module, example_inputs)
+        given = [x for i, x in enumerate(example_inputs) if i not in self._kinds]
+        self._inputs = shapes_text([x for x in given if isinstance(x, torch.Tensor)])
+        try:
+            self.count.compilation(self._inputs)
+        except CaptureError as error:
+            self.error = error
+            raise
+        before = len(self.compiled)
+        compiled = self._compile(module, example_inputs)
+        record = self.compiled[-1] if len(self.compiled) > before else None
+
+        def run(*args: Any) -> Any:
+            if self.count.ahead:
+                raise PlannedAhead
+            self.current = record
+            return compiled(*args)
+
+        self.current = record
+        return run
 
     # What executors do differently.
 
@@ -195,7 +224,7 @@ class StepBackend:
         self, step: CapturedStep, parameters: Set[int]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         if self._decide is None:
-            self.captured = self._costs(step)
+            self.captured = self._costs(step, None)
             raise _Captured
         step, plan = self._plan(step, self._decide)
         plan.check_graph(step.graph)
@@ -220,6 +249,7 @@ class StepBackend:
             parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
+            self.count.captured()
             if self._replication.bucket_view:
                 step = hand_over_gradients(step, parameters)
             if self._accumulate:
@@ -249,10 +279,8 @@ class StepBackend:
 
     def check_accumulation(self, model: nn.Module) -> None:
         """Say so, once, when gradients are accumulated that the budget has no room for."""
-        if self._told or not self.compiled:
-            return
-        last = self.compiled[-1]
-        if last.held_peak_bytes <= last.plan.budget_bytes:
+        last = self.current
+        if self._told or last is None or last.held_peak_bytes <= last.plan.budget_bytes:
             return
         # Gradients in buckets are there in any case; without reduction they stay out of them.
         in_buckets = self._replication.bucket_view
@@ -269,16 +297,36 @@ class StepBackend:
         )
 
     def _plan(self, step: CapturedStep, decide: Decide) -> tuple[CapturedStep, Plan]:
-        if self._sharing is None:
-            step = self._costs(step)
+        plans = self._plans
+
+        def make(step: CapturedStep) -> tuple[CapturedStep, Plan]:
+            if plans is not None:
+                calls = [call_of(node) for node in step.node_of]
+                return plans.plan(step, calls, self._costs, self._occasion())
+            step = self._costs(step, None)
             return step, decide(step.graph)
+
+        if self._sharing is None:
+            return make(step)
         self._shared = True
-        return self._sharing.agree(step, self._costs, lambda s: decide(s.graph))
+        made: list[Plan] = []
+
+        def costs(step: CapturedStep) -> CapturedStep:
+            step, plan = make(step)
+            made.append(plan)
+            return step
+
+        return self._sharing.agree(step, costs, lambda _: made[0])
+
+    def _occasion(self) -> Occasion:
+        count = self.count
+        return Occasion(self._inputs, count.capture_s, count.ahead, count.step_s)
 
     def compiling(self) -> None:
         """A call begins, which may compile."""
         self.error = None
         self._shared = False
+        self.count.call()
 
     def failed(self, error: Exception) -> None:
         """A compilation ended in an error: ranks that wait for this one's graph learn of it."""
@@ -315,7 +363,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
         backend.compiling()
         averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
-            with capture_settings(), averaging, no_leaf_warnings(args, kwargs):
+            with capture_settings(backend.count.most), averaging, no_leaf_warnings(args, kwargs):
                 return compiled(*args, **kwargs)
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(getattr(error, "inner_exception", None), _Captured):

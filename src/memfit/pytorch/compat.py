@@ -73,8 +73,11 @@ def check_torch_version() -> None:
 
 
 @contextmanager
-def capture_settings() -> Iterator[None]:
-    """Settings for a step: up to `MAX_SHAPES` input shapes, recurrent layers traced.
+def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
+    """Settings for a step: so many input shapes, recurrent layers traced.
+
+    Dynamo's own limit is above that number, so that the limit which is met first is one whose error
+    names the remedy.
 
     Dynamo would cut the graph of a DistributedDataParallel module at its buckets; a plan covers the
     whole step. The backward pass is traced without autocast, as it
@@ -87,7 +90,10 @@ def capture_settings() -> Iterator[None]:
     advice = {getattr(logging.Logger, name, None) for name in _ADVICE} - {None}
     with (
         torch._dynamo.config.patch(
-            recompile_limit=MAX_SHAPES,
+            recompile_limit=shapes + 8,
+            accumulated_recompile_limit=max(
+                torch._dynamo.config.accumulated_recompile_limit, shapes + 8
+            ),
             allow_rnn=True,
             ignore_logging_functions=advice,
             optimize_ddp=False,

@@ -17,7 +17,14 @@ from memfit.errors import UsageError
 from memfit.files import write_text_whole
 from memfit.pytorch.op_calls import OpCall, OpCost
 
-__all__ = ["FORMAT_VERSION", "CostCache", "cache_folder", "open_cost_cache"]
+__all__ = [
+    "FORMAT_VERSION",
+    "CostCache",
+    "cache_enabled",
+    "cache_folder",
+    "conditions_digest",
+    "open_cost_cache",
+]
 
 FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
@@ -32,15 +39,27 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "memfit"
 
 
-def open_cost_cache(enabled: bool | None = None) -> CostCache | None:
-    """The cache of this machine, or None where it is turned off.
+def cache_enabled(enabled: bool | None = None) -> bool:
+    """Whether anything is kept on disk.
 
     Args:
         enabled: on or off; None means on, unless the environment says `MEMFIT_CACHE=0`.
     """
     if enabled is None:
-        enabled = os.environ.get("MEMFIT_CACHE", "1").strip().lower() not in ("0", "off", "false")
-    return CostCache(cache_folder()) if enabled else None
+        return os.environ.get("MEMFIT_CACHE", "1").strip().lower() not in ("0", "off", "false")
+    return enabled
+
+
+def open_cost_cache(enabled: bool | None = None, *, read_only: bool = False) -> CostCache | None:
+    """The cache of this machine, or None where it is turned off.
+
+    Args:
+        enabled: as for `cache_enabled`.
+        read_only: new costs are not kept: they are too rough to be used again.
+    """
+    if not cache_enabled(enabled):
+        return None
+    return _ReadOnly(cache_folder()) if read_only else CostCache(cache_folder())
 
 
 class CostCache:
@@ -90,14 +109,20 @@ class CostCache:
         self._fresh = {}
 
     def _file(self, call: OpCall) -> Path:
-        text = json.dumps(_conditions(call.device), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = conditions_digest(call.device)
         return self._folder / f"op-costs-{call.device.type}-{digest}.json"
 
     def _load(self, path: Path) -> dict[str, OpCost]:
         if path not in self._known:
             self._known[path] = _read(path)
         return self._known[path]
+
+
+class _ReadOnly(CostCache):
+    """Gives costs and takes none."""
+
+    def put(self, call: OpCall, cost: OpCost) -> None:
+        """Nothing is kept."""
 
 
 def _read(path: Path) -> dict[str, OpCost]:
@@ -118,6 +143,12 @@ def _entry(value: Any) -> OpCost:
     if any(type(v) is not int or v < 0 for v in value):
         raise ValueError(f"cost {value!r} is not three integers of 0 or more")
     return OpCost(time_ns, workspace_bytes, output_bytes, "cached")
+
+
+def conditions_digest(device: torch.device) -> str:
+    """A digest of all that changes what the same op costs on this machine."""
+    text = json.dumps(_conditions(device), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _conditions(device: torch.device) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch import nn
 from memfit.errors import UsageError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
+from memfit.planners.base import Progress
 from memfit.pytorch.accumulate import hand_out
 from memfit.pytorch.backend import StepBackend, StepModule, compile_step
 from memfit.pytorch.distributed import Parallel, Replication, replication_of
 from memfit.pytorch.second_use import refuse_second_use
+from memfit.pytorch.shapes import Example, plan_ahead
 
 __all__ = ["FittedModule"]
 
@@ -38,8 +40,9 @@ class FittedModule(nn.Module):
     `torch.no_grad()` it runs the plain model.
 
     Attributes:
-        plan: the newest plan, None before the first training call.
-        graph: the graph that the newest plan is for.
+        plan: the plan of the newest training call, None before the first.
+        graph: the graph that this plan is for.
+        plans: all plans so far, one for each input shape, in the order in which they were made.
     """
 
     def __init__(
@@ -48,12 +51,16 @@ class FittedModule(nn.Module):
         loss_fn: Callable[..., Any] | None,
         make_backend: Callable[[nn.Module, Replication], StepBackend],
         parallel: Parallel | None = None,
+        shapes: Sequence[Example] = (),
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["_model"] = model
         self.__dict__["_loss_fn"] = loss_fn  # not a submodule: the model's are shared as they are
         self._make_backend = make_backend
         self._parallel = parallel or Parallel()
+        self._shapes = tuple(shapes)
+        self._progress = progress
         self._replication: Replication | None = None
         self._call: Callable[..., Any] | None = None
         self._backend: StepBackend | None = None
@@ -67,15 +74,18 @@ class FittedModule(nn.Module):
 
     @property
     def plan(self) -> Plan | None:
-        """The newest plan."""
-        return self._backend.compiled[-1].plan if self._backend and self._backend.compiled else None
+        """The plan of the newest training call."""
+        return self._backend.current.plan if self._backend and self._backend.current else None
 
     @property
     def graph(self) -> TrainingGraph | None:
-        """The graph that the newest plan is for."""
-        if self._backend and self._backend.compiled:
-            return self._backend.compiled[-1].graph
-        return None
+        """The graph that this plan is for."""
+        return self._backend.current.graph if self._backend and self._backend.current else None
+
+    @property
+    def plans(self) -> list[Plan]:
+        """All plans so far, one for each input shape."""
+        return [made.plan for made in self._backend.compiled] if self._backend else []
 
     def train(self, mode: bool = True) -> FittedModule:
         """Set training mode on the model."""
@@ -102,12 +112,22 @@ class FittedModule(nn.Module):
         if self._call is None or replication != self._replication:
             self._replication = replication
             self._backend = self._make_backend(model, replication)
-            self._call = compile_step(StepModule(model, self._loss_fn), self._backend)
+            self._call = None
+            call = compile_step(StepModule(model, self._loss_fn), self._backend)
+            self._plan_ahead(call, self._backend)
+            self._call = call
         if self._backend is not None:
             self._backend.check_accumulation(model)
         result = self._call(*args, **kwargs)
         _guard(result, (args, kwargs))
         return result
+
+    def _plan_ahead(self, call: Callable[..., Any], backend: StepBackend) -> None:
+        if not self._shapes:
+            return
+        first = next(self.parameters(), None)
+        device = first.device if first is not None else torch.device("cpu")
+        plan_ahead(call, self._shapes, backend.count, device, self._progress)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -119,7 +139,7 @@ class FittedModule(nn.Module):
 
     def __getstate__(self) -> Mapping[str, Any]:
         state = dict(self.__dict__)
-        state["_call"] = state["_backend"] = state["_replication"] = None
+        state["_call"] = state["_backend"] = state["_replication"] = state["_progress"] = None
         return state
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

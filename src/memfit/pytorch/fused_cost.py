@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -27,7 +28,12 @@ _SAMPLE_ELEMENTS = 1 << 22
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
-def cost_fused(fused: FusedStep, cost: str, progress: Progress | None = None) -> FusedStep:
+def cost_fused(
+    fused: FusedStep,
+    cost: str,
+    progress: Progress | None = None,
+    times: Mapping[int, int] | None = None,
+) -> FusedStep:
     """The fused step with the time and the workspace of each op.
 
     A loop takes the time to read its sources and write its outputs once, at the device's memory
@@ -37,10 +43,14 @@ def cost_fused(fused: FusedStep, cost: str, progress: Progress | None = None) ->
         fused: without costs.
         cost: `measured` (kernels of libraries, and the memory bandwidth) or `analytic`.
         progress: called with a label and the share done.
+        times: for each op of `fused.graph` an estimate of its time, as for `cost_step`; loops are
+            reckoned all the same.
     """
     step = fused.step
     loops = {i for i, node in enumerate(step.node_of) if fuses(node)}
-    costed = cost_step(step, cost, progress, skip=loops, call=_call).graph.ops
+    # What only virtual ops, which are loops, write is not in the fused graph.
+    known = None if times is None else {fused.ops[k]: t for k, t in times.items()}
+    costed = cost_step(step, cost, progress, skip=loops, call=_call, times=known).graph.ops
     rate = _bytes_per_ns(step.node_of, cost)
     costs: list[tuple[int, int]] = []
     for k, op_id in enumerate(fused.ops):

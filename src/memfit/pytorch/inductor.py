@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from memfit.graph import Value
+from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.backend import Compiled, StepBackend
@@ -26,8 +27,9 @@ from memfit.pytorch.compat_inductor import (
     compile_with_inductor,
     merge_equal_nodes,
 )
+from memfit.pytorch.costing import call_of
 from memfit.pytorch.fused_cost import cost_fused
-from memfit.pytorch.fusion import fuse
+from memfit.pytorch.fusion import FusedStep, fuse
 from memfit.pytorch.lower import lower
 
 __all__ = ["InductorBackend", "PlanPartitioner", "digest_of"]
@@ -122,7 +124,7 @@ class InductorBackend(StepBackend):
     def __init__(
         self, *, cost: str, progress: Progress | None = None, digest: str, **kwargs: Any
     ) -> None:
-        super().__init__(costs=lambda step: step, **kwargs)
+        super().__init__(costs=lambda step, _: step, **kwargs)
         self._cost = cost
         self._progress = progress
         self._partitioner = PlanPartitioner(digest, self._partition)
@@ -145,9 +147,7 @@ class InductorBackend(StepBackend):
     def _planned(
         self, step: CapturedStep, parameters: Set[int]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        fused = cost_fused(fuse(step), self._cost, self._progress)
-        assert self._decide is not None, "nothing is only captured by way of Inductor"
-        plan = self._decide(fused.graph)
+        fused, plan = self._plan_fused(fuse(step))
         plan.check_graph(fused.graph)
         notes = [*plan.provenance.get("notes", []), CAUTION]
         plan = replace(plan, provenance={**plan.provenance, "notes": notes})
@@ -157,3 +157,15 @@ class InductorBackend(StepBackend):
         modules = lower(step, fused.expand(plan.schedule))
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
+
+    def _plan_fused(self, fused: FusedStep) -> tuple[FusedStep, Plan]:
+        def costs(fused: FusedStep, times: Mapping[int, int] | None) -> FusedStep:
+            return cost_fused(fused, self._cost, self._progress, times)
+
+        if self._plans is None:
+            assert self._decide is not None, "nothing is only captured by way of Inductor"
+            fused = costs(fused, None)
+            return fused, self._decide(fused.graph)
+        every = [call_of(node) for node in fused.step.node_of]
+        calls = [every[op] for op in fused.ops]
+        return self._plans.plan(fused, calls, costs, self._occasion(), kept_by=every)
