@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import memfit._core._native as _native
+from memfit._core.python_chain import ChainTable, chain_table
+from memfit._core.python_nested import NestedTable, nested_table
 from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import TooManyLowerSetsError
 
@@ -14,10 +16,14 @@ __all__ = [
     "VERSION",
     "BlockTable",
     "CanonicalTable",
+    "ChainTable",
+    "NestedTable",
     "StageTable",
     "block_table",
     "canonical_table",
+    "chain_table",
     "enumerate_lower_sets",
+    "nested_table",
     "stage_table",
 ]
 

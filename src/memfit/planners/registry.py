@@ -18,6 +18,7 @@ PLANNERS: dict[str, str] = {
     "liveness": "memfit.planners.liveness_dp",
     "exact": "memfit.planners.exact_dp",
     "approximate": "memfit.planners.approximate_dp",
+    "nested": "memfit.planners.nested_dp",
     "chen": "memfit.planners.chen",
     "store-all": "memfit.planners.store_all",
 }

@@ -1,0 +1,425 @@
+"""What the planner `nested` searches: a graph's cuts in a row, and chains of alike steps in it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memfit import _core
+from memfit._core.python_chain import ChainUnit
+from memfit._core.python_nested import TopStage, Tree
+from memfit._core.python_slots import NOTHING, Front
+from memfit._core.python_stage import Cut
+from memfit.blocks import Block, Blocks, blocks_at, cut_graph
+from memfit.coarsening import links, negligible_bytes, useful_ops
+from memfit.cutting import barred_ends, rank_backward
+from memfit.graph import TrainingGraph, ValueKind
+from memfit.nested import CutLine, NestedPath
+from memfit.planners.liveness_table import keep_variants
+from memfit.stages import BackwardStages
+
+__all__ = ["NestedEffort", "NestedPlans", "build_nested", "slight_bytes"]
+
+_SLIGHT_SHARE = 1_000
+_MOST_SLIGHT_BYTES = 1024
+_LEAST_STEPS = 24
+_LONGEST_PERIOD = 24
+_UNIT_CUTS = 16
+
+
+@dataclass(frozen=True)
+class NestedEffort:
+    """How much to search.
+
+    Attributes:
+        steps: most ops to simulate, over all pairs of cuts, about.
+        cuts: most cuts of a part.
+        cells: most cells (steps times memory levels) of a chain of alike steps.
+        shares: see `keep_variants`.
+    """
+
+    steps: int
+    cuts: int
+    cells: int
+    shares: tuple[float, ...]
+
+
+EFFORT = {
+    "native": NestedEffort(60_000_000, 96, 16_000_000, (0.75, 0.5, 0.25)),
+    "python": NestedEffort(1_500_000, 24, 200_000, ()),
+}
+"""The most that each core should take on: a few seconds."""
+
+
+def slight_bytes(graph: TrainingGraph) -> int:
+    """Size up to which a value is kept whatever the strategy: all such together are at most a
+    thousandth of all activations, and each at most 1 KiB."""
+    sizes = sorted(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
+    room = sum(sizes) // _SLIGHT_SHARE
+    threshold = 0
+    for size, same in itertools.groupby(sizes):
+        room -= size * len(list(same))
+        if room < 0 or size > _MOST_SLIGHT_BYTES:
+            break
+        threshold = size
+    return threshold
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive blocks that are planned together: one block, or a chain of alike units."""
+
+    first: int  # block
+    blocks: int
+    table: _core.NestedTable  # of the block, or of one unit
+    chain: _core.ChainTable | None = None
+    levels: Sequence[int] = ()  # of the labels of the chain's front
+
+
+class NestedPlans:
+    """Nested strategies of one graph; plans for any budget are read off it.
+
+    Attributes:
+        graph: the graph.
+        line: its cuts in a row.
+        front: costs and needs of the whole step, `fixed_bytes` left out.
+        notes: what a reader of a plan should know.
+        fixed_bytes: bytes alive all through the backward pass that no stage counts.
+    """
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        line: CutLine,
+        parts: Sequence[_Part],
+        front: Front,
+        notes: Sequence[str],
+    ) -> None:
+        self.graph, self.line, self.front, self.notes = graph, line, front, tuple(notes)
+        self._parts = parts
+        self.fixed_bytes = graph.resident_bytes + sum(
+            v.size_bytes for v in graph.values if v.kind is ValueKind.TANGENT
+        )
+
+    @property
+    def cut_count(self) -> int:
+        """Number of different cuts."""
+        return self.line.starts[-1] + 1
+
+    def path(self, label: int) -> NestedPath:
+        """The strategy of a label of `front`."""
+        top: list[TopStage] = []
+        for part in self._parts:
+            start = self.line.starts[part.first]
+            if part.chain is None:
+                stages, label = part.table.path(label)
+                top += [_shift_stage(stage, start) for stage in stages]
+                continue
+            passes, after = part.chain.first_pass(part.levels[label])
+            unit = 0
+            for count, option, level in passes:
+                i = self.line.starts[part.first + unit]
+                k = self.line.starts[part.first + unit + count]
+                how: int | Tree = option
+                if option < 0:
+                    how = self._chain_tree(part, unit, count, level)
+                top.append((i, k, how))
+                unit += count
+            label = after
+        return NestedPath(self.line, top)
+
+    def _chain_tree(self, part: _Part, unit: int, count: int, level: int) -> Tree:
+        """How a chain's steps from `unit` on are reversed at a level."""
+        chain = part.chain
+        assert chain is not None
+        starts = self.line.starts
+        # Trees of chains are deep, so that they are made without recursion.
+        done: list[Tree] = []
+        todo: list[tuple[int, int, int, tuple[int, int] | None]] = [(unit, count, level, None)]
+        while todo:
+            u, n, s, built = todo.pop()
+            at = starts[part.first + u]
+            if n == 1:
+                done.append(_shift(part.table.tree(chain.split(1, s)[0]), at))
+            elif built is None:
+                k, option = chain.split(n, s)
+                todo.append((u, n, s, (k, option)))
+                todo.append((u + k, n - k, s - chain.levels_of(option), None))
+                if option < 0:
+                    todo.append((u, k, s, None))
+            else:
+                k, option = built
+                rest = done.pop()
+                how = done.pop() if option < 0 else option
+                middle, top = starts[part.first + u + k], starts[part.first + u + n]
+                done.append((at, middle, top, how, rest))
+        return done[0]
+
+
+def _shift(tree: Tree, by: int) -> Tree:
+    i, k, j, how, rest = tree
+    return (
+        i + by,
+        k + by,
+        j + by,
+        how if isinstance(how, int) else _shift(how, by),
+        None if rest is None else _shift(rest, by),
+    )
+
+
+def _shift_stage(stage: TopStage, by: int) -> TopStage:
+    i, k, how = stage
+    return (i + by, k + by, how if isinstance(how, int) else _shift(how, by))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Alike units of consecutive blocks."""
+
+    start: int  # block
+    period: int
+    units: int
+
+
+def _find_run(kinds: Sequence[str]) -> _Run | None:
+    """The run of alike units that covers the most blocks, if any is long enough."""
+    best: _Run | None = None
+    count = len(kinds)
+    for period in range(1, min(_LONGEST_PERIOD, count // _LEAST_STEPS) + 1):
+        at = 0
+        while at + period < count:
+            end = at
+            while end + period < count and kinds[end] == kinds[end + period]:
+                end += 1
+            units = (end + period - at) // period
+            covered = 0 if best is None else best.units * best.period
+            if units >= _LEAST_STEPS and units * period > covered:
+                best = _Run(at, period, units)
+            at = end + 1
+    return best
+
+
+class _Builder:
+    """Builds the tables of a graph's parts from the last one to the first."""
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        effort: NestedEffort,
+        progress: Callable[[str, float], None] | None,
+    ) -> None:
+        self.graph, self.effort, self.progress = graph, effort, progress
+        self.backward = BackwardStages(graph)
+        self.ranks = rank_backward(graph, self.backward.paired, self.backward.constant)
+        self.slight = slight_bytes(graph)
+        self.flags = keep_variants(graph, effort.shares)
+        self.useful = useful_ops(graph, self.slight)
+        linked = links(graph, self.useful)
+        barred = barred_ends(graph, self.ranks)
+        self.allowed = [
+            u and not (x or b) for u, x, b in zip(self.useful, linked, barred, strict=True)
+        ]
+        self.linked = linked
+        self.notes: list[str] = []
+
+    def report(self, label: str, share: float) -> None:
+        if self.progress is not None:
+            self.progress(label, share)
+
+    def find_run(self) -> tuple[_Run, list[int], list[bool]] | None:
+        """A chain of alike steps: the run, the cuts of all blocks and what passes over them."""
+        graph = self.graph
+        if graph.forward_count < 4 * _LEAST_STEPS:
+            return None
+        blocks = cut_graph(
+            graph,
+            self.useful,
+            self.linked,
+            self.flags,
+            self.slight,
+            paired=self.backward.paired,
+            constant=self.backward.constant,
+        )
+        run = _find_run([block.signature for block in blocks.blocks])
+        if run is None:
+            return None
+        ends = [block.forward.stop - 1 for block in blocks.blocks]
+        small = [False] * len(graph.values)
+        for block in blocks.blocks:
+            for s, flag in zip(block.values, block.problem.always_keep, strict=True):
+                small[s] = small[s] or flag
+        last = run.start + run.period * run.units
+        grown = blocks.base_bytes[run.start] - blocks.base_bytes[last - 1]
+        bytes_of = [sum(graph.values[v].size_bytes for v in op.outputs) for op in graph.forward_ops]
+        first_op = ends[run.start - 1] + 1 if run.start else 0
+        if grown * 20 > sum(bytes_of[first_op : ends[last - 1] + 1]):
+            return None  # gradients that pile up along the way count, and steps are not alike
+        return run, ends, small
+
+    def build(self) -> NestedPlans:
+        graph = self.graph
+        found = self.find_run()
+        if found is None:
+            return self._without_run()
+        run, ends, small = found
+        # Blocks before the run are one, so are those after it.
+        stops = [ends[run.start + run.period * u - 1] for u in range(run.units + 1) if
+                 run.start + run.period * u > 0]
+        cuts = [end for end in stops if end < graph.forward_count - 1]
+        blocks = blocks_at(graph, cuts, self.flags, self.slight, self.ranks, small)
+        signatures = [block.signature for block in blocks.blocks]
+        first = 1 if run.start else 0
+        # At its ends the run may differ in what surrounds it.
+        units = [signatures[first + run.units // 2] == s for s in signatures]
+        begin = first + run.units // 2
+        end = begin
+        while begin > 0 and units[begin - 1]:
+            begin -= 1
+        while end < len(units) and units[end]:
+            end += 1
+        if end - begin < _LEAST_STEPS:
+            return self._without_run()
+        return self._with_run(blocks, begin, end)
+
+    def _without_run(self) -> NestedPlans:
+        graph = self.graph
+        small = [False] * len(graph.values)
+        blocks = blocks_at(graph, [], self.flags, self.slight, self.ranks, small)
+        if not blocks.blocks:
+            return NestedPlans(graph, CutLine(graph, (), ()), (), ((0,), (0,)), ())
+        (block,) = blocks.blocks
+        cuts = self.cuts_of(block, self.effort.cuts, 0.0, 1.0)
+        table = _core.nested_table(
+            block.problem,
+            cuts,
+            0,
+            ([0], [NOTHING]),
+            lambda share: self.report("nesting stages", share),
+        )
+        line = CutLine(graph, blocks.blocks, (cuts,))
+        return NestedPlans(graph, line, (_Part(0, 1, table),), table.front(), self.notes)
+
+    def _with_run(self, blocks: Blocks, begin: int, end: int) -> NestedPlans:
+        graph = self.graph
+        cuts: list[Sequence[Cut]] = [()] * len(blocks.blocks)
+        parts: list[_Part] = []
+        after: Front = ([0], [NOTHING])
+        for at in range(len(blocks.blocks) - 1, -1, -1):
+            if begin <= at < end - 1:
+                continue
+            block = blocks.blocks[at]
+            most = _UNIT_CUTS if begin <= at < end else self.effort.cuts // 2
+            cuts[at] = self.cuts_of(block, most, 0.0, 1.0)
+            if at == end - 1:
+                # Bytes alive beyond the cache are largest at the run's lower end.
+                base = blocks.base_bytes[begin]
+                part, after = self._chain(block, cuts[at], base, begin, end - begin, after)
+                for u in range(begin, end):
+                    cuts[u] = cuts[at]
+            else:
+                table = _core.nested_table(
+                    block.problem, cuts[at], blocks.base_bytes[at], after, None
+                )
+                part, after = _Part(at, 1, table), table.front()
+            parts.append(part)
+            self.report("nesting stages", 1 - at / len(blocks.blocks))
+        self.notes.append(
+            f"{end - begin} alike steps of {len(blocks.blocks[begin].forward)} ops were planned as "
+            "a chain"
+        )
+        return NestedPlans(
+            graph, CutLine(graph, blocks.blocks, cuts), parts[::-1], after, self.notes
+        )
+
+    def _chain(
+        self, block: Block, cuts: Sequence[Cut], base: int, first: int, units: int, after: Front
+    ) -> tuple[_Part, Front]:
+        table = _core.nested_table(block.problem, cuts, 0, ([0], [NOTHING]), None)
+        whole = table.stretch()
+        always = whole.always_bytes
+        costs, needs = table.reversal_front()
+        unit = ChainUnit(
+            held_bytes=whole.held_bytes,
+            sweep_cost=whole.sweep_cost,
+            sweep_bytes=whole.sweep_bytes + base,
+            lent_bytes=whole.lent_bytes + base,
+            first_bytes=whole.first_bytes,
+            leaf=(costs, [need - always + base for need in needs]),
+            staged=[
+                (again + cost, cached - always, back - always + base, sweep + base)
+                for cost, cached, _, back, again, sweep in whole.staged
+            ],
+            top=[
+                (cost, cached - always, forward, back - always + base)
+                for cost, cached, forward, back, _, _ in whole.staged
+            ],
+        )
+        # What is always kept lies in the cache when the part after the run begins.
+        kept = always * units
+        levels = max(2, min(self.effort.cells // units, 8 * units, 4096))
+        chain = _core.chain_table(unit, units, after, levels, 1)
+        found_costs, found_needs, at_levels = chain.front()
+        part = _Part(first, units, table, chain, at_levels)
+        return part, (found_costs, [need + kept for need in found_needs])
+
+    def cuts_of(self, block: Block, most: int, begin: float, end: float) -> tuple[Cut, ...]:
+        """Prefixes of the program order in a block, where few bytes cross; both ends included."""
+        graph = self.graph
+        first, count = block.forward.start, len(block.forward)
+        places = [v for v in range(count - 1) if self.allowed[first + v]]
+        ops = count + len(block.backward)
+        fits = 2
+        while fits < most and (fits + 1) ** 2 * ops // 6 * (len(self.flags) + 3) < self.effort.steps:
+            fits += 1
+        if len(places) > fits - 1:
+            self.notes.append(
+                f"{fits - 1} of {len(places)} cuts between ops {first} and {first + count - 1} "
+                "were searched, those that the fewest bytes cross"
+            )
+            places = _thinned(graph, block, places, fits - 1)
+        masks = [0, *((2 << v) - 1 for v in places), (1 << count) - 1]
+        return tuple(block.cut(mask) for mask in masks)
+
+
+def _thinned(
+    graph: TrainingGraph, block: Block, places: Sequence[int], most: int
+) -> list[int]:
+    """Of windows of about equal bytes and cost, the place that the fewest bytes cross."""
+    first = block.forward.start
+    ops = [graph.ops[v] for v in block.forward]
+    made = [sum(graph.values[s].size_bytes for s in op.outputs) for op in ops]
+    all_bytes, all_cost = sum(made) or 1, sum(op.cost for op in ops) or 1
+    count = graph.forward_count
+    crossing = [0] * (len(ops) + 1)
+    for v, op in enumerate(ops):
+        for s in op.outputs:
+            end = max((r for r in graph.consumers[s] if r < count), default=-1) - first
+            if end > v:
+                crossing[v] += graph.values[s].size_bytes
+                crossing[min(end, len(ops))] -= graph.values[s].size_bytes
+    crossing = list(itertools.accumulate(crossing))
+    weights = list(
+        itertools.accumulate(
+            made[v] / all_bytes + op.cost / all_cost for v, op in enumerate(ops)
+        )
+    )
+    best: dict[int, int] = {}
+    for v in places:
+        window = min(most - 1, int(weights[v] / 2 * most))
+        if window not in best or crossing[v] <= crossing[best[window]]:
+            best[window] = v
+    chosen = set(best.values())
+    # Windows without a place leave room for the next best.
+    for v in sorted(set(places) - chosen, key=lambda v: crossing[v])[: most - len(chosen)]:
+        chosen.add(v)
+    return sorted(chosen)
+
+
+def build_nested(
+    graph: TrainingGraph,
+    effort: NestedEffort,
+    progress: Callable[[str, float], None] | None = None,
+) -> NestedPlans:
+    """Simulate and search nested strategies over a row of cuts."""
+    return _Builder(graph, effort, progress).build()
