@@ -74,14 +74,17 @@ class ChainTable:
         grain = -(-unit.held_bytes // parts)
         self._held = parts
         least = unit.leaf[1][-1]
+        if after is not None:
+            # Levels fall on what the part after the chain needs at the very least.
+            least += max(0, after[1][-1] - least) % grain
         self.levels = [least + s * grain for s in range(most_levels)]
         # (fewest levels that must be left, cost, levels that it takes, option), one step.
         self._staged = [
-            (self._level(max(back, sweep)), cost, -(-cached // grain), v)
+            (self._level(max(back, sweep)), cost, max(0, -(-cached // grain)), v)
             for v, (cost, cached, back, sweep) in enumerate(unit.staged)
         ]
         self._top_staged = [
-            (self._level(max(back, forward)), cost, -(-cached // grain), v)
+            (self._level(max(back, forward)), cost, max(0, -(-cached // grain)), v)
             for v, (cost, cached, forward, back) in enumerate(unit.top)
         ]
         self._sweep_level = (

@@ -19,7 +19,7 @@ from memfit.nested import CutLine, NestedPath
 from memfit.planners.liveness_table import keep_variants
 from memfit.stages import BackwardStages
 
-__all__ = ["NestedEffort", "NestedPlans", "build_nested", "slight_bytes"]
+__all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested", "slight_bytes"]
 
 _SLIGHT_SHARE = 1_000
 _MOST_SLIGHT_BYTES = 1024
@@ -36,18 +36,20 @@ class NestedEffort:
         steps: most ops to simulate, over all pairs of cuts, about.
         cuts: most cuts of a part.
         cells: most cells (steps times memory levels) of a chain of alike steps.
+        levels_per_checkpoint: how finely a chain's memory is divided.
         shares: see `keep_variants`.
     """
 
     steps: int
     cuts: int
     cells: int
+    levels_per_checkpoint: int
     shares: tuple[float, ...]
 
 
 EFFORT = {
-    "native": NestedEffort(60_000_000, 96, 16_000_000, (0.75, 0.5, 0.25)),
-    "python": NestedEffort(1_500_000, 24, 200_000, ()),
+    "native": NestedEffort(60_000_000, 96, 8_000_000, 4, (0.75, 0.5, 0.25)),
+    "python": NestedEffort(1_500_000, 24, 200_000, 1, ()),
 }
 """The most that each core should take on: a few seconds."""
 
@@ -357,8 +359,9 @@ class _Builder:
         )
         # What is always kept lies in the cache when the part after the run begins.
         kept = always * units
-        levels = max(2, min(self.effort.cells // units, 8 * units, 4096))
-        chain = _core.chain_table(unit, units, after, levels, 1)
+        fraction = self.effort.levels_per_checkpoint
+        levels = max(2, min(self.effort.cells // units, 8 * units * fraction))
+        chain = _core.chain_table(unit, units, after, levels, fraction)
         found_costs, found_needs, at_levels = chain.front()
         part = _Part(first, units, table, chain, at_levels)
         return part, (found_costs, [need + kept for need in found_needs])

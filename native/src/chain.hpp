@@ -1,0 +1,75 @@
+// Nested strategies over a chain of alike steps.
+//
+// Gives the same answers as memfit/_core/python_chain.py, which explains the model.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "nested.hpp"
+
+namespace memfit {
+
+// One step of a chain; see ChainUnit in python_chain.py.
+struct ChainUnit {
+  std::int64_t held_bytes, sweep_cost, sweep_bytes, lent_bytes, first_bytes;
+  CostFront leaf;
+  std::vector<std::array<std::int64_t, 4>> staged, top;
+};
+
+class ChainTable {
+ public:
+  // Throws std::invalid_argument where the arguments are out of range.
+  ChainTable(const ChainUnit& unit, std::size_t steps, std::optional<CostFront> after,
+             std::size_t most_levels, std::int64_t parts);
+
+  [[nodiscard]] const std::vector<std::int64_t>& levels() const { return levels_; }
+  // kNever: the level is too little memory. Throws std::out_of_range, as all that follow.
+  [[nodiscard]] std::int64_t reversal_cost(std::size_t count, std::size_t level) const;
+  [[nodiscard]] std::pair<std::int64_t, std::int64_t> split(std::size_t count, std::size_t level) const;
+  [[nodiscard]] std::int64_t levels_of(std::int64_t option, bool top) const;
+  struct Front {
+    std::vector<std::int64_t> costs, needs, levels;
+  };
+  [[nodiscard]] Front front() const;
+  // Stages (steps, option, level) of a first pass, and the label of what comes after.
+  [[nodiscard]] std::pair<std::vector<std::array<std::int64_t, 3>>, std::int64_t> first_pass(
+      std::size_t level) const;
+
+ private:
+  struct Staged {
+    std::size_t floor;
+    std::int64_t cost;
+    std::size_t taken;
+  };
+  struct Best {
+    std::int64_t cost = kNever;
+    std::int32_t k = 0;  // 0: none
+    std::int32_t option = 0;
+  };
+  struct Table {
+    std::vector<std::int64_t> cost;
+    std::vector<std::int32_t> k;
+    std::vector<std::int16_t> option;
+  };
+
+  std::size_t steps_;
+  std::size_t held_;
+  std::vector<std::int64_t> levels_;
+  std::int64_t sweep_cost_;
+  std::vector<Staged> staged_, top_staged_;
+  std::size_t sweep_level_, long_sweep_level_, first_level_;
+  std::vector<std::size_t> leaf_label_, after_label_;
+  Table reversal_, top_;
+
+  [[nodiscard]] std::size_t level_of(std::int64_t needed) const;
+  [[nodiscard]] std::size_t cell(std::size_t count, std::size_t s) const { return count * levels_.size() + s; }
+  [[nodiscard]] Best find_reversal(std::size_t count, std::size_t s) const;
+  [[nodiscard]] Best find_first(std::size_t count, std::size_t s) const;
+};
+
+}  // namespace memfit
