@@ -16,10 +16,9 @@ from memfit.coarsening import links, negligible_bytes, useful_ops
 from memfit.cutting import barred_ends, rank_backward
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.nested import CutLine, NestedPath
-from memfit.planners.liveness_table import keep_variants
 from memfit.stages import BackwardStages
 
-__all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested", "slight_bytes"]
+__all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested", "even_variants", "slight_bytes"]
 
 _SLIGHT_SHARE = 1_000
 _MOST_SLIGHT_BYTES = 1024
@@ -37,7 +36,7 @@ class NestedEffort:
         cuts: most cuts of a part.
         cells: most cells (steps times memory levels) of a chain of alike steps.
         levels_per_checkpoint: how finely a chain's memory is divided.
-        shares: see `keep_variants`.
+        shares: see `even_variants`.
     """
 
     steps: int
@@ -66,6 +65,32 @@ def slight_bytes(graph: TrainingGraph) -> int:
             break
         threshold = size
     return threshold
+
+
+def even_variants(graph: TrainingGraph, shares: Sequence[float]) -> list[list[bool]]:
+    """What a stage keeps beyond its boundary, for each variant, as in `keep_variants`; but values
+    that are equally dear by the byte are kept together, so that alike steps stay alike."""
+    start, least = graph.forward_count, negligible_bytes(graph)
+    wanted: dict[float, list[int]] = {}
+    for op in graph.forward_ops:
+        written = sum(graph.values[v].size_bytes for v in op.outputs)
+        for v in op.outputs:
+            size, readers = graph.values[v].size_bytes, graph.consumers[v]
+            if size > least and readers and readers[-1] >= start:
+                wanted.setdefault(op.cost / max(1, written), []).append(v)
+    sizes = {dear: sum(graph.values[v].size_bytes for v in same) for dear, same in wanted.items()}
+    total = sum(sizes.values())
+    variants: list[list[bool]] = []
+    for share in (1.0, *shares, -1.0):
+        flags = [False] * len(graph.values)
+        running = 0
+        for dear in sorted(wanted):
+            running += sizes[dear]
+            for v in wanted[dear]:
+                flags[v] = running > share * total
+        if flags not in variants:
+            variants.append(flags)
+    return variants
 
 
 @dataclass(frozen=True)
@@ -215,7 +240,7 @@ class _Builder:
         self.backward = BackwardStages(graph)
         self.ranks = rank_backward(graph, self.backward.paired, self.backward.constant)
         self.slight = slight_bytes(graph)
-        self.flags = keep_variants(graph, effort.shares)
+        self.flags = even_variants(graph, effort.shares)
         self.useful = useful_ops(graph, self.slight)
         linked = links(graph, self.useful)
         barred = barred_ends(graph, self.ranks)
