@@ -16,7 +16,7 @@ constexpr std::int64_t kLimit = std::int64_t{1} << 60;
 constexpr int kMostMantissa = 16;
 
 std::size_t slot_of(std::int64_t cost, int mantissa) {
-  const int length = std::bit_width(static_cast<std::uint64_t>(cost));
+  const auto length = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(cost)));
   const int shift = std::max(0, length - mantissa);
   return (static_cast<std::size_t>(shift) << mantissa) + static_cast<std::size_t>(cost >> shift);
 }
@@ -222,6 +222,7 @@ void NestedTable::simulate(const StageProblem& problem, const Cuts& cuts, Team& 
   const CutFacts bare_facts(plain, both);
   const std::vector<char> always = always_kept(problem);
   const std::vector<std::size_t> interval = intervals(problem, cuts);
+  find_idle(problem, cuts, always, interval);
   struct Worker {
     Simulator staged, leaf;
     Sweeper sweeper;
@@ -282,6 +283,44 @@ void NestedTable::simulate(const StageProblem& problem, const Cuts& cuts, Team& 
   team.run(last_, from_cut, between);
 }
 
+void NestedTable::find_idle(const StageProblem& p, const Cuts& cuts, const std::vector<char>& always,
+                            const std::vector<std::size_t>& interval) {
+  std::vector<std::size_t> backward(p.backward_ops(), 0);
+  for (std::size_t c = 0; c < last_; ++c) {
+    for_each_difference(cuts.finished.row(c), cuts.finished.row(c + 1), cuts.finished.words(),
+                        [&](std::size_t b) { backward[b] = c; });
+  }
+  idle_.resize(last_ + 1);
+  for (std::size_t c = 0; c <= last_; ++c) {
+    std::vector<std::int32_t> boundary(cuts.boundary[c]);
+    std::sort(boundary.begin(), boundary.end());
+    for (const std::int32_t s : boundary) {
+      const std::int32_t producer = p.producer[at(s)];
+      if (producer < 0 || always[at(s)] != 0) continue;
+      bool used = p.used_below[at(s)] != 0;
+      std::size_t next = last_;
+      const auto look = [&](std::size_t place) {
+        if (place < c) {
+          used = true;
+        } else {
+          next = std::min(next, place);
+        }
+      };
+      for (const std::int32_t r : p.forward_readers[s]) look(interval[at(r)]);
+      for (const std::int32_t r : p.backward_readers[s]) look(backward[at(r)]);
+      if (used && next > c && next < last_) idle_[c].push_back({interval[at(producer)], next, p.size[at(s)]});
+    }
+  }
+}
+
+std::int64_t NestedTable::idle_bytes(std::size_t i, std::size_t k, std::size_t j) const {
+  std::int64_t bytes = 0;
+  for (const Idle& idle : idle_[k]) {
+    if (idle.made >= i && idle.reader >= j) bytes += idle.bytes;
+  }
+  return bytes;
+}
+
 void NestedTable::reverse(std::size_t i, std::size_t j, std::int64_t upper_bytes, Builder& builder) {
   const Stretch& whole = stretches_[place(i, j)];
   builder.add({whole.leaf_bytes, whole.leaf_cost, static_cast<std::int32_t>(j), -1, 0, 0});
@@ -290,7 +329,7 @@ void NestedTable::reverse(std::size_t i, std::size_t j, std::int64_t upper_bytes
     const Stretch& part = stretches_[place(i, k)];
     const CostFront& after = fronts_[place(k, j)];
     builder.add_both(start + part.sweep_bytes, part.sweep_cost, fronts_[place(i, k)], 0, after,
-                     part.always_bytes + part.held_bytes, k);
+                     part.always_bytes + part.held_bytes - idle_bytes(i, k, j), k);
     for (std::size_t v = 0; v < part.staged.size(); ++v) {
       const StagedCost& staged = part.staged[v];
       builder.add_one(std::max(start + staged.sweep_bytes, staged.backward_bytes),

@@ -77,7 +77,14 @@ class NestedTable {
   using Labels = std::vector<NestedLabel>;
   class Builder;
 
+  // A boundary value that reversing what lies between the cut and `reader` can do without.
+  struct Idle {
+    std::size_t made, reader;
+    std::int64_t bytes;
+  };
+
   std::size_t last_;
+  std::vector<std::vector<Idle>> idle_;  // by cut
   std::vector<Stretch> stretches_;
   std::vector<Labels> labels_;
   std::vector<CostFront> fronts_;
@@ -87,6 +94,9 @@ class NestedTable {
   [[nodiscard]] std::size_t place(std::size_t i, std::size_t j) const { return i * (last_ + 1) + j; }
   void simulate(const StageProblem& problem, const Cuts& cuts, Team& team,
                 const std::function<void()>& between);
+  void find_idle(const StageProblem& problem, const Cuts& cuts, const std::vector<char>& always,
+                 const std::vector<std::size_t>& interval);
+  [[nodiscard]] std::int64_t idle_bytes(std::size_t i, std::size_t k, std::size_t j) const;
   void reverse(std::size_t i, std::size_t j, std::int64_t upper_bytes, Builder& builder);
   void first_pass(std::size_t i, std::int64_t base_bytes, Builder& builder);
   void add_tree(std::size_t i, std::size_t j, std::size_t label, Tree& tree) const;

@@ -8,7 +8,6 @@ copy of a value is read until it is given up; then the next copy takes its place
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,12 +21,7 @@ from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Stage
 from memfit.schedule import Compute, Schedule
 
-__all__ = ["CutLine", "NestedPath", "most_recomputations"]
-
-
-def most_recomputations(schedule: Schedule) -> int:
-    """How often the op that runs again most often does so; 0 where nothing is recomputed."""
-    return max(Counter(schedule.recomputed_ops).values(), default=0)
+__all__ = ["CutLine", "NestedPath"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Union
 
 from memfit._core.python_slots import NOTHING, Front
 from memfit._core.python_stage import Cut, StageProblem
-from memfit._core.python_sweeps import Stretch, always_kept, simulate_stretch
+from memfit._core.python_sweeps import Stretch, always_kept, idle_values, simulate_stretch
 
 __all__ = ["MANTISSA_BITS", "NestedTable", "TopStage", "Tree", "nested_table"]
 
@@ -124,6 +124,7 @@ class NestedTable:
         self._after = after
         self._base_bytes = base_bytes
         self._cut_bytes = [cut.base_bytes for cut in cuts]
+        self._idle = idle_values(problem, cuts, always)
         self._stretch: dict[tuple[int, int], Stretch] = {}
         self._labels: dict[tuple[int, int], list[_Label]] = {}
         self._fronts: dict[tuple[int, int], Front] = {}
@@ -158,7 +159,7 @@ class NestedTable:
                 self._fronts[i, k],
                 0,
                 after,
-                part.always_bytes + part.held_bytes,
+                part.always_bytes + part.held_bytes - self._idle_bytes(i, k, j),
                 k,
             )
             for variant, staged in enumerate(part.staged):
@@ -172,6 +173,12 @@ class NestedTable:
                     variant,
                 )
         return builder.take()
+
+    def _idle_bytes(self, i: int, k: int, j: int) -> int:
+        """Bytes in the boundary of k, made from i on, that reversing (k, j) can do without."""
+        return sum(
+            size for made, reader, size in self._idle[k] if made >= i and reader >= j
+        )
 
     def _first_pass(self, i: int) -> list[_Label]:
         builder = LabelBuilder(self._bits)

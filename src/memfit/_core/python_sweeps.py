@@ -8,8 +8,9 @@ own sake: forward outputs, outputs of ops that must not run again, small values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from memfit._core.python_stage import (
     Cut,
@@ -20,7 +21,14 @@ from memfit._core.python_stage import (
     simulate_piece,
 )
 
-__all__ = ["Stretch", "always_kept", "dead_bytes", "simulate_stretch", "sweep"]
+__all__ = [
+    "Stretch",
+    "always_kept",
+    "dead_bytes",
+    "idle_values",
+    "simulate_stretch",
+    "sweep",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,39 @@ def dead_bytes(problem: StageProblem, lower: Cut, upper: Cut) -> int:
             continue
         total += problem.value_bytes[s]
     return total
+
+
+def idle_values(
+    problem: StageProblem, cuts: Sequence[Cut], always: list[bool]
+) -> list[list[tuple[int, int, int]]]:
+    """For each cut, (place where made, place of the next reader above, bytes) of boundary values.
+
+    Places are numbers of the cuts right below. Such a value need not be held while what lies
+    between the cut and that reader is reversed, though it is used below the cut again. Values
+    that are always kept, and those that nothing below the cut uses, are left out.
+    """
+    forward = [0] * len(problem.forward_inputs)
+    backward = [0] * len(problem.backward_inputs)
+    for at, (a, b) in enumerate(pairwise(cuts)):
+        for v in bits(b.lower & ~a.lower):
+            forward[v] = at
+        for r in bits(a.finished & ~b.finished):
+            backward[r] = at
+    result = []
+    for at, cut in enumerate(cuts):
+        found = []
+        for s in sorted(cut.boundary):
+            producer = problem.forward_producer[s]
+            if producer < 0 or always[s]:
+                continue
+            places = [forward[r] for r in problem.forward_readers[s]]
+            places += [backward[r] for r in problem.backward_readers[s]]
+            used = problem.used_below[s] or any(place < at for place in places)
+            above = [place for place in places if place >= at]
+            if used and above and min(above) > at:
+                found.append((forward[producer], min(above), problem.value_bytes[s]))
+        result.append(found)
+    return result
 
 
 def simulate_stretch(

@@ -18,7 +18,7 @@ from memfit import _core
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, peak_of_order, simulate
-from memfit.nested import NestedPath, most_recomputations
+from memfit.nested import NestedPath
 from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners import liveness_dp
 from memfit.planners.base import PlannerOptions, TimeIsUp, TradeOff, TradeOffPoint, limited
@@ -144,17 +144,50 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     return plan_from_tables(table, nested_for(graph, options), budget_bytes, began)
 
 
+def single_plan(
+    table: LivenessTable, budget_bytes: int, began: float
+) -> tuple[Plan | None, InfeasibleBudgetError | None]:
+    """The plan of single recomputations, or why there is none."""
+    try:
+        return liveness_dp.plan_from_table(table, budget_bytes, began), None
+    except InfeasibleBudgetError as error:
+        return None, error
+
+
 def plan_from_tables(
     table: LivenessTable, plans: NestedPlans | None, budget_bytes: int, began: float
 ) -> Plan:
     """As `plan`, from stages simulated before."""
+    single, error = single_plan(table, budget_bytes, began)
+    return better_plan(table, plans, single, error, budget_bytes, began)
+
+
+def better_plan(
+    table: LivenessTable,
+    plans: NestedPlans | None,
+    single: Plan | None,
+    error: InfeasibleBudgetError | None,
+    budget_bytes: int,
+    began: float,
+) -> Plan:
+    """The cheaper one of a plan of single recomputations and the best nested one.
+
+    Args:
+        table: the stages of the former.
+        plans: nested strategies, if there was time for them.
+        single, error: the plan of single recomputations, or why there is none.
+        budget_bytes: the budget.
+        began: when planning began.
+
+    Raises:
+        InfeasibleBudgetError: neither fits.
+    """
     graph = table.graph
-    single: Plan | None
-    try:
-        single = liveness_dp.plan_from_table(table, budget_bytes, began)
+    if single is not None:
         least, binding = single.smallest_feasible_budget_bytes, None
-    except InfeasibleBudgetError as error:
-        single, least, binding = None, error.minimum_bytes, error.binding_op
+    else:
+        assert error is not None, "there is a plan, or a reason why not"
+        least, binding = error.minimum_bytes, error.binding_op
     if plans is None or not plans.front[0]:
         if single is None:
             raise InfeasibleBudgetError(
@@ -192,7 +225,6 @@ def plan_from_tables(
         provenance={
             "notes": [*table.notes, *plans.notes],
             "core": _core.core_name(),
-            "most_recomputations": most_recomputations(found.schedule),
         },
         timeline=found.timeline,
     )
@@ -202,7 +234,6 @@ def _recounted(plan: Plan, began: float, minimum: int, notes: tuple[str, ...]) -
     """A plan of single recomputations with what nested strategies would allow."""
     provenance = dict(plan.provenance)
     provenance["notes"] = [*provenance.get("notes", ()), *notes]
-    provenance["most_recomputations"] = most_recomputations(plan.schedule)
     return replace(
         plan,
         smallest_feasible_budget_bytes=minimum,

@@ -22,6 +22,8 @@ __all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested", "even_varian
 
 _SLIGHT_SHARE = 1_000
 _MOST_SLIGHT_BYTES = 1024
+_MOST_WORK = 10
+"""Plans that compute again more than so many times the forward pass are left out."""
 _LEAST_STEPS = 24
 _LONGEST_PERIOD = 24
 _UNIT_CUTS = 16
@@ -47,7 +49,7 @@ class NestedEffort:
 
 
 EFFORT = {
-    "native": NestedEffort(60_000_000, 96, 8_000_000, 4, (0.75, 0.5, 0.25)),
+    "native": NestedEffort(60_000_000, 64, 8_000_000, 4, (0.75, 0.5, 0.25)),
     "python": NestedEffort(1_500_000, 24, 200_000, 1, ()),
 }
 """The most that each core should take on: a few seconds."""
@@ -123,7 +125,14 @@ class NestedPlans:
         front: Front,
         notes: Sequence[str],
     ) -> None:
-        self.graph, self.line, self.front, self.notes = graph, line, front, tuple(notes)
+        self.graph, self.line, self.notes = graph, line, tuple(notes)
+        fit = sum(cost <= _MOST_WORK * max(1, graph.forward_cost) for cost in front[0])
+        self.front = front[0][:fit], front[1][:fit]
+        if fit < len(front[0]):
+            self.notes += (
+                f"strategies that compute again more than {_MOST_WORK} times the forward pass were "
+                f"left out; the smallest of them needs {front[1][-1]} bytes beside what is resident",
+            )
         self._parts = parts
         self.fixed_bytes = graph.resident_bytes + sum(
             v.size_bytes for v in graph.values if v.kind is ValueKind.TANGENT
@@ -429,7 +438,7 @@ def _thinned(
     crossing = list(itertools.accumulate(crossing))
     weights = list(
         itertools.accumulate(
-            made[v] / all_bytes + op.cost / all_cost for v, op in enumerate(ops)
+            2 * made[v] / all_bytes for v, op in enumerate(ops)
         )
     )
     best: dict[int, int] = {}
