@@ -190,17 +190,25 @@ std::pair<TopStages, std::int32_t> nested_path(const memfit::NestedTable& table,
 
 using Steps = std::vector<std::array<std::int64_t, 4>>;
 
-memfit::ChainTable chain_table(std::int64_t held_bytes, std::int64_t sweep_cost, std::int64_t sweep_bytes,
-                               std::int64_t lent_bytes, std::int64_t first_bytes, FrontTuple leaf,
-                               Steps staged, Steps top, std::size_t steps, std::optional<FrontTuple> after,
-                               std::size_t most_levels, std::int64_t parts) {
+// held, sweep cost, sweep, lent, first; leaf; staged; top.
+using UnitTuple = std::tuple<std::array<std::int64_t, 5>, FrontTuple, Steps, Steps>;
+
+memfit::ChainUnit chain_unit(UnitTuple unit) {
+  auto& [numbers, leaf, staged, top] = unit;
+  const auto [held, cost, sweep, lent, first] = numbers;
+  return {held, cost, sweep, lent, first, {std::move(leaf.first), std::move(leaf.second)},
+          std::move(staged), std::move(top)};
+}
+
+memfit::ChainTable chain_table(UnitTuple unit, std::size_t steps, std::optional<FrontTuple> after,
+                               std::size_t most_levels, std::int64_t parts,
+                               std::optional<UnitTuple> first) {
   const nb::gil_scoped_release release;
   std::optional<memfit::CostFront> rest;
   if (after) rest = memfit::CostFront{std::move(after->first), std::move(after->second)};
-  return {memfit::ChainUnit{held_bytes, sweep_cost, sweep_bytes, lent_bytes, first_bytes,
-                            memfit::CostFront{std::move(leaf.first), std::move(leaf.second)},
-                            std::move(staged), std::move(top)},
-          steps, std::move(rest), most_levels, parts};
+  std::optional<memfit::ChainUnit> bottom;
+  if (first) bottom = chain_unit(std::move(*first));
+  return {chain_unit(std::move(unit)), steps, std::move(rest), most_levels, parts, bottom};
 }
 
 }  // namespace
@@ -223,9 +231,8 @@ NB_MODULE(_native, m) {
   m.def("nested_table", &nested_table, "problem"_a, "count"_a, "lower"_a, "finished"_a, "boundary"_a,
         "needed_below"_a, "cut_bytes"_a, "base_bytes"_a, "after"_a, "mantissa_bits"_a, "threads"_a,
         "progress"_a.none());
-  m.def("chain_table", &chain_table, "held_bytes"_a, "sweep_cost"_a, "sweep_bytes"_a, "lent_bytes"_a,
-        "first_bytes"_a, "leaf"_a, "staged"_a, "top"_a, "steps"_a, "after"_a.none(), "most_levels"_a,
-        "parts"_a);
+  m.def("chain_table", &chain_table, "unit"_a, "steps"_a, "after"_a.none(), "most_levels"_a, "parts"_a,
+        "first"_a.none());
 
   nb::class_<memfit::NestedTable>(m, "NestedTable")
       .def("front", [](const memfit::NestedTable& table) { return front_tuple(table.front()); })
@@ -238,13 +245,14 @@ NB_MODULE(_native, m) {
   nb::class_<memfit::ChainTable>(m, "ChainTable")
       .def_prop_ro("levels", &memfit::ChainTable::levels)
       .def("reversal_cost",
-           [](const memfit::ChainTable& table, std::size_t count, std::size_t level) {
-             const std::int64_t cost = table.reversal_cost(count, level);
+           [](const memfit::ChainTable& table, std::size_t count, std::size_t level, bool bottom) {
+             const std::int64_t cost = table.reversal_cost(count, level, bottom);
              return cost < memfit::kNever ? std::optional(cost) : std::nullopt;
            },
-           "count"_a, "level"_a)
-      .def("split", &memfit::ChainTable::split, "count"_a, "level"_a)
-      .def("levels_of", &memfit::ChainTable::levels_of, "option"_a, "top"_a = false)
+           "count"_a, "level"_a, "bottom"_a = false)
+      .def("split", &memfit::ChainTable::split, "count"_a, "level"_a, "bottom"_a = false)
+      .def("levels_of", &memfit::ChainTable::levels_of, "k"_a, "option"_a, "bottom"_a = false,
+           "top"_a = false)
       .def("front",
            [](const memfit::ChainTable& table) {
              auto front = table.front();

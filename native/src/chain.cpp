@@ -37,6 +37,25 @@ void check(const CostFront& front) {
   }
 }
 
+void check(const ChainUnit& unit, std::int64_t most_cost) {
+  check(unit.leaf);
+  const auto ordinary = [](std::int64_t x) { return x >= -kLimit && x < kLimit; };
+  const auto cheap = [most_cost](std::int64_t x) { return x >= 0 && x < most_cost; };
+  if (!cheap(unit.sweep_cost) || !cheap(unit.leaf.costs.back())) {
+    throw std::invalid_argument("costs of the steps must add up below 2**60");
+  }
+  for (const std::int64_t x : {unit.held_bytes, unit.sweep_bytes, unit.lent_bytes, unit.first_bytes}) {
+    if (!ordinary(x)) throw std::invalid_argument("a step's bytes are out of range");
+  }
+  for (const auto* stages : {&unit.staged, &unit.top}) {
+    for (const auto& [cost, cached, one, other] : *stages) {
+      if (!cheap(cost) || !ordinary(cached) || !ordinary(one) || !ordinary(other)) {
+        throw std::invalid_argument("a stage's cost or bytes are out of range");
+      }
+    }
+  }
+}
+
 std::pair<std::size_t, std::size_t> window(std::size_t count, std::size_t last, std::int32_t known) {
   if (count <= kEverySplit || known <= 0) return {1, last};
   const auto k = static_cast<std::size_t>(known);
@@ -46,73 +65,42 @@ std::pair<std::size_t, std::size_t> window(std::size_t count, std::size_t last, 
 }  // namespace
 
 ChainTable::ChainTable(const ChainUnit& unit, std::size_t steps, std::optional<CostFront> after,
-                       std::size_t most_levels, std::int64_t parts)
-    : steps_(steps), sweep_cost_(unit.sweep_cost) {
-  check(unit.leaf);
-  if (after) check(*after);
+                       std::size_t most_levels, std::int64_t parts,
+                       const std::optional<ChainUnit>& first)
+    : steps_(steps), other_bottom_(first.has_value()) {
   if (steps < 1 || most_levels < 1 || most_levels > kMostCells / (steps + 1)) {
     throw std::invalid_argument("steps times levels must be between 1 and 2**28");
   }
-  if (parts < 1 || unit.held_bytes < parts || unit.held_bytes >= kLimit / static_cast<std::int64_t>(most_levels)) {
+  // Revolve's costs are below steps squared.
+  const auto length = static_cast<std::int64_t>(steps);
+  const std::int64_t most_cost = kLimit / length / length;
+  check(unit, most_cost);
+  if (first) check(*first, most_cost);
+  if (after) check(*after);
+  if (parts < 1 || unit.held_bytes < parts ||
+      unit.held_bytes >= kLimit / static_cast<std::int64_t>(most_levels)) {
     throw std::invalid_argument("a checkpoint of " + std::to_string(unit.held_bytes) + " bytes has no " +
                                 std::to_string(parts) + " parts");
   }
-  const auto ordinary = [](std::int64_t x) { return x >= -kLimit && x < kLimit; };
-  // Revolve's costs are below steps squared.
-  const std::int64_t most_cost = (kLimit / static_cast<std::int64_t>(steps)) / static_cast<std::int64_t>(steps);
-  if (unit.sweep_cost < 0 || unit.sweep_cost >= most_cost || unit.leaf.costs.back() >= most_cost) {
-    throw std::invalid_argument("costs of the steps must add up below 2**60");
-  }
-  held_ = static_cast<std::size_t>(parts);
   const std::int64_t grain = (unit.held_bytes + parts - 1) / parts;
   std::int64_t least = unit.leaf.needs.back();
   if (after) least += std::max<std::int64_t>(0, after->needs.back() - least) % grain;
   for (std::size_t s = 0; s < most_levels; ++s) levels_.push_back(least + static_cast<std::int64_t>(s) * grain);
-  const auto staged = [&](std::int64_t cost, std::int64_t cached, std::int64_t floor) {
-    if (cost < 0 || cost >= most_cost || !ordinary(cached) || !ordinary(floor)) {
-      throw std::invalid_argument("a stage's cost or bytes are out of range");
-    }
-    const std::int64_t taken = cached > 0 ? (cached + grain - 1) / grain : -(-cached / grain);
-    return Staged{level_of(floor), cost, static_cast<std::size_t>(std::max<std::int64_t>(0, taken))};
-  };
-  for (const auto& [cost, cached, back, sweep] : unit.staged) {
-    staged_.push_back(staged(cost, cached, std::max(back, sweep)));
-  }
-  for (const auto& [cost, cached, forward, back] : unit.top) {
-    top_staged_.push_back(staged(cost, cached, std::max(back, forward)));
-  }
-  sweep_level_ = level_of(unit.sweep_bytes);
-  long_sweep_level_ = level_of(std::max(unit.sweep_bytes, unit.lent_bytes));
-  first_level_ = level_of(unit.first_bytes);
-  leaf_label_ = labels_of(unit.leaf, levels_);
-
-  const auto make = [&](Table& table) {
-    table.cost.assign((steps + 1) * most_levels, kNever);
-    table.k.assign((steps + 1) * most_levels, 0);
-    table.option.assign((steps + 1) * most_levels, 0);
-  };
-  const auto put = [&](Table& table, std::size_t at, const Best& best) {
-    table.cost[at] = best.cost;
-    table.k[at] = best.k;
-    table.option[at] = static_cast<std::int16_t>(best.option);
-  };
-  make(reversal_);
-  for (std::size_t s = 0; s < most_levels; ++s) {
-    reversal_.cost[cell(0, s)] = 0;
-    put(reversal_, cell(1, s), {unit.leaf.costs[leaf_label_[s]], 1, -1});
-  }
-  for (std::size_t count = 2; count <= steps; ++count) {
-    for (std::size_t s = 0; s < most_levels; ++s) put(reversal_, cell(count, s), find_reversal(count, s));
-  }
+  unit_ = levelled(unit, grain);
+  bottom_ = first ? levelled(*first, grain) : unit_;
+  fill(reversals_, false);
+  if (other_bottom_) fill(bottoms_, true);
   if (!after) return;
-  make(top_);
   after_label_ = labels_of(*after, levels_);
+  tops_.cost.assign((steps + 1) * most_levels, kNever);
+  tops_.k.assign(tops_.cost.size(), 0);
+  tops_.option.assign(tops_.cost.size(), 0);
   for (std::size_t s = 0; s < most_levels; ++s) {
     const std::size_t label = after_label_[s];
-    if (label < after->costs.size()) top_.cost[cell(0, s)] = after->costs[label];
+    if (label < after->costs.size()) tops_.cost[cell(0, s)] = after->costs[label];
   }
   for (std::size_t count = 1; count <= steps; ++count) {
-    for (std::size_t s = 0; s < most_levels; ++s) put(top_, cell(count, s), find_first(count, s));
+    for (std::size_t s = 0; s < most_levels; ++s) tops_.put(cell(count, s), find_first(count, s));
   }
 }
 
@@ -120,25 +108,64 @@ std::size_t ChainTable::level_of(std::int64_t needed) const {
   return static_cast<std::size_t>(std::lower_bound(levels_.begin(), levels_.end(), needed) - levels_.begin());
 }
 
-ChainTable::Best ChainTable::find_reversal(std::size_t count, std::size_t s) const {
-  const auto& cost = reversal_.cost;
-  Best best;
-  if (s >= held_ && s >= sweep_level_) {
-    const std::size_t rest = s - held_;
-    const std::size_t before = cell(count - 1, s);
-    const std::int32_t known = count > 2 && reversal_.option[before] < 0 ? reversal_.k[before] : 0;
-    const auto [first, last] = window(count, count - 1, known);
-    for (std::size_t k = first; k <= last; ++k) {
-      if (k > 1 && s < long_sweep_level_) break;
-      const std::int64_t after = cost[cell(count - k, rest)];
-      const std::int64_t below = cost[cell(k, s)];
-      if (after >= kNever || below >= kNever) continue;
-      const std::int64_t found = static_cast<std::int64_t>(k) * sweep_cost_ + after + below;
-      if (found < best.cost) best = {found, static_cast<std::int32_t>(k), -1};
-    }
+ChainTable::Levelled ChainTable::levelled(const ChainUnit& unit, std::int64_t grain) const {
+  const auto taken = [grain](std::int64_t bytes) {
+    return static_cast<std::size_t>(bytes > 0 ? (bytes + grain - 1) / grain : 0);
+  };
+  Levelled result{taken(unit.held_bytes),      level_of(unit.sweep_bytes), level_of(unit.lent_bytes),
+                  level_of(unit.first_bytes), unit.sweep_cost,            labels_of(unit.leaf, levels_),
+                  {},                         {},                         {}};
+  for (const std::size_t label : result.leaf_label) {
+    result.leaf.push_back(label < unit.leaf.costs.size() ? unit.leaf.costs[label] : kNever);
   }
-  for (std::size_t v = 0; v < staged_.size(); ++v) {
-    const Staged& stage = staged_[v];
+  for (const auto& [cost, cached, back, sweep] : unit.staged) {
+    result.staged.push_back({level_of(std::max(back, sweep)), cost, taken(cached)});
+  }
+  for (const auto& [cost, cached, forward, back] : unit.top) {
+    result.top.push_back({level_of(std::max(back, forward)), cost, taken(cached)});
+  }
+  return result;
+}
+
+std::size_t ChainTable::Levelled::long_level(const Levelled& rest) const {
+  return std::max({sweep_level, rest.sweep_level, rest.lent_level});
+}
+
+void ChainTable::fill(Cells& cells, bool bottom) {
+  const std::size_t width = levels_.size();
+  cells.cost.assign((steps_ + 1) * width, kNever);
+  cells.k.assign(cells.cost.size(), 0);
+  cells.option.assign(cells.cost.size(), 0);
+  const Levelled& lowest = bottom ? bottom_ : unit_;
+  for (std::size_t s = 0; s < width; ++s) {
+    cells.cost[cell(0, s)] = 0;
+    cells.put(cell(1, s), {lowest.leaf[s], 1, -1});
+  }
+  for (std::size_t count = 2; count <= steps_; ++count) {
+    for (std::size_t s = 0; s < width; ++s) cells.put(cell(count, s), find_reversal(count, s, bottom));
+  }
+}
+
+ChainTable::Best ChainTable::find_reversal(std::size_t count, std::size_t s, bool bottom) const {
+  const Levelled& lowest = bottom ? bottom_ : unit_;
+  const Cells& under = below(bottom);
+  const std::vector<std::int64_t>& cost = reversals_.cost;
+  const std::size_t long_level = lowest.long_level(unit_);
+  Best best;
+  const std::int32_t known = count > 2 ? under.known(cell(count - 1, s)) : 0;
+  const auto [first, last] = window(count, count - 1, known);
+  for (std::size_t k = first; k <= last; ++k) {
+    const std::size_t held = k == 1 ? lowest.held : unit_.held;
+    if (s < held || s < (k == 1 ? lowest.sweep_level : long_level)) continue;
+    const std::int64_t after = cost[cell(count - k, s - held)];
+    const std::int64_t low = under.cost[cell(k, s)];
+    if (after >= kNever || low >= kNever) continue;
+    const std::int64_t found =
+        lowest.sweep_cost + static_cast<std::int64_t>(k - 1) * unit_.sweep_cost + after + low;
+    if (found < best.cost) best = {found, static_cast<std::int32_t>(k), -1};
+  }
+  for (std::size_t v = 0; v < lowest.staged.size(); ++v) {
+    const Staged& stage = lowest.staged[v];
     if (s < stage.floor || s < stage.taken) continue;
     const std::int64_t after = cost[cell(count - 1, s - stage.taken)];
     if (after < kNever && stage.cost + after < best.cost) {
@@ -149,24 +176,26 @@ ChainTable::Best ChainTable::find_reversal(std::size_t count, std::size_t s) con
 }
 
 ChainTable::Best ChainTable::find_first(std::size_t count, std::size_t s) const {
+  const bool bottom = count == steps_;
+  const Levelled& lowest = bottom ? bottom_ : unit_;
+  const Cells& under = below(bottom);
   Best best;
-  if (s >= held_ && s >= first_level_) {
-    const std::size_t rest = s - held_;
-    const std::size_t before = cell(count - 1, s);
-    const std::int32_t known = count > 1 && top_.option[before] < 0 ? top_.k[before] : 0;
-    const auto [first, last] = window(count, count, known);
-    for (std::size_t k = first; k <= last; ++k) {
-      const std::int64_t after = top_.cost[cell(count - k, rest)];
-      const std::int64_t below = reversal_.cost[cell(k, s)];
-      if (after < kNever && below < kNever && after + below < best.cost) {
-        best = {after + below, static_cast<std::int32_t>(k), -1};
-      }
+  const std::int32_t known =
+      count > 1 && !(bottom && other_bottom_) ? tops_.known(cell(count - 1, s)) : 0;
+  const auto [first, last] = window(count, count, known);
+  for (std::size_t k = first; k <= last; ++k) {
+    const std::size_t held = k == 1 ? lowest.held : unit_.held;
+    if (s < held || s < std::max(lowest.first_level, k > 1 ? unit_.first_level : 0)) continue;
+    const std::int64_t after = tops_.cost[cell(count - k, s - held)];
+    const std::int64_t low = under.cost[cell(k, s)];
+    if (after < kNever && low < kNever && after + low < best.cost) {
+      best = {after + low, static_cast<std::int32_t>(k), -1};
     }
   }
-  for (std::size_t v = 0; v < top_staged_.size(); ++v) {
-    const Staged& stage = top_staged_[v];
+  for (std::size_t v = 0; v < lowest.top.size(); ++v) {
+    const Staged& stage = lowest.top[v];
     if (s < stage.floor || s < stage.taken) continue;
-    const std::int64_t after = top_.cost[cell(count - 1, s - stage.taken)];
+    const std::int64_t after = tops_.cost[cell(count - 1, s - stage.taken)];
     if (after < kNever && stage.cost + after < best.cost) {
       best = {stage.cost + after, 1, static_cast<std::int32_t>(v)};
     }
@@ -174,29 +203,32 @@ ChainTable::Best ChainTable::find_first(std::size_t count, std::size_t s) const 
   return best;
 }
 
-std::int64_t ChainTable::reversal_cost(std::size_t count, std::size_t level) const {
+std::int64_t ChainTable::reversal_cost(std::size_t count, std::size_t level, bool bottom) const {
   if (count > steps_ || level >= levels_.size()) throw std::out_of_range("no such chain");
-  return reversal_.cost[cell(count, level)];
+  return below(bottom).cost[cell(count, level)];
 }
 
-std::pair<std::int64_t, std::int64_t> ChainTable::split(std::size_t count, std::size_t level) const {
-  if (count < 1 || reversal_cost(count, level) >= kNever) throw std::out_of_range("no such reversal");
-  if (count == 1) return {static_cast<std::int64_t>(leaf_label_[level]), -1};
-  return {reversal_.k[cell(count, level)], reversal_.option[cell(count, level)]};
+std::pair<std::int64_t, std::int64_t> ChainTable::split(std::size_t count, std::size_t level,
+                                                        bool bottom) const {
+  if (count < 1 || reversal_cost(count, level, bottom) >= kNever) throw std::out_of_range("no such reversal");
+  if (count == 1) return {static_cast<std::int64_t>((bottom ? bottom_ : unit_).leaf_label[level]), -1};
+  const Cells& cells = below(bottom);
+  return {cells.k[cell(count, level)], cells.option[cell(count, level)]};
 }
 
-std::int64_t ChainTable::levels_of(std::int64_t option, bool top) const {
-  if (option < 0) return static_cast<std::int64_t>(held_);
-  const auto& stages = top ? top_staged_ : staged_;
+std::int64_t ChainTable::levels_of(std::int64_t k, std::int64_t option, bool bottom, bool top) const {
+  const Levelled& lowest = bottom ? bottom_ : unit_;
+  if (option < 0) return static_cast<std::int64_t>(k == 1 ? lowest.held : unit_.held);
+  const auto& stages = top ? lowest.top : lowest.staged;
   return static_cast<std::int64_t>(stages.at(static_cast<std::size_t>(option)).taken);
 }
 
 ChainTable::Front ChainTable::front() const {
   Front front;
-  if (top_.cost.empty()) return front;
+  if (tops_.cost.empty()) return front;
   std::int64_t best = kNever;
   for (std::size_t s = 0; s < levels_.size(); ++s) {
-    const std::int64_t cost = top_.cost[cell(steps_, s)];
+    const std::int64_t cost = tops_.cost[cell(steps_, s)];
     if (cost >= best) continue;
     best = cost;
     front.costs.push_back(cost);
@@ -211,16 +243,16 @@ ChainTable::Front ChainTable::front() const {
 
 std::pair<std::vector<std::array<std::int64_t, 3>>, std::int64_t> ChainTable::first_pass(
     std::size_t level) const {
-  if (top_.cost.empty() || level >= levels_.size() || top_.cost[cell(steps_, level)] >= kNever) {
+  if (tops_.cost.empty() || level >= levels_.size() || tops_.cost[cell(steps_, level)] >= kNever) {
     throw std::out_of_range("no such first pass");
   }
   std::vector<std::array<std::int64_t, 3>> stages;
   std::size_t count = steps_;
   while (count > 0) {
-    const std::int32_t k = top_.k[cell(count, level)];
-    const std::int64_t option = top_.option[cell(count, level)];
+    const std::int64_t k = tops_.k[cell(count, level)];
+    const std::int64_t option = tops_.option[cell(count, level)];
     stages.push_back({k, option, static_cast<std::int64_t>(level)});
-    level -= static_cast<std::size_t>(levels_of(option, true));
+    level -= static_cast<std::size_t>(levels_of(k, option, count == steps_, true));
     count -= static_cast<std::size_t>(k);
   }
   return {std::move(stages), static_cast<std::int64_t>(after_label_[level])};

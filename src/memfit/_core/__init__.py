@@ -200,19 +200,25 @@ def nested_table(
 
 
 def chain_table(
-    unit: ChainUnit, steps: int, after: Front | None, most_levels: int, parts: int = 1
+    unit: ChainUnit,
+    steps: int,
+    after: Front | None,
+    most_levels: int,
+    parts: int = 1,
+    first: ChainUnit | None = None,
 ) -> ChainTable:
     """Nested strategies over a chain of alike steps; see `memfit._core.python_chain`.
 
     Args:
         unit: one step.
-        steps: number of steps.
+        steps: number of steps, the first one included.
         after: costs and needs of the first pass over what comes after the chain; None where only
             reversals are asked for.
         most_levels: number of levels of memory.
         parts: levels that one checkpoint takes.
+        first: the first step, where it is not like the others.
     """
     _tell_once()
     core = python_chain if _fast is None else _fast
-    table: ChainTable = core.chain_table(unit, steps, after, most_levels, parts)
+    table: ChainTable = core.chain_table(unit, steps, after, most_levels, parts, first)
     return table

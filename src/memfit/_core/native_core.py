@@ -196,21 +196,32 @@ def nested_table(
     return NestedTable(table)
 
 
-def chain_table(
-    unit: ChainUnit, steps: int, after: Front | None, most_levels: int, parts: int = 1
-) -> ChainTable:
-    """See `memfit._core.chain_table`."""
-    return _native.chain_table(
+def _unit(unit: ChainUnit) -> _native.UnitTuple:
+    numbers = (
         unit.held_bytes,
         unit.sweep_cost,
         unit.sweep_bytes,
         unit.lent_bytes,
         unit.first_bytes,
-        (list(unit.leaf[0]), list(unit.leaf[1])),
-        list(unit.staged),
-        list(unit.top),
+    )
+    leaf = (list(unit.leaf[0]), list(unit.leaf[1]))
+    return numbers, leaf, list(unit.staged), list(unit.top)
+
+
+def chain_table(
+    unit: ChainUnit,
+    steps: int,
+    after: Front | None,
+    most_levels: int,
+    parts: int = 1,
+    first: ChainUnit | None = None,
+) -> ChainTable:
+    """See `memfit._core.chain_table`."""
+    return _native.chain_table(
+        _unit(unit),
         steps,
         None if after is None else (list(after[0]), list(after[1])),
         most_levels,
         parts,
+        None if first is None else _unit(first),
     )

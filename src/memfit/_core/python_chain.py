@@ -5,7 +5,8 @@ C(l, m), the least cost of reversing l steps with m bytes, is the least over k o
 
     k sweep_cost + C(l - k, m - held) + C(k, m)
 
-or of running one step and keeping more of it, for a stage (`staged`). Memory comes in *levels*, a
+or of running one step and keeping more of it, for a stage (`staged`). The first step may be another
+than the rest, for what comes before a chain is part of what is reversed. Memory comes in *levels*, a
 fraction of what one checkpoint holds apart, so that checkpoints fall on levels exactly. The best k
 moves little from l to l + 1 (in revolve by at most one), so that only its neighbours are tried.
 """
@@ -13,7 +14,7 @@ moves little from l to l + 1 (in revolve by at most one), so that only its neigh
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memfit._core.python_slots import Front
@@ -56,6 +57,68 @@ class ChainUnit:
     top: Sequence[tuple[int, int, int, int]] = ()
 
 
+_Best = tuple[int, int, int]
+"""(cost, k, option)."""
+
+_NO_WAY: _Best = (_NEVER, _NEVER, _NEVER)
+
+
+def _labels(front: Front, levels: Sequence[int]) -> list[int]:
+    """The label of least cost within each level."""
+    return [bisect_left(front[1], -m, key=lambda need: -need) for m in levels]
+
+
+class _Levelled:
+    """A step in levels of memory; a stage is (fewest levels left, cost, levels that it takes)."""
+
+    def __init__(self, unit: ChainUnit, levels: Sequence[int], grain: int) -> None:
+        def level(needed: int) -> int:
+            return bisect_left(levels, needed)
+
+        def taken(cached: int) -> int:
+            return max(0, -(-cached // grain))
+
+        self.held = taken(unit.held_bytes)
+        self.sweep_cost = unit.sweep_cost
+        self.sweep_level = level(unit.sweep_bytes)
+        self.lent_level = level(unit.lent_bytes)
+        self.first_level = level(unit.first_bytes)
+        self.leaf_label = _labels(unit.leaf, levels)
+        costs = unit.leaf[0]
+        self.leaf = [costs[a] if a < len(costs) else _NEVER for a in self.leaf_label]
+        self.staged = [
+            (level(max(back, sweep)), cost, taken(cached))
+            for cost, cached, back, sweep in unit.staged
+        ]
+        self.top = [
+            (level(max(back, forward)), cost, taken(cached))
+            for cost, cached, forward, back in unit.top
+        ]
+
+    def long_level(self, rest: _Levelled) -> int:
+        """Level of a sweep over this step and more of the rest."""
+        return max(self.sweep_level, rest.sweep_level, rest.lent_level)
+
+
+class _Cells:
+    """Costs, splits and options by number of steps and level."""
+
+    def __init__(self, levels: int) -> None:
+        self.cost = [[0] * levels]
+        self.k = [[_NEVER] * levels]
+        self.option = [[_NEVER] * levels]
+
+    def add(self, cost: list[int], k: list[int], option: list[int]) -> None:
+        """The row of the next number of steps."""
+        self.cost.append(cost)
+        self.k.append(k)
+        self.option.append(option)
+
+    def known(self, count: int, s: int) -> int:
+        """The best split of a chain, as far as it says where to look; _NEVER if it does not."""
+        return self.k[count][s] if self.option[count][s] == _NESTED else _NEVER
+
+
 class ChainTable:
     """Reversals of up to `steps` alike steps, and first passes over them, for every memory level.
 
@@ -64,135 +127,130 @@ class ChainTable:
     """
 
     def __init__(
-        self, unit: ChainUnit, steps: int, after: Front | None, most_levels: int, parts: int = 1
+        self,
+        unit: ChainUnit,
+        steps: int,
+        after: Front | None,
+        most_levels: int,
+        parts: int = 1,
+        first: ChainUnit | None = None,
     ) -> None:
         if unit.held_bytes < parts:
             raise ValueError(f"a checkpoint of {unit.held_bytes} bytes has no {parts} parts")
-        self._unit, self._steps = unit, steps
-        self._after = after
+        self._steps = steps
+        self._first = first is not None
         # A checkpoint's bytes are a whole number of levels, or a level is a little too large.
         grain = -(-unit.held_bytes // parts)
-        self._held = parts
         least = unit.leaf[1][-1]
         if after is not None:
             # Levels fall on what the part after the chain needs at the very least.
             least += max(0, after[1][-1] - least) % grain
         self.levels = [least + s * grain for s in range(most_levels)]
-        # (fewest levels that must be left, cost, levels that it takes, option), one step.
-        self._staged = [
-            (self._level(max(back, sweep)), cost, max(0, -(-cached // grain)), v)
-            for v, (cost, cached, back, sweep) in enumerate(unit.staged)
-        ]
-        self._top_staged = [
-            (self._level(max(back, forward)), cost, max(0, -(-cached // grain)), v)
-            for v, (cost, cached, forward, back) in enumerate(unit.top)
-        ]
-        self._sweep_level = (
-            self._level(unit.sweep_bytes),
-            self._level(max(unit.sweep_bytes, unit.lent_bytes)),
-        )
-        self._first_level = self._level(unit.first_bytes)
-        none = [_NEVER] * most_levels
-        self._leaf_label = [bisect_left(unit.leaf[1], -m, key=lambda n: -n) for m in self.levels]
-        self._cost: list[list[int]] = [[0] * most_levels, [unit.leaf[0][a] for a in self._leaf_label]]
-        self._choice: list[list[int]] = [none, [1] * most_levels]
-        self._option: list[list[int]] = [none, [_NESTED] * most_levels]
+        self._unit = _Levelled(unit, self.levels, grain)
+        self._bottom = self._unit if first is None else _Levelled(first, self.levels, grain)
+        self._reversals = _Cells(most_levels)
+        self._reversals.add(self._unit.leaf, [1] * most_levels, [_NESTED] * most_levels)
         for count in range(2, steps + 1):
-            self._reversal(count)
-        self._top_cost: list[list[int]] = []
-        self._top_choice: list[list[int]] = [none]
-        self._top_option: list[list[int]] = [none]
+            self._add(self._reversals, count, lambda s, n=count: self._reversal(n, s, False))
+        # Reversals that reach down to the first step.
+        self._bottoms = self._reversals
+        if first is not None:
+            self._bottoms = _Cells(most_levels)
+            self._bottoms.add(self._bottom.leaf, [1] * most_levels, [_NESTED] * most_levels)
+            for count in range(2, steps + 1):
+                self._add(self._bottoms, count, lambda s, n=count: self._reversal(n, s, True))
+        # First passes over so many last steps.
+        self._tops: _Cells | None = None
         if after is not None:
-            at = [bisect_left(after[1], -m, key=lambda n: -n) for m in self.levels]
-            self._after_label = at
-            self._top_cost.append([after[0][a] if a < len(after[0]) else _NEVER for a in at])
+            self._after_label = _labels(after, self.levels)
+            self._tops = _Cells(most_levels)
+            self._tops.cost[0] = [
+                after[0][a] if a < len(after[0]) else _NEVER for a in self._after_label
+            ]
             for count in range(1, steps + 1):
-                self._first_pass(count)
+                self._add(self._tops, count, lambda s, n=count: self._first_pass(n, s))
 
-    def _level(self, needed: int) -> int:
-        return bisect_left(self.levels, needed)
+    def _add(self, cells: _Cells, count: int, find: Callable[[int], _Best]) -> None:
+        best = [find(s) for s in range(len(self.levels))]
+        cells.add([b[0] for b in best], [b[1] for b in best], [b[2] for b in best])
 
     def _candidates(self, count: int, last: int, known: int) -> range:
         if count <= _EVERY_SPLIT or known >= _NEVER:
             return range(1, last + 1)
         return range(max(1, known - _BACK), min(last, known + _AHEAD) + 1)
 
-    def _reversal(self, count: int) -> None:
-        unit, cost = self._unit, self._cost
-        costs, choices, options = [], [], []
-        for s in range(len(self.levels)):
-            best, choice, option = _NEVER, _NEVER, _NEVER
-            rest = s - self._held
-            if rest >= 0:
-                for k in self._candidates(count, count - 1, self._choice_at(count - 1, s)):
-                    if s < self._sweep_level[k > 1]:
-                        continue
-                    after, below = cost[count - k][rest], cost[k][s]
-                    if after < _NEVER and below < _NEVER:
-                        found = k * unit.sweep_cost + after + below
-                        if found < best:
-                            best, choice, option = found, k, _NESTED
-            for floor, step, taken, variant in self._staged:
-                if s >= floor and s >= taken and cost[count - 1][s - taken] < _NEVER:
-                    found = step + cost[count - 1][s - taken]
-                    if found < best:
-                        best, choice, option = found, 1, variant
-            costs.append(best)
-            choices.append(choice)
-            options.append(option)
-        cost.append(costs)
-        self._choice.append(choices)
-        self._option.append(options)
+    def _reversal(self, count: int, s: int, bottom: bool) -> _Best:
+        """The best reversal of steps at a level; `bottom`: the first of them is the first of all."""
+        unit = self._unit
+        lowest, below = (self._bottom, self._bottoms) if bottom else (unit, self._reversals)
+        cost = self._reversals.cost
+        best = _NO_WAY
+        known = below.known(count - 1, s) if count > 2 else _NEVER
+        for k in self._candidates(count, count - 1, known):
+            rest = s - (lowest.held if k == 1 else unit.held)
+            if rest < 0 or s < (lowest.sweep_level if k == 1 else lowest.long_level(unit)):
+                continue
+            after, under = cost[count - k][rest], below.cost[k][s]
+            if after < _NEVER and under < _NEVER:
+                found = lowest.sweep_cost + (k - 1) * unit.sweep_cost + after + under
+                if found < best[0]:
+                    best = found, k, _NESTED
+        for option, (floor, step, taken) in enumerate(lowest.staged):
+            if s >= floor and s >= taken and cost[count - 1][s - taken] < _NEVER:
+                found = step + cost[count - 1][s - taken]
+                if found < best[0]:
+                    best = found, 1, option
+        return best
 
-    def _choice_at(self, count: int, s: int) -> int:
-        """The best split of a chain, as far as it says where to look; _NEVER if it does not."""
-        if count < 2 or self._option[count][s] != _NESTED:
-            return _NEVER
-        return self._choice[count][s]
+    def _first_pass(self, count: int, s: int) -> _Best:
+        """The best first pass over the last steps at a level."""
+        assert self._tops is not None
+        unit, top = self._unit, self._tops.cost
+        bottom = count == self._steps
+        lowest, below = (self._bottom, self._bottoms) if bottom else (unit, self._reversals)
+        best = _NO_WAY
+        # What comes first may be another step, and its splits others than those one step above.
+        known = self._tops.known(count - 1, s) if count > 1 and lowest is unit else _NEVER
+        for k in self._candidates(count, count, known):
+            rest = s - (lowest.held if k == 1 else unit.held)
+            if rest < 0 or s < max(lowest.first_level, unit.first_level if k > 1 else 0):
+                continue
+            after, under = top[count - k][rest], below.cost[k][s]
+            if after < _NEVER and under < _NEVER and after + under < best[0]:
+                best = after + under, k, _NESTED
+        for option, (floor, step, taken) in enumerate(lowest.top):
+            if s >= floor and s >= taken and top[count - 1][s - taken] < _NEVER:
+                found = step + top[count - 1][s - taken]
+                if found < best[0]:
+                    best = found, 1, option
+        return best
 
-    def _first_pass(self, count: int) -> None:
-        cost, top = self._cost, self._top_cost
-        costs, choices, options = [], [], []
-        for s in range(len(self.levels)):
-            best, choice, option = _NEVER, _NEVER, _NEVER
-            rest = s - self._held
-            if rest >= 0 and s >= self._first_level:
-                known = _NEVER
-                if self._top_option[count - 1][s] == _NESTED:
-                    known = self._top_choice[count - 1][s]
-                for k in self._candidates(count, count, known):
-                    after, below = top[count - k][rest], cost[k][s]
-                    if after < _NEVER and below < _NEVER and after + below < best:
-                        best, choice, option = after + below, k, _NESTED
-            for floor, step, taken, variant in self._top_staged:
-                if s >= floor and s >= taken and top[count - 1][s - taken] < _NEVER:
-                    found = step + top[count - 1][s - taken]
-                    if found < best:
-                        best, choice, option = found, 1, variant
-            costs.append(best)
-            choices.append(choice)
-            options.append(option)
-        top.append(costs)
-        self._top_choice.append(choices)
-        self._top_option.append(options)
+    def reversal_cost(self, count: int, level: int, bottom: bool = False) -> int | None:
+        """Least cost of reversing `count` steps at a level; None if that is too little memory.
 
-    def reversal_cost(self, count: int, level: int) -> int | None:
-        """Least cost of reversing `count` steps at a level; None if that is too little memory."""
-        cost = self._cost[count][level]
+        Args:
+            count: number of steps.
+            level: number of the level.
+            bottom: whether the first of them is the chain's first step.
+        """
+        cells = self._bottoms if bottom else self._reversals
+        cost = cells.cost[count][level]
         return cost if cost < _NEVER else None
 
-    def split(self, count: int, level: int) -> tuple[int, int]:
+    def split(self, count: int, level: int, bottom: bool = False) -> tuple[int, int]:
         """(k, option) of a reversal: sweep k steps and reverse them later (option -1), or make one
         step a stage of a variant. For a single step, the label of its front."""
         if count == 1:
-            return self._leaf_label[level], _NESTED
-        return self._choice[count][level], self._option[count][level]
+            return (self._bottom if bottom else self._unit).leaf_label[level], _NESTED
+        cells = self._bottoms if bottom else self._reversals
+        return cells.k[count][level], cells.option[count][level]
 
-    def levels_of(self, option: int, *, top: bool = False) -> int:
-        """Levels that what is held takes."""
+    def levels_of(self, k: int, option: int, bottom: bool = False, top: bool = False) -> int:
+        """Levels that is held after k steps takes, or by a stage of a variant."""
+        lowest = self._bottom if bottom else self._unit
         if option == _NESTED:
-            return self._held
-        return (self._top_staged if top else self._staged)[option][2]
+            return lowest.held if k == 1 else self._unit.held
+        return (lowest.top if top else lowest.staged)[option][2]
 
     def front(self) -> tuple[list[int], list[int], list[int]]:
         """Costs, needs and levels of first passes over all steps, and what comes after them."""
@@ -200,7 +258,8 @@ class ChainTable:
         needs: list[int] = []
         at: list[int] = []
         best = _NEVER
-        for s, cost in enumerate(self._top_cost[self._steps]):
+        row = [] if self._tops is None else self._tops.cost[self._steps]
+        for s, cost in enumerate(row):
             if cost < best:
                 best = cost
                 costs.append(cost)
@@ -210,18 +269,24 @@ class ChainTable:
 
     def first_pass(self, level: int) -> tuple[list[tuple[int, int, int]], int]:
         """The stages (steps, option, level) of a first pass; the label of what comes after."""
+        assert self._tops is not None, "made without what comes after the chain"
         stages: list[tuple[int, int, int]] = []
         count, s = self._steps, level
         while count:
-            k, option = self._top_choice[count][s], self._top_option[count][s]
+            k, option = self._tops.k[count][s], self._tops.option[count][s]
             stages.append((k, option, s))
-            s -= self.levels_of(option, top=True)
+            s -= self.levels_of(k, option, count == self._steps, top=True)
             count -= k
         return stages, self._after_label[s]
 
 
 def chain_table(
-    unit: ChainUnit, steps: int, after: Front | None, most_levels: int, parts: int = 1
+    unit: ChainUnit,
+    steps: int,
+    after: Front | None,
+    most_levels: int,
+    parts: int = 1,
+    first: ChainUnit | None = None,
 ) -> ChainTable:
     """See `memfit._core.chain_table`."""
-    return ChainTable(unit, steps, after, most_levels, parts)
+    return ChainTable(unit, steps, after, most_levels, parts, first)

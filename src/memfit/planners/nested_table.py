@@ -104,6 +104,7 @@ class _Part:
     table: _core.NestedTable  # of the block, or of one unit
     chain: _core.ChainTable | None = None
     levels: Sequence[int] = ()  # of the labels of the chain's front
+    bottom: _core.NestedTable | None = None  # of the chain's first step, if it is another
 
 
 class NestedPlans:
@@ -176,12 +177,14 @@ class NestedPlans:
         while todo:
             u, n, s, built = todo.pop()
             at = starts[part.first + u]
+            first = u == 0 and part.bottom is not None
             if n == 1:
-                done.append(_shift(part.table.tree(chain.split(1, s)[0]), at))
+                table = part.bottom if first and part.bottom is not None else part.table
+                done.append(_shift(table.tree(chain.split(1, s, first)[0]), at))
             elif built is None:
-                k, option = chain.split(n, s)
+                k, option = chain.split(n, s, first)
                 todo.append((u, n, s, (k, option)))
-                todo.append((u + k, n - k, s - chain.levels_of(option), None))
+                todo.append((u + k, n - k, s - chain.levels_of(k, option, first), None))
                 if option < 0:
                     todo.append((u, k, s, None))
             else:
@@ -299,24 +302,28 @@ class _Builder:
         if found is None:
             return self._without_run()
         run, ends, small = found
-        # Blocks before the run are one, so are those after it.
-        stops = [ends[run.start + run.period * u - 1] for u in range(run.units + 1) if
-                 run.start + run.period * u > 0]
-        cuts = [end for end in stops if end < graph.forward_count - 1]
-        blocks = blocks_at(graph, cuts, self.flags, self.slight, self.ranks, small)
+        last = graph.forward_count - 1
+        # The ends of the units, of those blocks before the run as one, and of those after it.
+        stops = [ends[run.start + run.period * u - 1] for u in range(run.units + 1)
+                 if run.start + run.period * u > 0]
+        blocks = self._blocks([end for end in stops if end < last], small)
         signatures = [block.signature for block in blocks.blocks]
-        first = 1 if run.start else 0
         # At its ends the run may differ in what surrounds it.
-        units = [signatures[first + run.units // 2] == s for s in signatures]
-        begin = first + run.units // 2
-        end = begin
-        while begin > 0 and units[begin - 1]:
+        middle = len(signatures) // 2
+        begin, end = middle, middle + 1
+        while begin > 0 and signatures[begin - 1] == signatures[middle]:
             begin -= 1
-        while end < len(units) and units[end]:
+        while end < len(signatures) and signatures[end] == signatures[middle]:
             end += 1
         if end - begin < _LEAST_STEPS:
             return self._without_run()
-        return self._with_run(blocks, begin, end)
+        stops = [block.forward.stop - 1 for block in blocks.blocks[max(0, begin - 1) : end]]
+        blocks = self._blocks([stop for stop in stops if stop < last], small)
+        first = min(begin, 1)
+        return self._with_run(blocks, first, first + end - begin) or self._without_run()
+
+    def _blocks(self, cuts: Sequence[int], small: Sequence[bool]) -> Blocks:
+        return blocks_at(self.graph, cuts, self.flags, self.slight, self.ranks, small)
 
     def _without_run(self) -> NestedPlans:
         graph = self.graph
@@ -325,7 +332,7 @@ class _Builder:
         if not blocks.blocks:
             return NestedPlans(graph, CutLine(graph, (), ()), (), ((0,), (0,)), ())
         (block,) = blocks.blocks
-        cuts = self.cuts_of(block, self.effort.cuts, 0.0, 1.0)
+        cuts = self.cuts_of(block, self.effort.cuts)
         table = _core.nested_table(
             block.problem,
             cuts,
@@ -336,71 +343,56 @@ class _Builder:
         line = CutLine(graph, blocks.blocks, (cuts,))
         return NestedPlans(graph, line, (_Part(0, 1, table),), table.front(), self.notes)
 
-    def _with_run(self, blocks: Blocks, begin: int, end: int) -> NestedPlans:
+    def _with_run(self, blocks: Blocks, begin: int, end: int) -> NestedPlans | None:
+        """A chain of the blocks from `begin` to `end`, what comes before it as its first step;
+        None where no budget that its levels reach is enough."""
         graph = self.graph
         cuts: list[Sequence[Cut]] = [()] * len(blocks.blocks)
         parts: list[_Part] = []
         after: Front = ([0], [NOTHING])
-        for at in range(len(blocks.blocks) - 1, -1, -1):
-            if begin <= at < end - 1:
-                continue
+        for at in range(len(blocks.blocks) - 1, end - 1, -1):
             block = blocks.blocks[at]
-            most = _UNIT_CUTS if begin <= at < end else self.effort.cuts // 2
-            cuts[at] = self.cuts_of(block, most, 0.0, 1.0)
-            if at == end - 1:
-                # Bytes alive beyond the cache are largest at the run's lower end.
-                base = blocks.base_bytes[begin]
-                part, after = self._chain(block, cuts[at], base, begin, end - begin, after)
-                for u in range(begin, end):
-                    cuts[u] = cuts[at]
-            else:
-                table = _core.nested_table(
-                    block.problem, cuts[at], blocks.base_bytes[at], after, None
-                )
-                part, after = _Part(at, 1, table), table.front()
-            parts.append(part)
-            self.report("nesting stages", 1 - at / len(blocks.blocks))
+            cuts[at] = self.cuts_of(block, self.effort.cuts // 2)
+            table = _core.nested_table(block.problem, cuts[at], blocks.base_bytes[at], after, None)
+            parts.append(_Part(at, 1, table))
+            after = table.front()
+        block = blocks.blocks[begin]
+        unit_cuts = self.cuts_of(block, _UNIT_CUTS)
+        cuts[begin:end] = [unit_cuts] * (end - begin)
+        self.report("nesting stages", 0.3)
+        table = _core.nested_table(block.problem, unit_cuts, 0, ([0], [NOTHING]), None)
+        # Bytes alive beyond the cache are largest at the run's lower end.
+        base = blocks.base_bytes[begin]
+        unit = _chain_unit(table, base, base)
+        first, bottom = None, None
+        always = table.stretch().always_bytes * (end - begin)
+        if begin:
+            cuts[0] = self.cuts_of(blocks.blocks[0], self.effort.cuts // 2)
+            problem = blocks.blocks[0].problem
+            bottom = _core.nested_table(problem, cuts[0], 0, ([0], [NOTHING]), None)
+            first = _chain_unit(bottom, base, blocks.base_bytes[0])
+            always += bottom.stretch().always_bytes
+        self.report("nesting stages", 0.5)
+        steps = end
+        fraction = max(1, min(self.effort.levels_per_checkpoint, unit.held_bytes))
+        if unit.held_bytes < 1:
+            return None
+        levels = max(2, min(self.effort.cells // steps, 8 * steps * fraction))
+        chain = _core.chain_table(unit, steps, after, levels, fraction, first)
+        costs, needs, at_levels = chain.front()
+        if not costs:
+            return None
+        parts.append(_Part(0, steps, table, chain, at_levels, bottom))
         self.notes.append(
-            f"{end - begin} alike steps of {len(blocks.blocks[begin].forward)} ops were planned as "
-            "a chain"
+            f"{end - begin} alike steps of {len(block.forward)} ops were planned as a chain"
         )
+        # What is always kept lies in the cache when the part after the chain begins.
+        front = costs, [need + always for need in needs]
         return NestedPlans(
-            graph, CutLine(graph, blocks.blocks, cuts), parts[::-1], after, self.notes
+            graph, CutLine(graph, blocks.blocks, cuts), parts[::-1], front, self.notes
         )
 
-    def _chain(
-        self, block: Block, cuts: Sequence[Cut], base: int, first: int, units: int, after: Front
-    ) -> tuple[_Part, Front]:
-        table = _core.nested_table(block.problem, cuts, 0, ([0], [NOTHING]), None)
-        whole = table.stretch()
-        always = whole.always_bytes
-        costs, needs = table.reversal_front()
-        unit = ChainUnit(
-            held_bytes=whole.held_bytes,
-            sweep_cost=whole.sweep_cost,
-            sweep_bytes=whole.sweep_bytes + base,
-            lent_bytes=whole.lent_bytes + base,
-            first_bytes=whole.first_bytes,
-            leaf=(costs, [need - always + base for need in needs]),
-            staged=[
-                (again + cost, cached - always, back - always + base, sweep + base)
-                for cost, cached, _, back, again, sweep in whole.staged
-            ],
-            top=[
-                (cost, cached - always, forward, back - always + base)
-                for cost, cached, forward, back, _, _ in whole.staged
-            ],
-        )
-        # What is always kept lies in the cache when the part after the run begins.
-        kept = always * units
-        fraction = self.effort.levels_per_checkpoint
-        levels = max(2, min(self.effort.cells // units, 8 * units * fraction))
-        chain = _core.chain_table(unit, units, after, levels, fraction)
-        found_costs, found_needs, at_levels = chain.front()
-        part = _Part(first, units, table, chain, at_levels)
-        return part, (found_costs, [need + kept for need in found_needs])
-
-    def cuts_of(self, block: Block, most: int, begin: float, end: float) -> tuple[Cut, ...]:
+    def cuts_of(self, block: Block, most: int) -> tuple[Cut, ...]:
         """Prefixes of the program order in a block, where few bytes cross; both ends included."""
         graph = self.graph
         first, count = block.forward.start, len(block.forward)
@@ -417,6 +409,35 @@ class _Builder:
             places = _thinned(graph, block, places, fits - 1)
         masks = [0, *((2 << v) - 1 for v in places), (1 << count) - 1]
         return tuple(block.cut(mask) for mask in masks)
+
+
+def _chain_unit(table: _core.NestedTable, base: int, own_base: int) -> ChainUnit:
+    """One step of a chain, what is always kept left out.
+
+    Args:
+        table: nested strategies of the step.
+        base: bytes alive beyond the cache on the way back at the chain's upper end, at most.
+        own_base: bytes alive beyond the cache on the way back at the step's upper end, at most.
+    """
+    whole = table.stretch()
+    always = whole.always_bytes
+    costs, needs = table.reversal_front()
+    return ChainUnit(
+        held_bytes=whole.held_bytes,
+        sweep_cost=whole.sweep_cost,
+        sweep_bytes=whole.sweep_bytes + base,
+        lent_bytes=whole.lent_bytes + base,
+        first_bytes=whole.first_bytes,
+        leaf=(costs, [need - always + own_base for need in needs]),
+        staged=[
+            (again + cost, cached - always, max(0, back - always + own_base), sweep + base)
+            for cost, cached, _, back, again, sweep in whole.staged
+        ],
+        top=[
+            (cost, cached - always, forward, max(0, back - always + own_base))
+            for cost, cached, forward, back, _, _ in whole.staged
+        ],
+    )
 
 
 def _thinned(
