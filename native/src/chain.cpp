@@ -84,7 +84,11 @@ ChainTable::ChainTable(const ChainUnit& unit, std::size_t steps, std::optional<C
   }
   const std::int64_t grain = (unit.held_bytes + parts - 1) / parts;
   std::int64_t least = unit.leaf.needs.back();
-  if (after) least += std::max<std::int64_t>(0, after->needs.back() - least) % grain;
+  if (after) {
+    const std::int64_t half = static_cast<std::int64_t>(most_levels / 2) * grain;
+    const std::int64_t beyond = std::max(after->needs.back(), least - half) - least;
+    least += beyond > 0 ? beyond % grain : -(-beyond / grain * grain);
+  }
   for (std::size_t s = 0; s < most_levels; ++s) levels_.push_back(least + static_cast<std::int64_t>(s) * grain);
   unit_ = levelled(unit, grain);
   bottom_ = first ? levelled(*first, grain) : unit_;

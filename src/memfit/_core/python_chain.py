@@ -143,8 +143,9 @@ class ChainTable:
         grain = -(-unit.held_bytes // parts)
         least = unit.leaf[1][-1]
         if after is not None:
-            # Levels fall on what the part after the chain needs at the very least.
-            least += max(0, after[1][-1] - least) % grain
+            # Levels fall on what the part after the chain needs at the very least, and begin there.
+            beyond = max(after[1][-1], least - (most_levels // 2) * grain) - least
+            least += beyond % grain if beyond > 0 else -(-beyond // grain * grain)
         self.levels = [least + s * grain for s in range(most_levels)]
         self._unit = _Levelled(unit, self.levels, grain)
         self._bottom = self._unit if first is None else _Levelled(first, self.levels, grain)
