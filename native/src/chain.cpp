@@ -96,9 +96,7 @@ ChainTable::ChainTable(const ChainUnit& unit, std::size_t steps, std::optional<C
   if (other_bottom_) fill(bottoms_, true);
   if (!after) return;
   after_label_ = labels_of(*after, levels_);
-  tops_.cost.assign((steps + 1) * most_levels, kNever);
-  tops_.k.assign(tops_.cost.size(), 0);
-  tops_.option.assign(tops_.cost.size(), 0);
+  tops_.resize((steps + 1) * most_levels);
   for (std::size_t s = 0; s < most_levels; ++s) {
     const std::size_t label = after_label_[s];
     if (label < after->costs.size()) tops_.cost[cell(0, s)] = after->costs[label];
@@ -137,13 +135,11 @@ std::size_t ChainTable::Levelled::long_level(const Levelled& rest) const {
 
 void ChainTable::fill(Cells& cells, bool bottom) {
   const std::size_t width = levels_.size();
-  cells.cost.assign((steps_ + 1) * width, kNever);
-  cells.k.assign(cells.cost.size(), 0);
-  cells.option.assign(cells.cost.size(), 0);
+  cells.resize((steps_ + 1) * width);
   const Levelled& lowest = bottom ? bottom_ : unit_;
   for (std::size_t s = 0; s < width; ++s) {
     cells.cost[cell(0, s)] = 0;
-    cells.put(cell(1, s), {lowest.leaf[s], 1, -1});
+    cells.put(cell(1, s), {lowest.leaf[s], 1, -1, 0});
   }
   for (std::size_t count = 2; count <= steps_; ++count) {
     for (std::size_t s = 0; s < width; ++s) cells.put(cell(count, s), find_reversal(count, s, bottom));
@@ -156,7 +152,7 @@ ChainTable::Best ChainTable::find_reversal(std::size_t count, std::size_t s, boo
   const std::vector<std::int64_t>& cost = reversals_.cost;
   const std::size_t long_level = lowest.long_level(unit_);
   Best best;
-  const std::int32_t known = count > 2 ? under.known(cell(count - 1, s)) : 0;
+  const std::int32_t known = under.look[cell(count - 1, s)];
   const auto [first, last] = window(count, count - 1, known);
   for (std::size_t k = first; k <= last; ++k) {
     const std::size_t held = k == 1 ? lowest.held : unit_.held;
@@ -166,14 +162,14 @@ ChainTable::Best ChainTable::find_reversal(std::size_t count, std::size_t s, boo
     if (after >= kNever || low >= kNever) continue;
     const std::int64_t found =
         lowest.sweep_cost + static_cast<std::int64_t>(k - 1) * unit_.sweep_cost + after + low;
-    if (found < best.cost) best = {found, static_cast<std::int32_t>(k), -1};
+    if (found < best.cost) best = {found, static_cast<std::int32_t>(k), -1, static_cast<std::int32_t>(k)};
   }
   for (std::size_t v = 0; v < lowest.staged.size(); ++v) {
     const Staged& stage = lowest.staged[v];
     if (s < stage.floor || s < stage.taken) continue;
     const std::int64_t after = cost[cell(count - 1, s - stage.taken)];
     if (after < kNever && stage.cost + after < best.cost) {
-      best = {stage.cost + after, 1, static_cast<std::int32_t>(v)};
+      best = {stage.cost + after, 1, static_cast<std::int32_t>(v), best.look};
     }
   }
   return best;
@@ -185,7 +181,7 @@ ChainTable::Best ChainTable::find_first(std::size_t count, std::size_t s) const 
   const Cells& under = below(bottom);
   Best best;
   const std::int32_t known =
-      count > 1 && !(bottom && other_bottom_) ? tops_.known(cell(count - 1, s)) : 0;
+      bottom && other_bottom_ ? 0 : tops_.look[cell(count - 1, s)];
   const auto [first, last] = window(count, count, known);
   for (std::size_t k = first; k <= last; ++k) {
     const std::size_t held = k == 1 ? lowest.held : unit_.held;
@@ -193,7 +189,7 @@ ChainTable::Best ChainTable::find_first(std::size_t count, std::size_t s) const 
     const std::int64_t after = tops_.cost[cell(count - k, s - held)];
     const std::int64_t low = under.cost[cell(k, s)];
     if (after < kNever && low < kNever && after + low < best.cost) {
-      best = {after + low, static_cast<std::int32_t>(k), -1};
+      best = {after + low, static_cast<std::int32_t>(k), -1, static_cast<std::int32_t>(k)};
     }
   }
   for (std::size_t v = 0; v < lowest.top.size(); ++v) {
@@ -201,7 +197,7 @@ ChainTable::Best ChainTable::find_first(std::size_t count, std::size_t s) const 
     if (s < stage.floor || s < stage.taken) continue;
     const std::int64_t after = tops_.cost[cell(count - 1, s - stage.taken)];
     if (after < kNever && stage.cost + after < best.cost) {
-      best = {stage.cost + after, 1, static_cast<std::int32_t>(v)};
+      best = {stage.cost + after, 1, static_cast<std::int32_t>(v), best.look};
     }
   }
   return best;

@@ -62,18 +62,24 @@ class ChainTable {
     std::int64_t cost = kNever;
     std::int32_t k = 0;  // 0: none
     std::int32_t option = 0;
+    std::int32_t look = 0;  // the best k of a split, whether or not a stage is better; 0: none
   };
   // By number of steps and level.
   struct Cells {
     std::vector<std::int64_t> cost;
-    std::vector<std::int32_t> k;
+    std::vector<std::int32_t> k, look;
     std::vector<std::int16_t> option;
 
-    // The best split, as far as it says where to look; 0 if it does not.
-    [[nodiscard]] std::int32_t known(std::size_t cell) const { return option[cell] < 0 ? k[cell] : 0; }
+    void resize(std::size_t cells) {
+      cost.assign(cells, kNever);
+      k.assign(cells, 0);
+      look.assign(cells, 0);
+      option.assign(cells, 0);
+    }
     void put(std::size_t cell, const Best& best) {
       cost[cell] = best.cost;
       k[cell] = best.k;
+      look[cell] = best.look;
       option[cell] = static_cast<std::int16_t>(best.option);
     }
   };

@@ -14,7 +14,7 @@ moves little from l to l + 1 (in revolve by at most one), so that only its neigh
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memfit._core.python_slots import Front
@@ -57,10 +57,10 @@ class ChainUnit:
     top: Sequence[tuple[int, int, int, int]] = ()
 
 
-_Best = tuple[int, int, int]
-"""(cost, k, option)."""
+_Best = tuple[int, int, int, int]
+"""(cost, k, option, the best k of a split, whether or not a stage is better)."""
 
-_NO_WAY: _Best = (_NEVER, _NEVER, _NEVER)
+_NO_WAY: _Best = (_NEVER, _NEVER, _NEVER, _NEVER)
 
 
 def _labels(front: Front, levels: Sequence[int]) -> list[int]:
@@ -107,16 +107,14 @@ class _Cells:
         self.cost = [[0] * levels]
         self.k = [[_NEVER] * levels]
         self.option = [[_NEVER] * levels]
+        self.look = [[_NEVER] * levels]
 
-    def add(self, cost: list[int], k: list[int], option: list[int]) -> None:
+    def add(self, row: Sequence[_Best]) -> None:
         """The row of the next number of steps."""
-        self.cost.append(cost)
-        self.k.append(k)
-        self.option.append(option)
-
-    def known(self, count: int, s: int) -> int:
-        """The best split of a chain, as far as it says where to look; _NEVER if it does not."""
-        return self.k[count][s] if self.option[count][s] == _NESTED else _NEVER
+        self.cost.append([best[0] for best in row])
+        self.k.append([best[1] for best in row])
+        self.option.append([best[2] for best in row])
+        self.look.append([best[3] for best in row])
 
 
 class ChainTable:
@@ -149,17 +147,18 @@ class ChainTable:
         self.levels = [least + s * grain for s in range(most_levels)]
         self._unit = _Levelled(unit, self.levels, grain)
         self._bottom = self._unit if first is None else _Levelled(first, self.levels, grain)
+        every = range(most_levels)
         self._reversals = _Cells(most_levels)
-        self._reversals.add(self._unit.leaf, [1] * most_levels, [_NESTED] * most_levels)
+        self._reversals.add([(cost, 1, _NESTED, _NEVER) for cost in self._unit.leaf])
         for count in range(2, steps + 1):
-            self._add(self._reversals, count, lambda s, n=count: self._reversal(n, s, False))
+            self._reversals.add([self._reversal(count, s, False) for s in every])
         # Reversals that reach down to the first step.
         self._bottoms = self._reversals
         if first is not None:
             self._bottoms = _Cells(most_levels)
-            self._bottoms.add(self._bottom.leaf, [1] * most_levels, [_NESTED] * most_levels)
+            self._bottoms.add([(cost, 1, _NESTED, _NEVER) for cost in self._bottom.leaf])
             for count in range(2, steps + 1):
-                self._add(self._bottoms, count, lambda s, n=count: self._reversal(n, s, True))
+                self._bottoms.add([self._reversal(count, s, True) for s in every])
         # First passes over so many last steps.
         self._tops: _Cells | None = None
         if after is not None:
@@ -169,11 +168,7 @@ class ChainTable:
                 after[0][a] if a < len(after[0]) else _NEVER for a in self._after_label
             ]
             for count in range(1, steps + 1):
-                self._add(self._tops, count, lambda s, n=count: self._first_pass(n, s))
-
-    def _add(self, cells: _Cells, count: int, find: Callable[[int], _Best]) -> None:
-        best = [find(s) for s in range(len(self.levels))]
-        cells.add([b[0] for b in best], [b[1] for b in best], [b[2] for b in best])
+                self._tops.add([self._first_pass(count, s) for s in every])
 
     def _candidates(self, count: int, last: int, known: int) -> range:
         if count <= _EVERY_SPLIT or known >= _NEVER:
@@ -186,7 +181,7 @@ class ChainTable:
         lowest, below = (self._bottom, self._bottoms) if bottom else (unit, self._reversals)
         cost = self._reversals.cost
         best = _NO_WAY
-        known = below.known(count - 1, s) if count > 2 else _NEVER
+        known = below.look[count - 1][s]
         for k in self._candidates(count, count - 1, known):
             rest = s - (lowest.held if k == 1 else unit.held)
             if rest < 0 or s < (lowest.sweep_level if k == 1 else lowest.long_level(unit)):
@@ -195,12 +190,12 @@ class ChainTable:
             if after < _NEVER and under < _NEVER:
                 found = lowest.sweep_cost + (k - 1) * unit.sweep_cost + after + under
                 if found < best[0]:
-                    best = found, k, _NESTED
+                    best = found, k, _NESTED, k
         for option, (floor, step, taken) in enumerate(lowest.staged):
             if s >= floor and s >= taken and cost[count - 1][s - taken] < _NEVER:
                 found = step + cost[count - 1][s - taken]
                 if found < best[0]:
-                    best = found, 1, option
+                    best = found, 1, option, best[3]
         return best
 
     def _first_pass(self, count: int, s: int) -> _Best:
@@ -211,19 +206,19 @@ class ChainTable:
         lowest, below = (self._bottom, self._bottoms) if bottom else (unit, self._reversals)
         best = _NO_WAY
         # What comes first may be another step, and its splits others than those one step above.
-        known = self._tops.known(count - 1, s) if count > 1 and lowest is unit else _NEVER
+        known = self._tops.look[count - 1][s] if lowest is unit else _NEVER
         for k in self._candidates(count, count, known):
             rest = s - (lowest.held if k == 1 else unit.held)
             if rest < 0 or s < max(lowest.first_level, unit.first_level if k > 1 else 0):
                 continue
             after, under = top[count - k][rest], below.cost[k][s]
             if after < _NEVER and under < _NEVER and after + under < best[0]:
-                best = after + under, k, _NESTED
+                best = after + under, k, _NESTED, k
         for option, (floor, step, taken) in enumerate(lowest.top):
             if s >= floor and s >= taken and top[count - 1][s - taken] < _NEVER:
                 found = step + top[count - 1][s - taken]
                 if found < best[0]:
-                    best = found, 1, option
+                    best = found, 1, option, best[3]
         return best
 
     def reversal_cost(self, count: int, level: int, bottom: bool = False) -> int | None:

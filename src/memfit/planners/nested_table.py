@@ -377,7 +377,7 @@ class _Builder:
         fraction = max(1, min(self.effort.levels_per_checkpoint, unit.held_bytes))
         if unit.held_bytes < 1:
             return None
-        levels = max(2, min(self.effort.cells // steps, 8 * steps * fraction))
+        levels = max(2, min(self.effort.cells // steps, 2 * steps * fraction))
         chain = _core.chain_table(unit, steps, after, levels, fraction, first)
         costs, needs, at_levels = chain.front()
         if not costs:
