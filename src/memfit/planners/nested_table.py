@@ -374,10 +374,10 @@ class _Builder:
             always += bottom.stretch().always_bytes
         self.report("nesting stages", 0.5)
         steps = end
-        fraction = max(1, min(self.effort.levels_per_checkpoint, unit.held_bytes))
-        if unit.held_bytes < 1:
+        found = self._levels(unit, steps, after)
+        if found is None:
             return None
-        levels = max(2, min(self.effort.cells // steps, 2 * steps * fraction))
+        levels, fraction = found
         chain = _core.chain_table(unit, steps, after, levels, fraction, first)
         costs, needs, at_levels = chain.front()
         if not costs:
@@ -391,6 +391,20 @@ class _Builder:
         return NestedPlans(
             graph, CutLine(graph, blocks.blocks, cuts), parts[::-1], front, self.notes
         )
+
+    def _levels(self, unit: ChainUnit, steps: int, after: Front) -> tuple[int, int] | None:
+        """How many levels of memory a chain is searched with, and how many a checkpoint takes;
+        None where so many are too many that reach what comes after the chain."""
+        # What comes after may need more than the chain, whatever the chain does.
+        beyond = max(0, after[1][-1] - unit.leaf[1][-1])
+        most = self.effort.cells // steps
+        fraction = min(self.effort.levels_per_checkpoint, unit.held_bytes)
+        while fraction:
+            needed = beyond * fraction // unit.held_bytes + 2
+            if needed + min(steps, _LEAST_STEPS) * fraction <= most:
+                return min(most, needed + 2 * steps * fraction), fraction
+            fraction //= 2
+        return None
 
     def cuts_of(self, block: Block, most: int) -> tuple[Cut, ...]:
         """Prefixes of the program order in a block, where few bytes cross; both ends included."""
