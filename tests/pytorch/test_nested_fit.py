@@ -58,8 +58,8 @@ def loss_of(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def case(name: str) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     torch.manual_seed(0)
     if name == "noisy":
-        return Noisy(), (torch.randn(256, 24), torch.randint(3, (256,)))
-    return Recurrent(), (torch.randn(32, 64, 8), torch.randint(2, (64,)))
+        return Noisy(), (torch.randn(1024, 24), torch.randint(3, (1024,)))
+    return Recurrent(), (torch.randn(28, 64, 8), torch.randint(2, (64,)))
 
 
 def smallest_nested(model: nn.Module, args: Any) -> Plan:

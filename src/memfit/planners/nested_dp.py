@@ -33,7 +33,7 @@ _NOMINAL_TRIES = 7
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """A nested strategy, judged by the simulator."""
 
     graph: TrainingGraph
@@ -64,7 +64,7 @@ def nested_for(graph: TrainingGraph, options: PlannerOptions) -> NestedPlans | N
         return None
 
 
-def search(plans: NestedPlans, budget_bytes: int, smallest: _Found) -> _Found | None:
+def search(plans: NestedPlans, budget_bytes: int, smallest: Found) -> Found | None:
     """Least overhead whose exactly simulated peak fits the budget; None if none does.
 
     The program reckons with some values a little longer than they live, so nominal budgets above
@@ -81,7 +81,7 @@ def search(plans: NestedPlans, budget_bytes: int, smallest: _Found) -> _Found | 
         if label in tried:
             break
         tried.add(label)
-        found = _Found(plans.graph, plans.path(label))
+        found = Found(plans.graph, plans.path(label))
         if found.peak_bytes > budget_bytes:
             # Too much was asked for: the label between is the next to try, if there is one.
             over = found.peak_bytes - budget_bytes
@@ -194,7 +194,7 @@ def better_plan(
                 budget_bytes=budget_bytes, minimum_bytes=least, binding_op=binding
             )
         return _recounted(single, began, least, ())
-    smallest = _Found(graph, plans.path(len(plans.front[0]) - 1))
+    smallest = Found(graph, plans.path(len(plans.front[0]) - 1))
     minimum = min(least, smallest.peak_bytes)
     if budget_bytes < minimum:
         if smallest.peak_bytes < least:

@@ -269,7 +269,7 @@ class _Builder:
     def find_run(self) -> tuple[_Run, list[int], list[bool]] | None:
         """A chain of alike steps: the run, the cuts of all blocks and what passes over them."""
         graph = self.graph
-        if graph.forward_count < 4 * _LEAST_STEPS:
+        if graph.forward_count < _LEAST_STEPS:
             return None
         blocks = cut_graph(
             graph,
