@@ -26,10 +26,12 @@ from typing import Any
 
 from memfit import _core
 from memfit._core.python_chain import ChainUnit
+from memfit.errors import InfeasibleBudgetError
 from memfit.files import write_text_whole
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import read_graph
 from memfit.liveness import peak_of_order
+from memfit.plan import Plan
 from memfit.planners import PlannerOptions, get_planner, liveness_dp, nested_dp
 from memfit.planners.binomial import forward_steps, gruslys_mixed, sqrt_checkpointing
 from memfit.planners.nested_table import EFFORT, build_nested
@@ -79,15 +81,8 @@ def plain_bytes(graph: TrainingGraph) -> int:
     return peak_of_order(graph, store_all_order(graph)) - graph.resident_bytes
 
 
-def try_plan(planner: str, graph: TrainingGraph, budget: int) -> dict[str, Any] | None:
-    """Peak and work of a planner's plan; None if it has none."""
-    from memfit.errors import InfeasibleBudgetError
-
-    began = time.perf_counter()
-    try:
-        plan = get_planner(planner)(graph, budget, OPTIONS)
-    except InfeasibleBudgetError:
-        return None
+def described(plan: Plan, graph: TrainingGraph, began: float) -> dict[str, Any]:
+    """Peak and work of a plan."""
     plan.schedule.validate(graph)
     return {
         "bytes": plan.peak_bytes - graph.resident_bytes,
@@ -103,24 +98,46 @@ def chain(steps: int) -> dict[str, Any]:
     """Plans of an unrolled chain at shares of the plain peak."""
     graph = recurrence(steps)
     plain = plain_bytes(graph)
+    began = time.perf_counter()
+    table = liveness_dp.table_for(graph, OPTIONS)
+    single_s = time.perf_counter() - began
+    began = time.perf_counter()
+    plans = build_nested(graph, EFFORT[_core.core_name()])
+    nested_s = time.perf_counter() - began
     rows = []
     for share in SHARES:
         budget = graph.resident_bytes + int(share * plain)
-        row: dict[str, Any] = {"share": share}
-        for planner in ("nested", "revolve", "chen"):
-            row[planner] = try_plan(planner, graph, budget) if planner != "chen" else None
-        if share == 1.0:
-            row["chen"] = try_plan("chen", graph, graph.resident_bytes + plain // 2)
-        if row["nested"] or row["revolve"]:
+        row: dict[str, Any] = {"share": share, "nested": None, "revolve": None, "proven": None}
+        try:
+            began = time.perf_counter()
+            plan = nested_dp.plan_from_tables(table, plans, budget, began)
+            row["nested"] = described(plan, graph, began)
+            began = time.perf_counter()
+            plan = get_planner("revolve")(graph, budget, OPTIONS)
+            row["revolve"] = described(plan, graph, began)
+            row["proven"] = forward_steps(steps, plan.provenance["slots"]) / steps
+        except InfeasibleBudgetError as error:
+            print(f"{steps} steps, {share:.2%}: {error}", file=sys.stderr)
+        if row["nested"]:
             rows.append(row)
             print(steps, row, file=sys.stderr)
     segments = []
     for k in sorted({max(1, round(steps * s)) for s in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3)}):
         runs, longest = sqrt_checkpointing(steps, k)
-        # States of the segments, one segment's recordings and states, two gradients.
+        # States of the segments, one segment's recordings and states, a gradient.
         alive = (k - 1) * STATE + longest * (STATE + RECORDING) + STATE
-        segments.append({"bytes": alive, "work": runs / steps})
-    return {"steps": steps, "plain_bytes": plain, "rows": rows, "segments": segments}
+        segments.append({"bytes": alive, "work": runs / steps, "segments": k})
+    return {
+        "steps": steps,
+        "plain_bytes": plain,
+        "smallest_single_bytes": table.fixed_bytes
+        + table.stages.smallest_budget()
+        - graph.resident_bytes,
+        "single_seconds": round(single_s, 2),
+        "nested_seconds": round(nested_s, 2),
+        "rows": rows,
+        "segments": segments,
+    }
 
 
 def states(lengths: tuple[int, ...], slots: int) -> list[dict[str, Any]]:
@@ -135,21 +152,39 @@ def states(lengths: tuple[int, ...], slots: int) -> list[dict[str, Any]]:
     pairs = [(n, s) for n in every for s in range(1, slots + 1)]
     equal = sum(table.reversal_cost(n, s) == forward_steps(n, s) for n, s in pairs)
     more = sum((table.reversal_cost(n, s) or 0) > forward_steps(n, s) for n, s in pairs)
-    result.append({
-        "longest": longest, "slots": slots, "pairs": len(pairs), "equal": equal, "more": more,
-        "seconds": round(seconds, 2),
-        "examples": [
-            {"steps": n, "slots": s, "ours": table.reversal_cost(n, s), "proven": forward_steps(n, s)}
-            for n in lengths for s in (1, 2, 4, 8, 16, 32) if s <= slots
-        ],
-    })
+    result.append(
+        {
+            "longest": longest,
+            "slots": slots,
+            "pairs": len(pairs),
+            "equal": equal,
+            "more": more,
+            "seconds": round(seconds, 2),
+            "examples": [
+                {
+                    "steps": n,
+                    "slots": s,
+                    "ours": table.reversal_cost(n, s),
+                    "proven": forward_steps(n, s),
+                }
+                for n in lengths
+                for s in (1, 2, 4, 8, 16, 32)
+                if s <= slots
+            ],
+        }
+    )
     return result
 
 
 def mixed(steps: int, memories: tuple[int, ...], recording: int) -> list[dict[str, Any]]:
     """Ours beside the optimum of Gruslys et al. where recordings may be stored too."""
     unit = ChainUnit(
-        1, 1, recording, recording, recording, ((1,), (recording,)),
+        1,
+        1,
+        recording,
+        recording,
+        recording,
+        ((1,), (recording,)),
         staged=[(1, recording + 1, recording, recording)],
     )
     most = max(memories)
@@ -211,13 +246,9 @@ def networks() -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         plans = build_nested(graph, EFFORT[_core.core_name()])
         seconds = time.perf_counter() - began
-        found = nested_dp.search(
-            plans, 1 << 60, nested_dp.Found(graph, plans.path(len(plans.front[0]) - 1))
-        )
         smallest = nested_dp.Found(graph, plans.path(len(plans.front[0]) - 1))
         resident = graph.resident_bytes
         bound, op = any_schedule_bytes(graph)
-        assert found is not None
         gradients = smallest.timeline.peak_parts()["parameter_gradients"]
         yield {
             "name": file.name.split(".")[0],

@@ -61,12 +61,11 @@ class CutLine:
     @cached_property
     def backward(self) -> list[list[int]]:
         """For each cut but the last, ids of the backward ops that run between the next and it."""
-        first = [
+        return [
             [block.backward[b] for b in _bits(a.finished & ~b.finished)]
             for block, cuts in zip(self.blocks, self.cuts, strict=True)
             for a, b in pairwise(cuts)
         ]
-        return first
 
     @cached_property
     def place(self) -> list[int]:

@@ -98,9 +98,7 @@ def test_no_strategy_beats_the_search_by_more_than_values_that_died_early(
             peak, overhead = played(graph, plans.path(label))
             assert peak <= budget, seed
             assert overhead <= cost, seed
-        ours = pareto(
-            played(graph, plans.path(label)) for label in range(len(plans.front[0]))
-        )
+        ours = pareto(played(graph, plans.path(label)) for label in range(len(plans.front[0])))
         every = (NestedPath(plans.line, top) for top in every_strategy(plans.line))
         best = pareto(played(graph, path) for path in every)
         points += len(best)

@@ -1,4 +1,4 @@
-"""Nested plans in training: gradients are eager's to the bit, peaks measured are those predicted."""
+"""Nested plans in training: gradients are eager's to the bit, peaks as predicted."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def smallest_nested(model: nn.Module, args: Any) -> Plan:
     )
 
 
-@pytest.mark.parametrize("name", ["noisy", "recurrent"])
+@pytest.mark.parametrize("name", ["noisy", pytest.param("recurrent", marks=pytest.mark.slow)])
 def test_gradients_are_eagers_and_peaks_as_predicted(name: str) -> None:
     model, args = case(name)
     plan = smallest_nested(model, args)
@@ -91,9 +91,7 @@ def test_gradients_are_eagers_and_peaks_as_predicted(name: str) -> None:
         model_result = observe(lambda: loss_of(model(args[0]), args[1]))
         wanted.append([*model_result, *(b.clone() for b in model.buffers())])
     model.load_state_dict(reference.state_dict())
-    fitted = memfit.fit(
-        model, loss_of, budget=plan.budget_bytes, planner="auto", cost="analytic"
-    )
+    fitted = memfit.fit(model, loss_of, budget=plan.budget_bytes, planner="auto", cost="analytic")
     for want in wanted:
         got = [*observe(lambda: fitted(*args)), *model.buffers()]
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

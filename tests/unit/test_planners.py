@@ -13,6 +13,7 @@ from memfit.planners import (
     PlannerOptions,
     TradeOff,
     TradeOffPoint,
+    auto,
     get_curve,
     get_planner,
     paper_dp,
@@ -34,8 +35,16 @@ def smallest(planner: str, graph: TrainingGraph, mode: str = "auto") -> int:
 
 
 def test_names() -> None:
-    assert list(PLANNERS) == ["liveness", "exact", "approximate", "chen", "store-all"]
-    assert get_planner("auto") is get_planner("liveness")
+    assert list(PLANNERS) == [
+        "liveness",
+        "exact",
+        "approximate",
+        "nested",
+        "chen",
+        "revolve",
+        "store-all",
+    ]
+    assert get_planner("auto") is auto.plan
     with pytest.raises(UnknownPlannerError) as caught:
         get_planner("fastest")
     assert str(caught.value) == (

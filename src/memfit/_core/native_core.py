@@ -134,8 +134,8 @@ class NestedTable:
 
     def stretch(self) -> Stretch:
         """The whole block as one stretch."""
-        *numbers, staged = self._table.stretch()
-        return Stretch(*numbers, staged=tuple(tuple(s) for s in staged))
+        found = self._table.stretch()
+        return Stretch(*found[:9], staged=tuple(found[9]))
 
     def curve(self) -> list[tuple[int, int]]:
         """(cost, budget): each cost that some budget calls for, ascending, with the least one."""

@@ -5,10 +5,11 @@ C(l, m), the least cost of reversing l steps with m bytes, is the least over k o
 
     k sweep_cost + C(l - k, m - held) + C(k, m)
 
-or of running one step and keeping more of it, for a stage (`staged`). The first step may be another
-than the rest, for what comes before a chain is part of what is reversed. Memory comes in *levels*, a
-fraction of what one checkpoint holds apart, so that checkpoints fall on levels exactly. The best k
-moves little from l to l + 1 (in revolve by at most one), so that only its neighbours are tried.
+or of running one step and keeping more of it, for a stage (`staged`). The first step may be
+another than the rest, for what comes before a chain is part of what is reversed. Memory comes in
+*levels*, a fraction of what one checkpoint holds apart, so that checkpoints fall on levels exactly.
+The best k moves little from l to l + 1 (in revolve by at most one), so that only its neighbours are
+tried.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class ChainTable:
         grain = -(-unit.held_bytes // parts)
         least = unit.leaf[1][-1]
         if after is not None:
-            # Levels fall on what the part after the chain needs at the very least, and begin there.
+            # Levels fall on what the part after the chain needs at least, and begin there.
             beyond = max(after[1][-1], least - (most_levels // 2) * grain) - least
             least += beyond % grain if beyond > 0 else -(-beyond // grain * grain)
         self.levels = [least + s * grain for s in range(most_levels)]
@@ -176,7 +177,7 @@ class ChainTable:
         return range(max(1, known - _BACK), min(last, known + _AHEAD) + 1)
 
     def _reversal(self, count: int, s: int, bottom: bool) -> _Best:
-        """The best reversal of steps at a level; `bottom`: the first of them is the first of all."""
+        """The best reversal at a level; `bottom`: its first step is the first of all."""
         unit = self._unit
         lowest, below = (self._bottom, self._bottoms) if bottom else (unit, self._reversals)
         cost = self._reversals.cost

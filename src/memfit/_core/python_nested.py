@@ -31,7 +31,7 @@ Tree = tuple[int, int, int, Union[int, "Tree"], Union["Tree", None]]
 """(i, k, j, how (i, k) is reversed, how (k, j) is). How (i, k) is: a variant, or a tree. A leaf is
 (i, j, j, -1, None)."""
 
-TopStage = tuple[int, int, Union[int, Tree]]
+TopStage = tuple[int, int, int | Tree]
 """A stage of the first pass: where it begins and ends; a variant, or how it is reversed."""
 
 _Label = tuple[int, int, int, int, int, int]
@@ -58,9 +58,7 @@ class LabelBuilder:
         if known is None or label[:2] < known[:2]:
             self._best[slot] = label
 
-    def add_one(
-        self, floor: int, cost: int, shift: int, after: Front, k: int, option: int
-    ) -> None:
+    def add_one(self, floor: int, cost: int, shift: int, after: Front, k: int, option: int) -> None:
         """Labels of a way on to one other state, whose needs grow by `shift`."""
         for at, (more, need) in enumerate(zip(*after, strict=True)):
             self.add((max(floor, need + shift), cost + more, k, option, 0, at))
@@ -176,9 +174,7 @@ class NestedTable:
 
     def _idle_bytes(self, i: int, k: int, j: int) -> int:
         """Bytes in the boundary of k, made from i on, that reversing (k, j) can do without."""
-        return sum(
-            size for made, reader, size in self._idle[k] if made >= i and reader >= j
-        )
+        return sum(size for made, reader, size in self._idle[k] if made >= i and reader >= j)
 
     def _first_pass(self, i: int) -> list[_Label]:
         builder = LabelBuilder(self._bits)

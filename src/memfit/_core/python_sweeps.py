@@ -189,9 +189,7 @@ def idle_values(
     return result
 
 
-def simulate_stretch(
-    problem: StageProblem, lower: Cut, upper: Cut, always: list[bool]
-) -> Stretch:
+def simulate_stretch(problem: StageProblem, lower: Cut, upper: Cut, always: list[bool]) -> Stretch:
     """Simulate everything that a nested strategy does between two cuts."""
     size = problem.value_bytes
     ops = bits(upper.lower & ~lower.lower)

@@ -76,8 +76,8 @@ def split(steps: int, checkpoints: int) -> int:
     """Where the next checkpoint is best set: a number of steps k that attains the least number of
     advances k + t(k, s) + t(l - k, s - 1).
 
-    With r repetitions any k between bounds on β does (Griewank and Walther 2000, section 2); this is
-    the smallest, found by their bounds.
+    With r repetitions any k between bounds on β does (Griewank and Walther 2000, section 2); this
+    is the smallest, found by their bounds.
 
     Raises:
         ValueError: fewer than two steps, or than one checkpoint.
@@ -88,15 +88,18 @@ def split(steps: int, checkpoints: int) -> int:
     if checkpoints == 1:
         return steps - 1
     # The part above may have r repetitions with one checkpoint less, the part below r - 1.
-    return max(1, reversible_steps(checkpoints, r - 2) if r >= 2 else 1,
-               steps - reversible_steps(checkpoints - 1, r))
+    return max(
+        1,
+        reversible_steps(checkpoints, r - 2) if r >= 2 else 1,
+        steps - reversible_steps(checkpoints - 1, r),
+    )
 
 
 def sqrt_checkpointing(steps: int, segments: int) -> tuple[int, int]:
     """(runs of a step, states and recordings alive at once) of equal segments after Chen et al.
 
-    The states between segments are stored in the first pass; each segment but the last is run again,
-    recording. Alive are the first states of all segments and one segment's recordings.
+    The states between segments are stored in the first pass; each segment but the last is run
+    again, recording. Alive are the first states of all segments and one segment's recordings.
 
     Raises:
         ValueError: segments are fewer than 1 or more than the steps.
@@ -161,9 +164,7 @@ def gruslys_mixed(steps: int, memory: int, recording: int) -> int | None:
     for count in range(2, steps + 1):
         row = cost[count]
         for m in range(1, memory + 1):
-            best = min(
-                k + cost[count - k][m - 1] + cost[k][m] for k in range(1, count)
-            )
+            best = min(k + cost[count - k][m - 1] + cost[k][m] for k in range(1, count))
             if m >= recording:
                 best = min(best, 1 + cost[count - 1][m - recording])
             row[m] = best

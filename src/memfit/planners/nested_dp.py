@@ -70,7 +70,7 @@ def search(plans: NestedPlans, budget_bytes: int, smallest: Found) -> Found | No
     The program reckons with some values a little longer than they live, so nominal budgets above
     the real one are tried too.
     """
-    costs, needs = plans.front
+    needs = plans.front[1]
     falling = [-need for need in needs]
     real = budget_bytes - plans.fixed_bytes
     best = smallest if smallest.peak_bytes <= budget_bytes else None

@@ -132,7 +132,7 @@ class NestedPlans:
         if fit < len(front[0]):
             self.notes += (
                 f"strategies that compute again more than {_MOST_WORK} times the forward pass were "
-                f"left out; the smallest of them needs {front[1][-1]} bytes beside what is resident",
+                f"left out; the smallest needs {front[1][-1]} bytes beside what is resident",
             )
         self._parts = parts
         self.fixed_bytes = graph.resident_bytes + sum(
@@ -304,8 +304,11 @@ class _Builder:
         run, ends, small = found
         last = graph.forward_count - 1
         # The ends of the units, of those blocks before the run as one, and of those after it.
-        stops = [ends[run.start + run.period * u - 1] for u in range(run.units + 1)
-                 if run.start + run.period * u > 0]
+        stops = [
+            ends[run.start + run.period * u - 1]
+            for u in range(run.units + 1)
+            if run.start + run.period * u > 0
+        ]
         blocks = self._blocks([end for end in stops if end < last], small)
         signatures = [block.signature for block in blocks.blocks]
         # At its ends the run may differ in what surrounds it.
@@ -413,7 +416,9 @@ class _Builder:
         places = [v for v in range(count - 1) if self.allowed[first + v]]
         ops = count + len(block.backward)
         fits = 2
-        while fits < most and (fits + 1) ** 2 * ops // 6 * (len(self.flags) + 3) < self.effort.steps:
+        while (
+            fits < most and (fits + 1) ** 2 * ops // 6 * (len(self.flags) + 3) < self.effort.steps
+        ):
             fits += 1
         if len(places) > fits - 1:
             self.notes.append(
@@ -454,14 +459,12 @@ def _chain_unit(table: _core.NestedTable, base: int, own_base: int) -> ChainUnit
     )
 
 
-def _thinned(
-    graph: TrainingGraph, block: Block, places: Sequence[int], most: int
-) -> list[int]:
-    """Of windows of about equal bytes and cost, the place that the fewest bytes cross."""
+def _thinned(graph: TrainingGraph, block: Block, places: Sequence[int], most: int) -> list[int]:
+    """Of windows of about equal bytes, the place that the fewest bytes cross."""
     first = block.forward.start
     ops = [graph.ops[v] for v in block.forward]
     made = [sum(graph.values[s].size_bytes for s in op.outputs) for op in ops]
-    all_bytes, all_cost = sum(made) or 1, sum(op.cost for op in ops) or 1
+    all_bytes = sum(made) or 1
     count = graph.forward_count
     crossing = [0] * (len(ops) + 1)
     for v, op in enumerate(ops):
@@ -471,14 +474,10 @@ def _thinned(
                 crossing[v] += graph.values[s].size_bytes
                 crossing[min(end, len(ops))] -= graph.values[s].size_bytes
     crossing = list(itertools.accumulate(crossing))
-    weights = list(
-        itertools.accumulate(
-            2 * made[v] / all_bytes for v, op in enumerate(ops)
-        )
-    )
+    shares = [sofar / all_bytes for sofar in itertools.accumulate(made)]
     best: dict[int, int] = {}
     for v in places:
-        window = min(most - 1, int(weights[v] / 2 * most))
+        window = min(most - 1, int(shares[v] * most))
         if window not in best or crossing[v] <= crossing[best[window]]:
             best[window] = v
     chosen = set(best.values())

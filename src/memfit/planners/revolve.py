@@ -1,9 +1,9 @@
 """Binomial checkpointing of chains after Griewank and Walther 2000 (revolve), for comparison.
 
-The graph is cut where one op alone leads on; the stretches between are the steps of a chain. Revolve
-takes them for alike: with s slots for checkpoints it sets these by binomial coefficients, which is
-optimal where steps cost and hold the same. Everything that a step being reversed needs is computed
-again from its checkpoint.
+The graph is cut where one op alone leads on; the stretches between are the steps of a chain.
+Revolve takes them for alike: with s slots for checkpoints it sets these by binomial coefficients,
+which is optimal where steps cost and hold the same. Everything that a step being reversed needs is
+computed again from its checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import peak_of_order, simulate
 from memfit.nested import CutLine, NestedPath
-from memfit.plan import PlanStatus, Plan, make_plan
+from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.binomial import advances, split
 from memfit.planners.chen import articulation_cuts
