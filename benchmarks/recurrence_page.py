@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 HEAD = """# Chains, recurrence and recomputing more than once
 
-Made by `python benchmarks/recurrence_planning.py` (native core: {core}); numbers are in
+Made by `python benchmarks/recurrence_planning.py` ({core} core); numbers are in
 `benchmarks/results/recurrence_planning.json`. How it works is in
 [ADR 0007](../adr/0007-nested-strategies.md). *Forward work* is the cost of all forward ops that run
 over that of one forward pass; *peak* is the simulated peak beyond what is resident all through the
@@ -42,7 +42,7 @@ def _states(rows: list[dict[str, Any]]) -> str:
     lines = [
         "## Chains of alike steps: runs of a step against the proven optimum",
         "",
-        "Only states are stored, as in Griewank and Walther 2000, whose closed form is the optimum.",
+        "Only states are stored, as in Griewank and Walther 2000; their closed form is optimal.",
         "",
         "| chains up to | checkpoints up to | pairs compared | equal | ours more | seconds |",
         "|---:|---:|---:|---:|---:|---:|",

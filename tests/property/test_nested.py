@@ -18,7 +18,8 @@ from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.planners import PlannerOptions, get_curve, get_planner
 from memfit.planners.binomial import forward_steps
-from memfit.planners.nested_table import EFFORT, build_nested, slight_bytes
+from memfit.planners.nested_cuts import slight_bytes
+from memfit.planners.nested_table import EFFORT, build_nested
 from memfit.stages import store_all_schedule
 
 OPTIONS = PlannerOptions()

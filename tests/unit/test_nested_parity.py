@@ -12,7 +12,7 @@ from memfit._core.python_chain import ChainUnit
 from memfit._core.python_slots import NOTHING
 from memfit.blocks import blocks_at
 from memfit.cutting import barred_ends, rank_backward
-from memfit.planners.nested_table import even_variants
+from memfit.planners.nested_cuts import even_variants
 from memfit.stages import BackwardStages
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,16 +11,15 @@ from memfit._core.python_nested import TopStage, Tree
 from memfit._core.python_slots import NOTHING, Front
 from memfit._core.python_stage import Cut
 from memfit.blocks import Block, Blocks, blocks_at, cut_graph
-from memfit.coarsening import links, negligible_bytes, useful_ops
+from memfit.coarsening import links, useful_ops
 from memfit.cutting import barred_ends, rank_backward
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.nested import CutLine, NestedPath
+from memfit.planners.nested_cuts import even_variants, slight_bytes, thinned
 from memfit.stages import BackwardStages
 
-__all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested", "even_variants", "slight_bytes"]
+__all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested"]
 
-_SLIGHT_SHARE = 1_000
-_MOST_SLIGHT_BYTES = 1024
 _MOST_WORK = 10
 """Plans that compute again more than so many times the forward pass are left out."""
 _LEAST_STEPS = 24
@@ -53,46 +51,6 @@ EFFORT = {
     "python": NestedEffort(1_500_000, 24, 200_000, 1, ()),
 }
 """The most that each core should take on: a few seconds."""
-
-
-def slight_bytes(graph: TrainingGraph) -> int:
-    """Size up to which a value is kept whatever the strategy: all such together are at most a
-    thousandth of all activations, and each at most 1 KiB."""
-    sizes = sorted(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
-    room = sum(sizes) // _SLIGHT_SHARE
-    threshold = 0
-    for size, same in itertools.groupby(sizes):
-        room -= size * len(list(same))
-        if room < 0 or size > _MOST_SLIGHT_BYTES:
-            break
-        threshold = size
-    return threshold
-
-
-def even_variants(graph: TrainingGraph, shares: Sequence[float]) -> list[list[bool]]:
-    """What a stage keeps beyond its boundary, for each variant, as in `keep_variants`; but values
-    that are equally dear by the byte are kept together, so that alike steps stay alike."""
-    start, least = graph.forward_count, negligible_bytes(graph)
-    wanted: dict[float, list[int]] = {}
-    for op in graph.forward_ops:
-        written = sum(graph.values[v].size_bytes for v in op.outputs)
-        for v in op.outputs:
-            size, readers = graph.values[v].size_bytes, graph.consumers[v]
-            if size > least and readers and readers[-1] >= start:
-                wanted.setdefault(op.cost / max(1, written), []).append(v)
-    sizes = {dear: sum(graph.values[v].size_bytes for v in same) for dear, same in wanted.items()}
-    total = sum(sizes.values())
-    variants: list[list[bool]] = []
-    for share in (1.0, *shares, -1.0):
-        flags = [False] * len(graph.values)
-        running = 0
-        for dear in sorted(wanted):
-            running += sizes[dear]
-            for v in wanted[dear]:
-                flags[v] = running > share * total
-        if flags not in variants:
-            variants.append(flags)
-    return variants
 
 
 @dataclass(frozen=True)
@@ -425,7 +383,7 @@ class _Builder:
                 f"{fits - 1} of {len(places)} cuts between ops {first} and {first + count - 1} "
                 "were searched, those that the fewest bytes cross"
             )
-            places = _thinned(graph, block, places, fits - 1)
+            places = thinned(graph, block, places, fits - 1)
         masks = [0, *((2 << v) - 1 for v in places), (1 << count) - 1]
         return tuple(block.cut(mask) for mask in masks)
 
@@ -457,34 +415,6 @@ def _chain_unit(table: _core.NestedTable, base: int, own_base: int) -> ChainUnit
             for cost, cached, forward, back, _, _ in whole.staged
         ],
     )
-
-
-def _thinned(graph: TrainingGraph, block: Block, places: Sequence[int], most: int) -> list[int]:
-    """Of windows of about equal bytes, the place that the fewest bytes cross."""
-    first = block.forward.start
-    ops = [graph.ops[v] for v in block.forward]
-    made = [sum(graph.values[s].size_bytes for s in op.outputs) for op in ops]
-    all_bytes = sum(made) or 1
-    count = graph.forward_count
-    crossing = [0] * (len(ops) + 1)
-    for v, op in enumerate(ops):
-        for s in op.outputs:
-            end = max((r for r in graph.consumers[s] if r < count), default=-1) - first
-            if end > v:
-                crossing[v] += graph.values[s].size_bytes
-                crossing[min(end, len(ops))] -= graph.values[s].size_bytes
-    crossing = list(itertools.accumulate(crossing))
-    shares = [sofar / all_bytes for sofar in itertools.accumulate(made)]
-    best: dict[int, int] = {}
-    for v in places:
-        window = min(most - 1, int(shares[v] * most))
-        if window not in best or crossing[v] <= crossing[best[window]]:
-            best[window] = v
-    chosen = set(best.values())
-    # Windows without a place leave room for the next best.
-    for v in sorted(set(places) - chosen, key=lambda v: crossing[v])[: most - len(chosen)]:
-        chosen.add(v)
-    return sorted(chosen)
 
 
 def build_nested(

@@ -23,7 +23,7 @@ from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.binomial import advances, split
 from memfit.planners.chen import articulation_cuts
-from memfit.planners.nested_table import slight_bytes
+from memfit.planners.nested_cuts import slight_bytes
 from memfit.stages import BackwardStages, store_all_order
 from memfit.strategy import peak_op
 
