@@ -135,7 +135,8 @@ class NestedTable:
     def stretch(self) -> Stretch:
         """The whole block as one stretch."""
         found = self._table.stretch()
-        return Stretch(*found[:9], staged=tuple(found[9]))
+        staged = tuple((a, b, c, d, e, f) for a, b, c, d, e, f in found[9])
+        return Stretch(*found[:9], staged=staged)
 
     def curve(self) -> list[tuple[int, int]]:
         """(cost, budget): each cost that some budget calls for, ascending, with the least one."""
