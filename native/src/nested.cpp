@@ -172,6 +172,12 @@ NestedTable::NestedTable(const StageProblem& problem, const Cuts& cuts, std::int
       throw std::invalid_argument("the cuts must increase, and nothing made above one be needed below");
     }
   }
+  // A strategy has fewer splits than cuts, and each computes no op more than three times.
+  std::int64_t total = 0;
+  for (const std::int64_t x : problem.forward_cost) total += x;
+  if (total >= kLimit / static_cast<std::int64_t>(3 * (last_ + 1))) {
+    throw std::invalid_argument("costs of nested strategies must add up below 2**60");
+  }
   if (mantissa_bits < 1 || mantissa_bits > kMostMantissa || base_bytes < 0 || base_bytes >= kLimit) {
     throw std::invalid_argument("mantissa_bits must be 1 to 16 and base_bytes between 0 and 2**60");
   }
