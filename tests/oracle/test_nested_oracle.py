@@ -67,7 +67,7 @@ def found(plans: NestedPlans) -> list[Point]:
 
 def test_chains_are_solved_exactly(full_graph: Any) -> None:
     chains = deeper = 0
-    for seed in range(60):
+    for seed in range(40):
         random = Random(seed)
         graph = full_graph(random, random.randint(3, 6))
         if any(p != (v - 1,) for v, p in enumerate(graph.forward_predecessors) if v):
@@ -80,7 +80,7 @@ def test_chains_are_solved_exactly(full_graph: Any) -> None:
         deeper += any(
             plans.path(k).schedule.most_recomputations > 1 for k in range(len(plans.front[0]))
         )
-    assert chains > 10
+    assert chains > 8
     assert deeper > 5
 
 
@@ -90,7 +90,7 @@ def test_no_strategy_beats_the_search_by_more_than_values_that_died_early(
     # The search reckons with some values a little longer than they live, so it may ask for more
     # memory than the best strategy needs; where it does not, it finds the best.
     equal = points = 0
-    for seed in range(30):
+    for seed in range(18):
         random = Random(seed)
         graph = joint_graph(random, random.randint(2, 5))
         plans = build_nested(graph, EFFORT)
