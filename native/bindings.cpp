@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -19,7 +20,9 @@
 
 #include "canonical.hpp"
 #include "canonical_dp.hpp"
+#include "chain.hpp"
 #include "lower_sets.hpp"
+#include "nested.hpp"
 #include "stage.hpp"
 #include "stage_dp.hpp"
 
@@ -143,6 +146,71 @@ memfit::StageTable stage_table(std::vector<std::shared_ptr<const memfit::BlockTa
   return {std::move(tables), std::move(base_bytes), total_cost, slots, threads, tick};
 }
 
+using FrontTuple = std::pair<Numbers, Numbers>;
+
+FrontTuple front_tuple(const memfit::CostFront& front) { return {front.costs, front.needs}; }
+
+std::shared_ptr<const memfit::NestedTable> nested_table(
+    const memfit::StageProblem& problem, std::size_t count, const nb::bytes& lower,
+    const nb::bytes& finished, Rows boundary, Rows needed_below, Numbers cut_bytes,
+    std::int64_t base_bytes, FrontTuple after, int mantissa_bits, std::size_t threads,
+    const nb::object& progress) {
+  const memfit::Cuts cuts{read_masks(lower, count, problem.forward_ops()),
+                          read_masks(finished, count, problem.backward_ops()), std::move(boundary),
+                          std::move(needed_below), std::move(cut_bytes)};
+  const memfit::Tick tick = make_tick(progress);
+  const nb::gil_scoped_release release;
+  return std::make_shared<const memfit::NestedTable>(
+      problem, cuts, base_bytes, memfit::CostFront{std::move(after.first), std::move(after.second)},
+      mantissa_bits, threads, tick);
+}
+
+using StretchTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                                std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                                std::vector<std::array<std::int64_t, 6>>>;
+
+StretchTuple stretch_tuple(const memfit::NestedTable& table) {
+  const memfit::Stretch& s = table.stretch();
+  std::vector<std::array<std::int64_t, 6>> staged;
+  for (const memfit::StagedCost& x : s.staged) {
+    staged.push_back({x.cost, x.cached_bytes, x.forward_bytes, x.backward_bytes, x.sweep_cost, x.sweep_bytes});
+  }
+  return {s.always_bytes, s.held_bytes, s.dead_bytes, s.first_bytes, s.sweep_cost,
+          s.sweep_bytes,  s.lent_bytes, s.leaf_cost,  s.leaf_bytes,  std::move(staged)};
+}
+
+using TopStages = std::vector<std::tuple<std::int32_t, std::int32_t, std::int32_t, std::vector<std::int32_t>>>;
+
+std::pair<TopStages, std::int32_t> nested_path(const memfit::NestedTable& table, std::size_t label) {
+  auto [stages, after] = table.path(label);
+  TopStages found;
+  for (auto& stage : stages) found.emplace_back(stage.i, stage.k, stage.option, std::move(stage.tree));
+  return {std::move(found), after};
+}
+
+using Steps = std::vector<std::array<std::int64_t, 4>>;
+
+// held, sweep cost, sweep, lent, first; leaf; staged; top.
+using UnitTuple = std::tuple<std::array<std::int64_t, 5>, FrontTuple, Steps, Steps>;
+
+memfit::ChainUnit chain_unit(UnitTuple unit) {
+  auto& [numbers, leaf, staged, top] = unit;
+  const auto [held, cost, sweep, lent, first] = numbers;
+  return {held, cost, sweep, lent, first, {std::move(leaf.first), std::move(leaf.second)},
+          std::move(staged), std::move(top)};
+}
+
+memfit::ChainTable chain_table(UnitTuple unit, std::size_t steps, std::optional<FrontTuple> after,
+                               std::size_t most_levels, std::int64_t parts,
+                               std::optional<UnitTuple> first) {
+  const nb::gil_scoped_release release;
+  std::optional<memfit::CostFront> rest;
+  if (after) rest = memfit::CostFront{std::move(after->first), std::move(after->second)};
+  std::optional<memfit::ChainUnit> bottom;
+  if (first) bottom = chain_unit(std::move(*first));
+  return {chain_unit(std::move(unit)), steps, std::move(rest), most_levels, parts, bottom};
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -159,6 +227,38 @@ NB_MODULE(_native, m) {
         "needed_below"_a, "base_bytes"_a, "threads"_a, "progress"_a.none());
   m.def("stage_table", &stage_table, "tables"_a, "base_bytes"_a, "total_cost"_a, "slots"_a,
         "threads"_a, "progress"_a.none());
+
+  m.def("nested_table", &nested_table, "problem"_a, "count"_a, "lower"_a, "finished"_a, "boundary"_a,
+        "needed_below"_a, "cut_bytes"_a, "base_bytes"_a, "after"_a, "mantissa_bits"_a, "threads"_a,
+        "progress"_a.none());
+  m.def("chain_table", &chain_table, "unit"_a, "steps"_a, "after"_a.none(), "most_levels"_a, "parts"_a,
+        "first"_a.none());
+
+  nb::class_<memfit::NestedTable>(m, "NestedTable")
+      .def("front", [](const memfit::NestedTable& table) { return front_tuple(table.front()); })
+      .def("reversal_front",
+           [](const memfit::NestedTable& table) { return front_tuple(table.reversal_front()); })
+      .def("stretch", &stretch_tuple)
+      .def("path", &nested_path, "label"_a)
+      .def("tree", &memfit::NestedTable::tree, "label"_a);
+
+  nb::class_<memfit::ChainTable>(m, "ChainTable")
+      .def_prop_ro("levels", &memfit::ChainTable::levels)
+      .def("reversal_cost",
+           [](const memfit::ChainTable& table, std::size_t count, std::size_t level, bool bottom) {
+             const std::int64_t cost = table.reversal_cost(count, level, bottom);
+             return cost < memfit::kNever ? std::optional(cost) : std::nullopt;
+           },
+           "count"_a, "level"_a, "bottom"_a = false)
+      .def("split", &memfit::ChainTable::split, "count"_a, "level"_a, "bottom"_a = false)
+      .def("levels_of", &memfit::ChainTable::levels_of, "k"_a, "option"_a, "bottom"_a = false,
+           "top"_a = false)
+      .def("front",
+           [](const memfit::ChainTable& table) {
+             auto front = table.front();
+             return std::tuple{std::move(front.costs), std::move(front.needs), std::move(front.levels)};
+           })
+      .def("first_pass", &memfit::ChainTable::first_pass, "level"_a);
 
   nb::class_<memfit::StageProblem>(m, "StageProblem")
       .def(

@@ -82,6 +82,8 @@ bool is_stage(const Cuts& cuts, std::size_t a, std::size_t b) {
          is_subset(finished.row(b), finished.row(a), finished.words());
 }
 
+}  // namespace
+
 void check_cuts(const StageProblem& problem, const Cuts& cuts) {
   const std::size_t count = cuts.lower.rows();
   if (count < 2) throw std::invalid_argument("a block has at least two cuts, its ends");
@@ -110,8 +112,6 @@ void check_cuts(const StageProblem& problem, const Cuts& cuts) {
     }
   }
 }
-
-}  // namespace
 
 StageProblem::StageProblem(const StageLists& lists)
     : size(lists.value_bytes),

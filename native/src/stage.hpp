@@ -72,6 +72,9 @@ struct Cuts {
   std::vector<std::int64_t> base_bytes;
 };
 
+// Throws std::invalid_argument where cuts are none of the problem's.
+void check_cuts(const StageProblem& problem, const Cuts& cuts);
+
 // What a piece of a stage costs; see PieceCost in python_stage.py.
 struct PieceCost {
   std::int64_t cost = 0;

@@ -16,7 +16,7 @@ from memfit._core.python_stage import Cut, StageProblem, bits, piece_keep
 from memfit.cutting import BackwardRanks, choose_cuts, rank_backward
 from memfit.graph import TrainingGraph, ValueKind
 
-__all__ = ["Block", "Blocks", "cut_graph"]
+__all__ = ["Block", "Blocks", "blocks_at", "cut_graph"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,31 @@ def cut_graph(
     """
     backward = rank_backward(graph, paired, constant)
     chosen = choose_cuts(graph, useful, links, backward, negligible_bytes)
-    cuts, small = chosen.cuts, chosen.passing
+    return blocks_at(
+        graph, chosen.cuts, keep_flags, negligible_bytes, backward, chosen.passing, chosen.partial
+    )
+
+
+def blocks_at(
+    graph: TrainingGraph,
+    cuts: Sequence[int],
+    keep_flags: Sequence[Sequence[bool]],
+    negligible_bytes: int,
+    backward: BackwardRanks,
+    small: Sequence[bool],
+    partial_ends: int = 0,
+) -> Blocks:
+    """The blocks of a graph between given cuts.
+
+    Args:
+        graph: the graph.
+        cuts: the last op of each block but the last, ascending. No value but those in `small`
+            may cross two of them.
+        keep_flags, negligible_bytes: see `cut_graph`.
+        backward: which backward ops belong where.
+        small: for each value, whether it is kept where it crosses the end of a block.
+        partial_ends: see `Blocks`.
+    """
     ends = [*cuts, graph.forward_count - 1] if graph.forward_count else []
     members: list[list[int]] = [[] for _ in ends]
     for b, rank in enumerate(backward.rank):
@@ -199,7 +223,7 @@ def cut_graph(
     for block in reversed(blocks):
         bases.append(base)
         base += block.cut(0).base_bytes
-    return Blocks(graph, tuple(blocks), tuple(reversed(bases)), chosen.partial)
+    return Blocks(graph, tuple(blocks), tuple(reversed(bases)), partial_ends)
 
 
 class _Flattener:

@@ -33,9 +33,15 @@ def negligible_bytes(graph: TrainingGraph) -> int:
     return min(_NEGLIGIBLE_BYTES, activations // _NEGLIGIBLE_SHARE)
 
 
-def useful_ops(graph: TrainingGraph) -> list[bool]:
-    """Forward ops after which a cut may help: something reads an output that is not negligible."""
-    threshold = negligible_bytes(graph)
+def useful_ops(graph: TrainingGraph, threshold: int | None = None) -> list[bool]:
+    """Forward ops after which a cut may help: something reads an output that is not negligible.
+
+    Args:
+        graph: the graph.
+        threshold: bytes up to which a value is negligible; None: `negligible_bytes`.
+    """
+    if threshold is None:
+        threshold = negligible_bytes(graph)
     return [
         any(graph.values[s].size_bytes > threshold and bool(graph.consumers[s]) for s in op.outputs)
         for op in graph.forward_ops

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from memfit.graph import TrainingGraph, ValueKind
 
-__all__ = ["BackwardRanks", "ChosenCuts", "articulations", "choose_cuts", "rank_backward"]
+__all__ = [
+    "BackwardRanks",
+    "ChosenCuts",
+    "articulations",
+    "barred_ends",
+    "choose_cuts",
+    "rank_backward",
+]
 
 # Values of at most this share of what is computed in between may pass over whole blocks.
 _PASSING_SHARE = 64
@@ -171,7 +178,7 @@ def _crossing(graph: TrainingGraph, negligible_bytes: int, share: int) -> _Cross
     return _Crossing(passing, reach, alone, crossing_bytes)
 
 
-def _barred(graph: TrainingGraph, backward: BackwardRanks) -> list[bool]:
+def barred_ends(graph: TrainingGraph, backward: BackwardRanks) -> list[bool]:
     """Where a backward op reads, below a cut, a forward value made above it."""
     change = [0] * (graph.forward_count + 1)
     for b, op in enumerate(graph.backward_ops):
@@ -203,7 +210,7 @@ def choose_cuts(
     """
     count = graph.forward_count
     dominating = set(articulations(graph, useful))
-    barred = _barred(graph, backward)
+    barred = barred_ends(graph, backward)
     allowed = [u and not (x or b) for u, x, b in zip(useful, links, barred, strict=True)]
     crossing = _crossing(graph, negligible_bytes, _PASSING_SHARE)
 

@@ -64,7 +64,8 @@ class Plan:
         total_cost: cost of one step without recomputation.
         cached_bytes: bytes that the schedule keeps from the forward to the backward pass.
         plain_peak_bytes: simulated peak of the step that keeps everything.
-        smallest_feasible_budget_bytes: smallest budget that this planner can meet.
+        smallest_feasible_budget_bytes: smallest budget that the strategies searched can meet (for
+            large budgets `auto` does not search nested strategies, which may meet smaller ones).
         lower_sets: number of lower sets searched.
         stages: the stages, in forward order.
         schedule: the exact order of computations.
@@ -105,6 +106,11 @@ class Plan:
         """Overhead in percent of one step's cost without recomputation (forward and backward)."""
         return 100.0 * self.overhead / self.total_cost if self.total_cost else 0.0
 
+    @property
+    def most_recomputations(self) -> int:
+        """How often any one op runs again at most: 1 or 0, but for plans of nested strategies."""
+        return self.schedule.most_recomputations
+
     def check_graph(self, graph: TrainingGraph) -> None:
         """Refuse any graph but the plan's own.
 
@@ -127,6 +133,7 @@ class Plan:
         """The plan as JSON text, read back by `from_json`."""
         data = asdict(self)
         data["overhead_percent"] = self.overhead_percent
+        data["most_recomputations"] = self.most_recomputations
         data["schedule"] = {
             "backward_start": self.schedule.backward_start,
             "steps": [[s.op, s.copy, list(s.reads)] for s in self.schedule.steps],
@@ -166,6 +173,7 @@ class Plan:
             )
         try:
             data.pop("overhead_percent", None)
+            data.pop("most_recomputations", None)
             schedule = data.pop("schedule")
             steps = tuple(
                 Compute(int(op), int(copy), tuple(int(r) for r in reads))

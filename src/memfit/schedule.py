@@ -75,6 +75,11 @@ class Schedule:
         """Ids of the ops that run again, once for each time, in order."""
         return tuple(s.op for s in self.steps if s.copy > 0)
 
+    @cached_property
+    def most_recomputations(self) -> int:
+        """How often the op that runs again most often does so; 0 where nothing is recomputed."""
+        return max((s.copy for s in self.steps), default=0)
+
     def overhead(self, graph: TrainingGraph) -> int:
         """Cost of all recomputations, in the graph's cost unit."""
         return sum(graph.ops[op].cost for op in self.recomputed_ops)

@@ -13,6 +13,7 @@ from memfit.planners import (
     PlannerOptions,
     TradeOff,
     TradeOffPoint,
+    auto,
     get_curve,
     get_planner,
     paper_dp,
@@ -34,13 +35,21 @@ def smallest(planner: str, graph: TrainingGraph, mode: str = "auto") -> int:
 
 
 def test_names() -> None:
-    assert list(PLANNERS) == ["liveness", "exact", "approximate", "chen", "store-all"]
-    assert get_planner("auto") is get_planner("liveness")
+    assert list(PLANNERS) == [
+        "liveness",
+        "exact",
+        "approximate",
+        "nested",
+        "chen",
+        "revolve",
+        "store-all",
+    ]
+    assert get_planner("auto") is auto.plan
     with pytest.raises(UnknownPlannerError) as caught:
         get_planner("fastest")
     assert str(caught.value) == (
-        "unknown planner 'fastest'; known planners: auto, liveness, exact, approximate, chen, "
-        "store-all"
+        "unknown planner 'fastest'; known planners: auto, liveness, exact, approximate, nested, "
+        "chen, revolve, store-all"
     )
 
 
@@ -147,7 +156,7 @@ def test_curves_by_name() -> None:
         else:
             with_curve.append(name)
     assert {"exact", "approximate"} <= set(with_curve)
-    assert [name for name, _ in without] == ["chen", "store-all"]
+    assert [name for name, _ in without] == ["chen", "revolve", "store-all"]
     for name, message in without:
         assert message == (
             f"planner '{name}' has no trade-off over budgets; these have: {', '.join(with_curve)}"

@@ -10,23 +10,36 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memfit._core import python_blocks, python_canonical, python_lower_sets
+from memfit._core import (
+    python_blocks,
+    python_canonical,
+    python_chain,
+    python_lower_sets,
+    python_nested,
+)
+from memfit._core.python_slots import NOTHING, Front
 from memfit._core.python_stage import Cut, StageProblem
 from memfit.errors import UsageError
 
 if TYPE_CHECKING:
     from memfit._core.python_blocks import BlockTable, StageTable
     from memfit._core.python_canonical import CanonicalTable
+    from memfit._core.python_chain import ChainTable, ChainUnit
+    from memfit._core.python_nested import NestedTable
 
 __all__ = [
     "BlockTable",
     "CanonicalTable",
+    "ChainTable",
+    "NestedTable",
     "StageTable",
     "block_table",
     "canonical_table",
+    "chain_table",
     "core_compiler",
     "core_name",
     "enumerate_lower_sets",
+    "nested_table",
     "stage_table",
 ]
 
@@ -71,6 +84,8 @@ def core_compiler() -> str | None:
 if not TYPE_CHECKING:
     BlockTable = python_blocks.BlockTable if _fast is None else _fast.BlockTable
     StageTable = python_blocks.StageTable if _fast is None else _fast.StageTable
+    ChainTable = python_chain.ChainTable if _fast is None else _fast.ChainTable
+    NestedTable = python_nested.NestedTable if _fast is None else _fast.NestedTable
     CanonicalTable = python_canonical.CanonicalTable if _fast is None else _fast.CanonicalTable
 
 
@@ -158,4 +173,52 @@ def stage_table(
     _tell_once()
     core = python_blocks if _fast is None else _fast
     table: StageTable = core.stage_table(tables, base_bytes, total_cost, slots, progress)
+    return table
+
+
+def nested_table(
+    problem: StageProblem,
+    cuts: Sequence[Cut],
+    base_bytes: int = 0,
+    after: Front = ((0,), (NOTHING,)),
+    progress: Callable[[float], None] | None = None,
+) -> NestedTable:
+    """Nested strategies over the cuts of a block; see `memfit._core.python_nested`.
+
+    Args:
+        problem: the block.
+        cuts: increasing lower sets, both ends of the block included, at which no backward op below
+            reads what is made above.
+        base_bytes: bytes alive at the block's upper end on the way back beyond the cache.
+        after: costs and needs of the first pass over the blocks after this one.
+        progress: called with the share done.
+    """
+    _tell_once()
+    core = python_nested if _fast is None else _fast
+    table: NestedTable = core.nested_table(problem, cuts, base_bytes, after, progress=progress)
+    return table
+
+
+def chain_table(
+    unit: ChainUnit,
+    steps: int,
+    after: Front | None,
+    most_levels: int,
+    parts: int = 1,
+    first: ChainUnit | None = None,
+) -> ChainTable:
+    """Nested strategies over a chain of alike steps; see `memfit._core.python_chain`.
+
+    Args:
+        unit: one step.
+        steps: number of steps, the first one included.
+        after: costs and needs of the first pass over what comes after the chain; None where only
+            reversals are asked for.
+        most_levels: number of levels of memory.
+        parts: levels that one checkpoint takes.
+        first: the first step, where it is not like the others.
+    """
+    _tell_once()
+    core = python_chain if _fast is None else _fast
+    table: ChainTable = core.chain_table(unit, steps, after, most_levels, parts, first)
     return table

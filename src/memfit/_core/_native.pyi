@@ -34,6 +34,66 @@ def stage_table(
     progress: Callable[[float], None] | None,
 ) -> StageTable: ...
 
+_Front = tuple[list[int], list[int]]
+UnitTuple = tuple[
+    tuple[int, int, int, int, int],
+    _Front,
+    list[tuple[int, int, int, int]],
+    list[tuple[int, int, int, int]],
+]
+
+def nested_table(
+    problem: StageProblem,
+    count: int,
+    lower: bytes,
+    finished: bytes,
+    boundary: Sequence[Sequence[int]],
+    needed_below: Sequence[Sequence[int]],
+    cut_bytes: Sequence[int],
+    base_bytes: int,
+    after: _Front,
+    mantissa_bits: int,
+    threads: int,
+    progress: Callable[[float], None] | None,
+) -> NestedTable: ...
+def chain_table(
+    unit: UnitTuple,
+    steps: int,
+    after: _Front | None,
+    most_levels: int,
+    parts: int,
+    first: UnitTuple | None,
+) -> ChainTable: ...
+
+class NestedTable:
+    def front(self) -> _Front: ...
+    def reversal_front(self) -> _Front: ...
+    def stretch(
+        self,
+    ) -> tuple[
+        int,
+        int,
+        int,
+        int,
+        int,
+        int,
+        int,
+        int,
+        int,
+        list[tuple[int, int, int, int, int, int]],
+    ]: ...
+    def path(self, label: int) -> tuple[list[tuple[int, int, int, list[int]]], int]: ...
+    def tree(self, label: int) -> list[int]: ...
+
+class ChainTable:
+    @property
+    def levels(self) -> list[int]: ...
+    def reversal_cost(self, count: int, level: int, bottom: bool = False) -> int | None: ...
+    def split(self, count: int, level: int, bottom: bool = False) -> tuple[int, int]: ...
+    def levels_of(self, k: int, option: int, bottom: bool = False, top: bool = False) -> int: ...
+    def front(self) -> tuple[list[int], list[int], list[int]]: ...
+    def first_pass(self, level: int) -> tuple[list[tuple[int, int, int]], int]: ...
+
 class StageProblem:
     def __init__(
         self,

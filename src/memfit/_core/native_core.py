@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import memfit._core._native as _native
+from memfit._core.python_chain import ChainUnit
+from memfit._core.python_nested import MANTISSA_BITS, TopStage, Tree
+from memfit._core.python_slots import NOTHING, Front
 from memfit._core.python_stage import Cut, StageProblem
+from memfit._core.python_sweeps import Stretch
 from memfit.errors import TooManyLowerSetsError
 
 __all__ = [
@@ -14,10 +18,14 @@ __all__ = [
     "VERSION",
     "BlockTable",
     "CanonicalTable",
+    "ChainTable",
+    "NestedTable",
     "StageTable",
     "block_table",
     "canonical_table",
+    "chain_table",
     "enumerate_lower_sets",
+    "nested_table",
     "stage_table",
 ]
 
@@ -26,6 +34,7 @@ VERSION = _native.version
 BlockTable = _native.BlockTable
 StageTable = _native.StageTable
 CanonicalTable = _native.CanonicalTable
+ChainTable = _native.ChainTable
 
 _WORD_BITS = 64
 
@@ -71,6 +80,12 @@ def canonical_table(
     )
 
 
+def _problem(problem: StageProblem) -> _native.StageProblem:
+    return _native.StageProblem(
+        **{f.name: getattr(problem, f.name) for f in dataclasses.fields(problem) if f.init}
+    )
+
+
 def block_table(
     problem: StageProblem,
     cuts: Sequence[Cut],
@@ -78,11 +93,8 @@ def block_table(
     threads: int = 0,
 ) -> BlockTable:
     """See `memfit._core.python_blocks.block_table`; `threads` 0 means one a CPU core."""
-    native = _native.StageProblem(
-        **{f.name: getattr(problem, f.name) for f in dataclasses.fields(problem) if f.init}
-    )
     return _native.block_table(
-        native,
+        _problem(problem),
         len(cuts),
         _pack([cut.lower for cut in cuts], len(problem.forward_inputs)),
         _pack([cut.finished for cut in cuts], len(problem.backward_inputs)),
@@ -104,3 +116,113 @@ def stage_table(
 ) -> StageTable:
     """See `memfit._core.python_blocks.stage_table`; `threads` 0 means one a CPU core."""
     return _native.stage_table(tables, base_bytes, total_cost, slots, threads, progress)
+
+
+class NestedTable:
+    """See `memfit._core.python_nested.NestedTable`."""
+
+    def __init__(self, table: _native.NestedTable) -> None:
+        self._table = table
+
+    def front(self) -> Front:
+        """Costs and needs of first passes from the block's lower end on."""
+        return self._table.front()
+
+    def reversal_front(self) -> Front:
+        """Costs and needs of reversing the whole block."""
+        return self._table.reversal_front()
+
+    def stretch(self) -> Stretch:
+        """The whole block as one stretch."""
+        found = self._table.stretch()
+        staged = tuple((a, b, c, d, e, f) for a, b, c, d, e, f in found[9])
+        return Stretch(*found[:9], staged=staged)
+
+    def curve(self) -> list[tuple[int, int]]:
+        """(cost, budget): each cost that some budget calls for, ascending, with the least one."""
+        return [(cost, max(0, need)) for cost, need in zip(*self.front(), strict=True)]
+
+    def smallest_budget(self) -> int:
+        """The smallest budget that some strategy fits."""
+        return max(0, self.front()[1][-1])
+
+    def path(self, label: int) -> tuple[list[TopStage], int]:
+        """The stages of a label of `front`, and the label of what comes after the block."""
+        stages, after = self._table.path(label)
+        return [(i, k, option if option >= 0 else _tree(t)) for i, k, option, t in stages], after
+
+    def tree(self, label: int) -> Tree:
+        """How a label of `reversal_front` reverses the block."""
+        return _tree(self._table.tree(label))
+
+
+def _tree(numbers: Sequence[int]) -> Tree:
+    """A tree from its numbers, parents first (`native/src/nested.hpp`)."""
+    done: list[Tree] = []
+    # Last ones first: parts are made before the whole; of two, what (i, k) is made by first.
+    for at in range(len(numbers) - 4, -1, -4):
+        i, k, j, option = numbers[at : at + 4]
+        if option == -2:
+            done.append((i, j, j, -1, None))
+            continue
+        rest = done.pop()
+        done.append((i, k, j, done.pop() if option < 0 else option, rest))
+    return done[0]
+
+
+def nested_table(
+    problem: StageProblem,
+    cuts: Sequence[Cut],
+    base_bytes: int = 0,
+    after: Front = ((0,), (NOTHING,)),
+    mantissa_bits: int = MANTISSA_BITS,
+    progress: Callable[[float], None] | None = None,
+    threads: int = 0,
+) -> NestedTable:
+    """See `memfit._core.nested_table`; `threads` 0 means one a CPU core."""
+    table = _native.nested_table(
+        _problem(problem),
+        len(cuts),
+        _pack([cut.lower for cut in cuts], len(problem.forward_inputs)),
+        _pack([cut.finished for cut in cuts], len(problem.backward_inputs)),
+        [sorted(cut.boundary) for cut in cuts],
+        [list(cut.needed_below) for cut in cuts],
+        [cut.base_bytes for cut in cuts],
+        base_bytes,
+        (list(after[0]), list(after[1])),
+        mantissa_bits,
+        threads,
+        progress,
+    )
+    return NestedTable(table)
+
+
+def _unit(unit: ChainUnit) -> _native.UnitTuple:
+    numbers = (
+        unit.held_bytes,
+        unit.sweep_cost,
+        unit.sweep_bytes,
+        unit.lent_bytes,
+        unit.first_bytes,
+    )
+    leaf = (list(unit.leaf[0]), list(unit.leaf[1]))
+    return numbers, leaf, list(unit.staged), list(unit.top)
+
+
+def chain_table(
+    unit: ChainUnit,
+    steps: int,
+    after: Front | None,
+    most_levels: int,
+    parts: int = 1,
+    first: ChainUnit | None = None,
+) -> ChainTable:
+    """See `memfit._core.chain_table`."""
+    return _native.chain_table(
+        _unit(unit),
+        steps,
+        None if after is None else (list(after[0]), list(after[1])),
+        most_levels,
+        parts,
+        None if first is None else _unit(first),
+    )

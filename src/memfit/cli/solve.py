@@ -23,7 +23,6 @@ from memfit.liveness import simulate
 from memfit.lower_sets import FAMILIES
 from memfit.plan import Plan
 from memfit.planners import (
-    DEFAULT_PLANNER,
     PLANNERS,
     Planner,
     PlannerOptions,
@@ -128,7 +127,7 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
     except InfeasibleBudgetError as error:
         if not args.json:
             raise
-        name = DEFAULT_PLANNER if args.planner == "auto" else args.planner
+        name = "nested" if args.planner == "auto" else args.planner
         print_json(_infeasible_json(error, graph, name, args.mode))
         return EXIT_INFEASIBLE
     result = solve_json(plan, graph)

@@ -12,20 +12,22 @@ from memfit.planners.base import Curve, Planner
 __all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner"]
 
 DEFAULT_PLANNER = "liveness"
-"""What the name `auto` stands for."""
+"""What the name `auto` stands for where the budget leaves room; see `memfit.planners.auto`."""
 
 PLANNERS: dict[str, str] = {
     "liveness": "memfit.planners.liveness_dp",
     "exact": "memfit.planners.exact_dp",
     "approximate": "memfit.planners.approximate_dp",
+    "nested": "memfit.planners.nested_dp",
     "chen": "memfit.planners.chen",
+    "revolve": "memfit.planners.revolve",
     "store-all": "memfit.planners.store_all",
 }
 """Modules by planner name; each has a function `plan` and may have a function `trade_off`."""
 
 
 def _module(name: str) -> ModuleType:
-    module = PLANNERS.get(DEFAULT_PLANNER if name == "auto" else name)
+    module = "memfit.planners.auto" if name == "auto" else PLANNERS.get(name)
     if module is None:
         raise UnknownPlannerError(name, ("auto", *PLANNERS))
     return importlib.import_module(module)

@@ -447,7 +447,8 @@ def trade_off(
 
     Args:
         model, loss_fn, cost, optimizer, time_limit_s, progress: as for `fit`.
-        planner: `"auto"` or a planner that has a trade-off: `liveness`, `exact`, `approximate`.
+        planner: `"auto"` or a planner that has a trade-off: `liveness`, `nested`, `exact`,
+            `approximate`.
         example_inputs, example_kwargs: as for `plan`.
 
     Raises:

@@ -1,0 +1,268 @@
+"""Nested strategies over a chain of cuts, and the whole trade-off they allow: the reference.
+
+Cuts 0 … n are increasing lower sets. To *reverse* the ops between cuts i and j with what cut i
+holds at hand is either a leaf (compute what its backward ops need again, then run these) or a split
+at k: a sweep from i holds what k needs, (k, j) is reversed, then (i, k), the one as a stage that
+kept something for it or, when what k held is given up, by reversing it in turn. On top, the first
+pass of the step takes the place of the sweep: stages end where its checkpoints are.
+
+A label of (i, j) is (cost still to come, bytes needed beyond what the cache holds at i), so that no
+budget enters (docs/adr/0004). Splits add costs and take the larger need.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import Union
+
+from memfit._core.python_slots import NOTHING, Front
+from memfit._core.python_stage import Cut, StageProblem
+from memfit._core.python_sweeps import Stretch, always_kept, idle_values, simulate_stretch
+
+__all__ = ["MANTISSA_BITS", "NestedTable", "TopStage", "Tree", "nested_table"]
+
+MANTISSA_BITS = 8
+"""Of labels whose costs agree in so many leading bits, the one with the least need stays."""
+
+_NESTED = -1
+
+Tree = tuple[int, int, int, Union[int, "Tree"], Union["Tree", None]]
+"""(i, k, j, how (i, k) is reversed, how (k, j) is). How (i, k) is: a variant, or a tree. A leaf is
+(i, j, j, -1, None)."""
+
+TopStage = tuple[int, int, int | Tree]
+"""A stage of the first pass: where it begins and ends; a variant, or how it is reversed."""
+
+_Label = tuple[int, int, int, int, int, int]
+"""(need, cost, k, option, label of (i, k), label of what comes after k)."""
+
+
+def slot_of(cost: int, mantissa_bits: int) -> int:
+    """Number of the slot of a cost; monotone, with slots that grow with the cost."""
+    shift = max(0, cost.bit_length() - mantissa_bits)
+    return (shift << mantissa_bits) + (cost >> shift)
+
+
+class LabelBuilder:
+    """Collects the labels of one state; of those of a slot the one with the least need."""
+
+    def __init__(self, mantissa_bits: int) -> None:
+        self._bits = mantissa_bits
+        self._best: dict[int, _Label] = {}
+
+    def add(self, label: _Label) -> None:
+        """A label; of equal ones the first stays."""
+        slot = slot_of(label[1], self._bits)
+        known = self._best.get(slot)
+        if known is None or label[:2] < known[:2]:
+            self._best[slot] = label
+
+    def add_one(self, floor: int, cost: int, shift: int, after: Front, k: int, option: int) -> None:
+        """Labels of a way on to one other state, whose needs grow by `shift`."""
+        for at, (more, need) in enumerate(zip(*after, strict=True)):
+            self.add((max(floor, need + shift), cost + more, k, option, 0, at))
+            if need + shift <= floor:
+                break
+
+    def add_both(
+        self,
+        floor: int,
+        cost: int,
+        below: Front,
+        below_shift: int,
+        after: Front,
+        after_shift: int,
+        k: int,
+    ) -> None:
+        """Labels of a split: costs of the two parts add up, the larger need counts."""
+        a = b = 0
+        while True:
+            here = below[1][a] + below_shift
+            there = after[1][b] + after_shift
+            need = max(floor, here, there)
+            self.add((need, cost + below[0][a] + after[0][b], k, _NESTED, a, b))
+            if need == floor:
+                break
+            a, b = a + (here == need), b + (there == need)
+            if a == len(below[0]) or b == len(after[0]):
+                break
+
+    def take(self) -> list[_Label]:
+        """The labels by rising cost and falling need."""
+        result: list[_Label] = []
+        for slot in sorted(self._best):
+            label = self._best[slot]
+            if not result or label[0] < result[-1][0]:
+                result.append(label)
+        return result
+
+
+def front_of(labels: Sequence[_Label]) -> Front:
+    """Costs and needs of labels."""
+    return [label[1] for label in labels], [label[0] for label in labels]
+
+
+class NestedTable:
+    """Nested strategies of one block; those of any budget are read off it."""
+
+    def __init__(
+        self,
+        problem: StageProblem,
+        cuts: Sequence[Cut],
+        base_bytes: int,
+        after: Front,
+        mantissa_bits: int = MANTISSA_BITS,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        last = len(cuts) - 1
+        always = always_kept(problem)
+        self._last = last
+        self._bits = mantissa_bits
+        self._after = after
+        self._base_bytes = base_bytes
+        self._cut_bytes = [cut.base_bytes for cut in cuts]
+        self._idle = idle_values(problem, cuts, always)
+        self._stretch: dict[tuple[int, int], Stretch] = {}
+        self._labels: dict[tuple[int, int], list[_Label]] = {}
+        self._fronts: dict[tuple[int, int], Front] = {}
+        for i in range(last - 1, -1, -1):
+            if progress is not None:
+                progress(1 - (i + 1) / last)
+            for j in range(i + 1, last + 1):
+                self._stretch[i, j] = simulate_stretch(problem, cuts[i], cuts[j], always)
+            for j in range(i + 1, last + 1):
+                labels = self._reversal(i, j)
+                self._labels[i, j] = labels
+                self._fronts[i, j] = front_of(labels)
+        self._top: list[list[_Label]] = [[] for _ in cuts]
+        self._top_fronts: list[Front] = [([], []) for _ in cuts]
+        self._top_fronts[last] = after
+        for i in range(last - 1, -1, -1):
+            self._top[i] = self._first_pass(i)
+            self._top_fronts[i] = front_of(self._top[i])
+
+    def _reversal(self, i: int, j: int) -> list[_Label]:
+        builder = LabelBuilder(self._bits)
+        whole = self._stretch[i, j]
+        builder.add((whole.leaf_bytes, whole.leaf_cost, j, _NESTED, 0, 0))
+        # Alive while (i, k) is swept: gradients at j, what is always kept and not dead by now.
+        start = self._cut_bytes[j] + whole.always_bytes - whole.dead_bytes
+        for k in range(i + 1, j):
+            part = self._stretch[i, k]
+            after = self._fronts[k, j]
+            builder.add_both(
+                start + part.sweep_bytes,
+                part.sweep_cost,
+                self._fronts[i, k],
+                0,
+                after,
+                part.always_bytes + part.held_bytes - self._idle_bytes(i, k, j),
+                k,
+            )
+            for variant, staged in enumerate(part.staged):
+                cost, cached, _, backward, sweep_cost, sweep_bytes = staged
+                builder.add_one(
+                    max(start + sweep_bytes, backward),
+                    sweep_cost + cost,
+                    cached,
+                    after,
+                    k,
+                    variant,
+                )
+        return builder.take()
+
+    def _idle_bytes(self, i: int, k: int, j: int) -> int:
+        """Bytes in the boundary of k, made from i on, that reversing (k, j) can do without."""
+        return sum(size for made, reader, size in self._idle[k] if made >= i and reader >= j)
+
+    def _first_pass(self, i: int) -> list[_Label]:
+        builder = LabelBuilder(self._bits)
+        base = self._base_bytes
+        for k in range(i + 1, self._last + 1):
+            part, after = self._stretch[i, k], self._top_fronts[k]
+            for variant, (cost, cached, forward, backward, _, _) in enumerate(part.staged):
+                floor = max(forward, backward + base)
+                builder.add_one(floor, cost, cached, after, k, variant)
+            builder.add_both(
+                part.first_bytes,
+                0,
+                self._fronts[i, k],
+                base,
+                after,
+                part.always_bytes + part.held_bytes,
+                k,
+            )
+        return builder.take()
+
+    def front(self) -> Front:
+        """The front of the first pass from the block's lower end on."""
+        return self._top_fronts[0]
+
+    def reversal_front(self) -> Front:
+        """The front of reversing the whole block."""
+        return self._fronts[0, self._last]
+
+    def stretch(self) -> Stretch:
+        """The whole block as one stretch."""
+        return self._stretch[0, self._last]
+
+    def curve(self) -> list[tuple[int, int]]:
+        """(cost, budget): each cost that some budget calls for, ascending, with the least one."""
+        return [(cost, max(0, need)) for cost, need in zip(*self.front(), strict=True)]
+
+    def smallest_budget(self) -> int:
+        """The smallest budget that some strategy fits; 0 for a block without ops."""
+        return max(0, self.front()[1][-1])
+
+    def path(self, label: int) -> tuple[list[TopStage], int]:
+        """The stages of a label of `front`, and the label of what comes after the block."""
+        stages: list[TopStage] = []
+        i, at = 0, label
+        while i < self._last:
+            _, _, k, option, below, at_next = self._top[i][at]
+            stages.append((i, k, self._tree(i, k, below) if option == _NESTED else option))
+            i, at = k, at_next
+        return stages, at
+
+    def tree(self, label: int) -> Tree:
+        """How a label of `reversal_front` reverses the block."""
+        return self._tree(0, self._last, label)
+
+    def _tree(self, i: int, j: int, label: int) -> Tree:
+        _, _, k, option, below, after = self._labels[i, j][label]
+        if k == j:
+            return (i, j, j, _NESTED, None)
+        how = self._tree(i, k, below) if option == _NESTED else option
+        return (i, k, j, how, self._tree(k, j, after))
+
+
+def label_within(front: Front, budget_bytes: int) -> int | None:
+    """The label of least cost within a budget; None if there is none."""
+    at = bisect_left(front[1], -budget_bytes, key=lambda need: -need)
+    return at if at < len(front[1]) else None
+
+
+def leaves(tree: Tree) -> Iterator[tuple[int, int]]:
+    """The stretches that a tree reverses as leaves or stages, from the top down."""
+    i, k, j, how, rest = tree
+    if rest is None:
+        yield i, j
+        return
+    yield from leaves(rest)
+    if isinstance(how, int):
+        yield i, k
+    else:
+        yield from leaves(how)
+
+
+def nested_table(
+    problem: StageProblem,
+    cuts: Sequence[Cut],
+    base_bytes: int = 0,
+    after: Front = ((0,), (NOTHING,)),
+    mantissa_bits: int = MANTISSA_BITS,
+    progress: Callable[[float], None] | None = None,
+) -> NestedTable:
+    """See `memfit._core.nested_table`."""
+    return NestedTable(problem, cuts, base_bytes, after, mantissa_bits, progress)

@@ -1,0 +1,52 @@
+"""What the name `auto` stands for: single recomputations where they do, nested ones where not.
+
+Nested strategies are searched where the budget is below what single recomputations can meet, or so
+little above it that computing some ops more than once may cost less (docs/adr/0007 has figures).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from memfit.graph import TrainingGraph
+from memfit.plan import Plan
+from memfit.planners import liveness_dp, nested_dp
+from memfit.planners.base import PlannerOptions, TradeOff
+
+__all__ = ["plan", "trade_off"]
+
+_ROOMY = 1.5
+"""Beyond what is resident, so many times what single recomputations need at least is roomy."""
+
+
+def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+    """The plan with the least recomputation whose simulated peak fits the budget.
+
+    Raises:
+        InfeasibleBudgetError: no plan of either family fits; names the smallest feasible budget.
+        UsageError: an unknown family.
+    """
+    began = time.perf_counter()
+    table = liveness_dp.table_for(graph, options)
+    single, error = nested_dp.single_plan(table, budget_bytes, began)
+    if single is not None:
+        fixed = table.fixed_bytes
+        enough = fixed + _ROOMY * (single.smallest_feasible_budget_bytes - fixed)
+        if single.overhead == 0 or budget_bytes >= enough:
+            return single
+    left = options
+    if options.time_limit_s is not None:
+        spent = time.perf_counter() - began
+        left = replace(options, time_limit_s=max(0.0, options.time_limit_s - spent))
+    plans = nested_dp.nested_for(graph, left)
+    return nested_dp.better_plan(table, plans, single, error, budget_bytes, began)
+
+
+def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
+    """The overhead of every budget, by single or nested recomputations.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    return replace(nested_dp.trade_off(graph, options), planner="auto")

@@ -1,0 +1,83 @@
+"""Which values and cuts nested strategies decide about."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from memfit.blocks import Block
+from memfit.coarsening import negligible_bytes
+from memfit.graph import TrainingGraph, ValueKind
+
+__all__ = ["even_variants", "slight_bytes", "thinned"]
+
+_SLIGHT_SHARE = 1_000
+_MOST_SLIGHT_BYTES = 1024
+
+
+def slight_bytes(graph: TrainingGraph) -> int:
+    """Size up to which a value is kept whatever the strategy: all such together are at most a
+    thousandth of all activations, and each at most 1 KiB."""
+    sizes = sorted(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
+    room = sum(sizes) // _SLIGHT_SHARE
+    threshold = 0
+    for size, same in itertools.groupby(sizes):
+        room -= size * len(list(same))
+        if room < 0 or size > _MOST_SLIGHT_BYTES:
+            break
+        threshold = size
+    return threshold
+
+
+def even_variants(graph: TrainingGraph, shares: Sequence[float]) -> list[list[bool]]:
+    """What a stage keeps beyond its boundary, for each variant, as in `keep_variants`; but values
+    that are equally dear by the byte are kept together, so that alike steps stay alike."""
+    start, least = graph.forward_count, negligible_bytes(graph)
+    wanted: dict[float, list[int]] = {}
+    for op in graph.forward_ops:
+        written = sum(graph.values[v].size_bytes for v in op.outputs)
+        for v in op.outputs:
+            size, readers = graph.values[v].size_bytes, graph.consumers[v]
+            if size > least and readers and readers[-1] >= start:
+                wanted.setdefault(op.cost / max(1, written), []).append(v)
+    sizes = {dear: sum(graph.values[v].size_bytes for v in same) for dear, same in wanted.items()}
+    total = sum(sizes.values())
+    variants: list[list[bool]] = []
+    for share in (1.0, *shares, -1.0):
+        flags = [False] * len(graph.values)
+        running = 0
+        for dear in sorted(wanted):
+            running += sizes[dear]
+            for v in wanted[dear]:
+                flags[v] = running > share * total
+        if flags not in variants:
+            variants.append(flags)
+    return variants
+
+
+def thinned(graph: TrainingGraph, block: Block, places: Sequence[int], most: int) -> list[int]:
+    """Of windows of about equal bytes, the place that the fewest bytes cross."""
+    first = block.forward.start
+    ops = [graph.ops[v] for v in block.forward]
+    made = [sum(graph.values[s].size_bytes for s in op.outputs) for op in ops]
+    all_bytes = sum(made) or 1
+    count = graph.forward_count
+    crossing = [0] * (len(ops) + 1)
+    for v, op in enumerate(ops):
+        for s in op.outputs:
+            end = max((r for r in graph.consumers[s] if r < count), default=-1) - first
+            if end > v:
+                crossing[v] += graph.values[s].size_bytes
+                crossing[min(end, len(ops))] -= graph.values[s].size_bytes
+    crossing = list(itertools.accumulate(crossing))
+    shares = [sofar / all_bytes for sofar in itertools.accumulate(made)]
+    best: dict[int, int] = {}
+    for v in places:
+        window = min(most - 1, int(shares[v] * most))
+        if window not in best or crossing[v] <= crossing[best[window]]:
+            best[window] = v
+    chosen = set(best.values())
+    # Windows without a place leave room for the next best.
+    for v in sorted(set(places) - chosen, key=lambda v: crossing[v])[: most - len(chosen)]:
+        chosen.add(v)
+    return sorted(chosen)

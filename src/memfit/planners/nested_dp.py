@@ -1,0 +1,242 @@
+"""Nested canonical strategies: what a stage computes again is itself planned in stages.
+
+A stage's backward is planned within the memory that is left: from the checkpoint at its lower cut
+its forward ops run again, keeping inner boundaries only, then its inner stages are run backward, to
+any depth. On a chain this is revolve (Griewank and Walther 2000); on other graphs costs, sizes and
+what backward ops read are the graph's own (docs/adr/0007). Where a strategy of single
+recomputations (`liveness`) costs no more, that is the plan.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from memfit import _core
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph import TrainingGraph
+from memfit.liveness import MemoryTimeline, peak_of_order, simulate
+from memfit.nested import NestedPath
+from memfit.plan import Plan, PlanStatus, make_plan
+from memfit.planners import liveness_dp
+from memfit.planners.base import PlannerOptions, TimeIsUp, TradeOff, TradeOffPoint, limited
+from memfit.planners.liveness_table import LivenessTable
+from memfit.planners.nested_table import EFFORT, NestedPlans, build_nested
+from memfit.schedule import Schedule
+from memfit.stages import store_all_order
+
+__all__ = ["nested_for", "plan", "plan_from_tables", "trade_off"]
+
+_NOMINAL_TRIES = 7
+
+
+@dataclass(frozen=True)
+class Found:
+    """A nested strategy, judged by the simulator."""
+
+    graph: TrainingGraph
+    path: NestedPath
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return self.path.schedule
+
+    @cached_property
+    def timeline(self) -> MemoryTimeline:
+        return simulate(self.graph, self.schedule)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.timeline.peak_bytes
+
+    @cached_property
+    def overhead(self) -> int:
+        return self.schedule.overhead(self.graph)
+
+
+def nested_for(graph: TrainingGraph, options: PlannerOptions) -> NestedPlans | None:
+    """All nested strategies of a graph; None if the time limit was reached first."""
+    try:
+        return build_nested(graph, EFFORT[_core.core_name()], limited(options))
+    except TimeIsUp:
+        return None
+
+
+def search(plans: NestedPlans, budget_bytes: int, smallest: Found) -> Found | None:
+    """Least overhead whose exactly simulated peak fits the budget; None if none does.
+
+    The program reckons with some values a little longer than they live, so nominal budgets above
+    the real one are tried too.
+    """
+    needs = plans.front[1]
+    falling = [-need for need in needs]
+    real = budget_bytes - plans.fixed_bytes
+    best = smallest if smallest.peak_bytes <= budget_bytes else None
+    nominal = max(real, needs[-1])
+    tried: set[int] = set()
+    for _ in range(_NOMINAL_TRIES):
+        label = bisect_left(falling, -nominal)
+        if label in tried:
+            break
+        tried.add(label)
+        found = Found(plans.graph, plans.path(label))
+        if found.peak_bytes > budget_bytes:
+            # Too much was asked for: the label between is the next to try, if there is one.
+            over = found.peak_bytes - budget_bytes
+            if best is not None or nominal - over < needs[-1]:
+                break
+            nominal -= over
+            continue
+        if best is None or (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
+            best = found
+        spare = budget_bytes - found.peak_bytes
+        if label == 0:
+            break
+        # The next cheaper label, if its need is not further off than what this one left unused.
+        nominal = max(nominal, needs[label] + spare)
+        if nominal < needs[label - 1]:
+            break
+    return best
+
+
+def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
+    """The overhead of every budget: of nested strategies and of those that recompute once.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    began = time.perf_counter()
+    single = liveness_dp.trade_off(graph, options)
+    plans = nested_for(graph, options)
+    notes = list(single.notes)
+    points = list(single.points)
+    if plans is not None:
+        points += [
+            TradeOffPoint(plans.fixed_bytes + max(0, need), cost)
+            for cost, need in zip(*plans.front, strict=True)
+        ]
+        notes += plans.notes
+    best: list[TradeOffPoint] = []
+    for point in sorted(points, key=lambda p: (p.budget_bytes, p.overhead)):
+        if not best or point.overhead < best[-1].overhead:
+            best.append(point)
+    return replace(
+        single,
+        planner="nested",
+        points=tuple(best),
+        lower_sets=max(single.lower_sets, plans.cut_count if plans else 0),
+        seconds=time.perf_counter() - began,
+        notes=tuple(notes),
+    )
+
+
+def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+    """The plan with the least recomputation whose simulated peak fits the budget.
+
+    Raises:
+        InfeasibleBudgetError: no plan of the family fits.
+        UsageError: an unknown family.
+    """
+    began = time.perf_counter()
+    table = liveness_dp.table_for(graph, options)
+    return plan_from_tables(table, nested_for(graph, options), budget_bytes, began)
+
+
+def single_plan(
+    table: LivenessTable, budget_bytes: int, began: float
+) -> tuple[Plan | None, InfeasibleBudgetError | None]:
+    """The plan of single recomputations, or why there is none."""
+    try:
+        return liveness_dp.plan_from_table(table, budget_bytes, began), None
+    except InfeasibleBudgetError as error:
+        return None, error
+
+
+def plan_from_tables(
+    table: LivenessTable, plans: NestedPlans | None, budget_bytes: int, began: float
+) -> Plan:
+    """As `plan`, from stages simulated before."""
+    single, error = single_plan(table, budget_bytes, began)
+    return better_plan(table, plans, single, error, budget_bytes, began)
+
+
+def better_plan(
+    table: LivenessTable,
+    plans: NestedPlans | None,
+    single: Plan | None,
+    error: InfeasibleBudgetError | None,
+    budget_bytes: int,
+    began: float,
+) -> Plan:
+    """The cheaper one of a plan of single recomputations and the best nested one.
+
+    Args:
+        table: the stages of the former.
+        plans: nested strategies, if there was time for them.
+        single, error: the plan of single recomputations, or why there is none.
+        budget_bytes: the budget.
+        began: when planning began.
+
+    Raises:
+        InfeasibleBudgetError: neither fits.
+    """
+    graph = table.graph
+    if single is not None:
+        least, binding = single.smallest_feasible_budget_bytes, None
+    else:
+        assert error is not None, "there is a plan, or a reason why not"
+        least, binding = error.minimum_bytes, error.binding_op
+    if plans is None or not plans.front[0]:
+        if single is None:
+            raise InfeasibleBudgetError(
+                budget_bytes=budget_bytes, minimum_bytes=least, binding_op=binding
+            )
+        return _recounted(single, began, least, ())
+    smallest = Found(graph, plans.path(len(plans.front[0]) - 1))
+    minimum = min(least, smallest.peak_bytes)
+    if budget_bytes < minimum:
+        if smallest.peak_bytes < least:
+            step = smallest.schedule.steps[smallest.timeline.peak_step]
+            binding = graph.ops[step.op].source or graph.ops[step.op].name
+        raise InfeasibleBudgetError(
+            budget_bytes=budget_bytes, minimum_bytes=minimum, binding_op=binding
+        )
+    if single is not None and single.overhead == 0:
+        return _recounted(single, began, minimum, plans.notes)
+    found = search(plans, budget_bytes, smallest)
+    if found is None or (single is not None and single.overhead <= found.overhead):
+        assert single is not None, "a budget that can be met has a plan"
+        return _recounted(single, began, minimum, plans.notes)
+    return make_plan(
+        graph,
+        found.schedule,
+        planner="nested",
+        family=table.family,
+        mode=None,
+        status=PlanStatus.FEASIBLE,
+        budget_bytes=budget_bytes,
+        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
+        smallest_feasible_budget_bytes=minimum,
+        lower_sets=plans.cut_count,
+        stages=found.path.stages(),
+        seconds=time.perf_counter() - began,
+        provenance={
+            "notes": [*table.notes, *plans.notes],
+            "core": _core.core_name(),
+        },
+        timeline=found.timeline,
+    )
+
+
+def _recounted(plan: Plan, began: float, minimum: int, notes: tuple[str, ...]) -> Plan:
+    """A plan of single recomputations with what nested strategies would allow."""
+    provenance = dict(plan.provenance)
+    provenance["notes"] = [*provenance.get("notes", ()), *notes]
+    return replace(
+        plan,
+        smallest_feasible_budget_bytes=minimum,
+        seconds=time.perf_counter() - began,
+        provenance=provenance,
+    )

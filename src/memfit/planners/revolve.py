@@ -1,0 +1,159 @@
+"""Binomial checkpointing of chains after Griewank and Walther 2000 (revolve), for comparison.
+
+The graph is cut where one op alone leads on; the stretches between are the steps of a chain.
+Revolve takes them for alike: with s slots for checkpoints it sets these by binomial coefficients,
+which is optimal where steps cost and hold the same. Everything that a step being reversed needs is
+computed again from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memfit._core.python_nested import TopStage, Tree
+from memfit.blocks import blocks_at
+from memfit.cutting import barred_ends, rank_backward
+from memfit.errors import InfeasibleBudgetError, UsageError
+from memfit.graph import TrainingGraph, ValueKind
+from memfit.liveness import peak_of_order, simulate
+from memfit.nested import CutLine, NestedPath
+from memfit.plan import Plan, PlanStatus, make_plan
+from memfit.planners.base import PlannerOptions
+from memfit.planners.binomial import advances, split
+from memfit.planners.chen import articulation_cuts
+from memfit.planners.nested_cuts import slight_bytes
+from memfit.stages import BackwardStages, store_all_order
+from memfit.strategy import peak_op
+
+__all__ = ["chain_line", "plan", "revolve_path"]
+
+_MOST_WORK = 10
+
+
+def chain_line(graph: TrainingGraph) -> CutLine:
+    """The steps of a graph as a chain: its cuts at single ops.
+
+    Raises:
+        UsageError: the graph has no forward ops, or no cut at a single op.
+    """
+    stages = BackwardStages(graph)
+    ranks = rank_backward(graph, stages.paired, stages.constant)
+    barred = barred_ends(graph, ranks)
+    whole = (1 << graph.forward_count) - 1
+    masks = [m for m in articulation_cuts(graph) if m != whole and not barred[m.bit_length() - 1]]
+    if not masks:
+        raise UsageError(
+            f"planner revolve is for chains, and {graph.name} has no place where a single op leads "
+            "on; take planner nested"
+        )
+    reads = [v.kind is ValueKind.ACTIVATION for v in graph.values]
+    count = graph.forward_count
+    flags = [
+        flag and bool(readers) and readers[-1] >= count
+        for flag, readers in zip(reads, graph.consumers, strict=True)
+    ]
+    small = [False] * len(graph.values)
+    blocks = blocks_at(graph, [], [flags], slight_bytes(graph), ranks, small)
+    (block,) = blocks.blocks
+    cuts = tuple(block.cut(mask) for mask in (0, *masks, whole))
+    return CutLine(graph, blocks.blocks, (cuts,))
+
+
+def _reversal(first: int, steps: int, slots: int) -> Tree:
+    """Revolve's way back over some steps with so many slots free."""
+    done: list[Tree] = []
+    todo: list[tuple[int, int, int, int]] = [(first, steps, slots, 0)]
+    while todo:
+        i, n, s, k = todo.pop()
+        if n == 1:
+            done.append((i, i + 1, i + 1, -1, None))
+        elif k == 0:
+            k = split(n, s)
+            todo += [(i, n, s, k), (i + k, n - k, s - 1, 0), (i, k, s, 0)]
+        else:
+            rest = done.pop()
+            done.append((i, i + k, i + n, done.pop(), rest))
+    return done[0]
+
+
+def revolve_path(line: CutLine, slots: int) -> NestedPath:
+    """Revolve's strategy with so many slots, 1 or more, beside the chain's input."""
+    steps = line.starts[-1]
+    top: list[TopStage] = []
+    at, free = 0, slots
+    while steps - at > 1:
+        k = split(steps - at, free)
+        top.append((at, at + k, _reversal(at, k, free)))
+        at, free = at + k, free - 1
+    top.append((at, at + 1, 0))
+    return NestedPath(line, top)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Numbers of slots to choose from."""
+
+    least: int
+    most: int
+
+
+def _range(steps: int) -> _Slots:
+    least = 1
+    while steps > 1 and advances(steps, least) > _MOST_WORK * steps:
+        least += 1
+    return _Slots(least, max(1, steps - 1))
+
+
+def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+    """Revolve's schedule with as many slots as the budget has room for.
+
+    The number of slots is what is left of the budget, with the fewest slots, over the largest
+    checkpoint, and less where the simulated peak says so. Numbers with which more than 10 times the
+    forward steps would run again are left out.
+
+    Raises:
+        InfeasibleBudgetError: the fewest slots do not fit.
+        UsageError: the graph is no chain.
+    """
+    began = time.perf_counter()
+    line = chain_line(graph)
+    steps = line.starts[-1]
+    choice = _range(steps)
+    found = revolve_path(line, choice.least)
+    minimum = simulate(graph, found.schedule).peak_bytes
+    if minimum > budget_bytes:
+        raise InfeasibleBudgetError(
+            budget_bytes=budget_bytes,
+            minimum_bytes=minimum,
+            binding_op=peak_op(graph, found.schedule),
+            detail="revolve takes all steps of the chain for alike",
+        )
+    largest = max(_held_bytes(graph, edge) for edge in line.edges) or 1
+    slots = min(choice.most, choice.least + (budget_bytes - minimum) // largest)
+    while slots > choice.least:
+        path = revolve_path(line, slots)
+        if simulate(graph, path.schedule).peak_bytes <= budget_bytes:
+            found = path
+            break
+        slots -= 1
+    return make_plan(
+        graph,
+        found.schedule,
+        planner="revolve",
+        family="articulation",
+        mode=None,
+        status=PlanStatus.FEASIBLE,
+        budget_bytes=budget_bytes,
+        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
+        smallest_feasible_budget_bytes=minimum,
+        lower_sets=steps + 1,
+        stages=found.stages(),
+        seconds=time.perf_counter() - began,
+        provenance={"notes": [], "steps": steps, "slots": max(slots, choice.least)},
+    )
+
+
+def _held_bytes(graph: TrainingGraph, values: Sequence[int]) -> int:
+    return sum(graph.values[v].size_bytes for v in values)
