@@ -20,12 +20,12 @@ Made by `python benchmarks/recurrence_planning.py` ({core} core); numbers are in
 over that of one forward pass; *peak* is the simulated peak beyond what is resident all through the
 step.
 
-![Forward work against peak memory](recurrence.svg)
+![Forward work against peak memory](recurrence-planning.svg)
 """
 
 
 def write_page(data: dict[str, Any], folder: Path) -> None:
-    """Write recurrence.md and recurrence.svg."""
+    """Write recurrence-planning.md and recurrence-planning.svg."""
     parts = [
         HEAD.format(core=data["core"]),
         _states(data["states"]),
@@ -34,8 +34,8 @@ def write_page(data: dict[str, Any], folder: Path) -> None:
     ]
     if data["networks"]:
         parts.append(_networks(data["networks"]))
-    write_text_whole(folder / "recurrence.md", "\n".join(parts))
-    write_text_whole(folder / "recurrence.svg", picture(data["chains"]))
+    write_text_whole(folder / "recurrence-planning.md", "\n".join(parts))
+    write_text_whole(folder / "recurrence-planning.svg", picture(data["chains"]))
 
 
 def _states(rows: list[dict[str, Any]]) -> str:
