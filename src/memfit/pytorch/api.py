@@ -26,6 +26,9 @@ from memfit.pytorch.costing import cost_step
 from memfit.pytorch.distributed import Parallel, Replication
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.inductor import InductorBackend, digest_of
+from memfit.pytorch.loop_choice import plan_loops
+from memfit.pytorch.loop_graph import LOOPS
+from memfit.pytorch.loop_run import LoopProgram
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.optimizer import optimizer_state_bytes
 from memfit.pytorch.shape_plans import ShapePlans
@@ -54,6 +57,7 @@ class Settings:
     accumulate: bool = False
     optimizer_bytes: int = 0
     max_shapes: int = DEFAULT_MAX_SHAPES
+    loops: str = "auto"
 
     def _optimizer_state_bytes(self) -> int:
         return optimizer_state_bytes(self.optimizer) if self.optimizer else self.optimizer_bytes
@@ -87,6 +91,7 @@ class Settings:
             optimizer_bytes=optimizer_bytes,
             replication=replication,
             plans=self.shape_plans(optimizer_bytes) if decide and self.prepared is None else None,
+            loops=self.loops,
         )
 
     def shape_plans(self, optimizer_bytes: int) -> ShapePlans:
@@ -108,6 +113,7 @@ class Settings:
         held: int = 0,
         replication: Replication | None = None,
         plans: ShapePlans | None = None,
+        loops: str = "unroll",
     ) -> StepBackend:
         """A Dynamo backend of the executor asked for.
 
@@ -119,6 +125,7 @@ class Settings:
             held: bytes that other graphs of the same step hold.
             replication: how the module runs on several devices.
             plans: makes the plans instead of `decide`, each from what is known of other shapes.
+            loops: what becomes of `scan` and `while_loop`, as for `fit`.
         """
         count = ShapeCount(name, self.max_shapes)
         if self.executor == "inductor":
@@ -143,7 +150,20 @@ class Settings:
             replication=replication,
             plans=plans,
             count=count,
+            loops=loops,
+            progress=self.options.progress,
+            plan_loops=self.plan_loops if loops != "unroll" else None,
         )
+
+    def plan_loops(
+        self, step: CapturedStep, programs: Sequence[LoopProgram]
+    ) -> tuple[CapturedStep, Plan]:
+        """A plan of a step with rolled loops, and the step as planned."""
+
+        def decide(graph: TrainingGraph, whole: TrainingGraph) -> Plan:
+            return self.decide_within(graph, self.resolve(whole))
+
+        return plan_loops(step, programs, decide, self.prepared)
 
     def digest(self, optimizer_bytes: int, held: int = 0) -> str:
         """A digest of all that a plan depends on beyond the graph."""
@@ -215,6 +235,7 @@ def _settings(
     time_limit_s: float | None = None,
     accumulate: bool = False,
     max_shapes: int = DEFAULT_MAX_SHAPES,
+    loops: str = "auto",
 ) -> Settings:
     check_torch_version()
     if not isinstance(model, nn.Module):
@@ -234,6 +255,12 @@ def _settings(
         )
     if cost not in COSTS:
         raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
+    if loops not in LOOPS:
+        raise UsageError(f"unknown loops {loops!r}; write one of {', '.join(LOOPS)}")
+    if loops == "roll" and executor == "inductor":
+        raise UsageError(
+            'loops="roll" is not supported by executor "inductor"; use executor "eager-graph"'
+        )
     if budget is None and prepared is None:
         raise UsageError('no budget; give budget="3GiB", a share such as "60%", or a plan')
     if time_limit_s is not None and not time_limit_s >= 0:
@@ -252,6 +279,7 @@ def _settings(
         executor=executor,
         accumulate=accumulate,
         max_shapes=max_shapes,
+        loops=loops,
     )
 
 
@@ -267,6 +295,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     plan: Plan | None = None,
     accumulate: bool = False,
+    loops: str = "auto",
     overlap: bool | None = None,
     same_plan: bool | None = None,
     shapes: Sequence[Any] | None = None,
@@ -297,6 +326,9 @@ def fit(
         plan: a plan made before for this model and these shapes, instead of `budget`.
         accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
             that the budget has to hold every `.grad` from the start of the step.
+        loops: what becomes of `scan` and `while_loop` in the model: `"unroll"` plans every op of
+            every step, `"roll"` plans the loop as a chain of equal steps and runs it as a loop,
+            whatever its length; `"auto"` rolls the long ones.
         overlap: hand each parameter's gradient over as soon as it is final, instead of all at the
             end of the backward pass. By default where the fitted module is wrapped in
             `DistributedDataParallel`, which then reduces gradients while the backward pass runs.
@@ -312,7 +344,7 @@ def fit(
             16 that were not planned ahead there is a warning.
         time_limit_s: seconds after which the planner stops with the best plan so far, which says so
             in its notes; capture and measurement are not counted.
-        progress: called with a label and the share done while measuring and planning.
+        progress: called with a label and the share done while capturing, measuring and planning.
 
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
@@ -330,6 +362,7 @@ def fit(
         time_limit_s=time_limit_s,
         accumulate=accumulate,
         max_shapes=max_shapes,
+        loops=loops,
     )
     examples = parse_shapes(shapes, max_shapes)
     if examples and plan is not None:
@@ -348,6 +381,7 @@ def capture(
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
     accumulate: bool = False,
+    loops: str = "auto",
     progress: Progress | None = None,
 ) -> CapturedStep:
     """The training step as a graph with costs, without running it; arguments as for `plan`."""
@@ -362,6 +396,7 @@ def capture(
         prepared=None,
         progress=progress,
         accumulate=accumulate,
+        loops=loops,
     )
     was_training = model.training
     model.train()
@@ -386,14 +421,15 @@ def plan(
     optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     accumulate: bool = False,
+    loops: str = "auto",
     time_limit_s: float | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """The plan that `fit` would make, without training anything.
 
     Args:
-        model, loss_fn, budget, planner, mode, cost, optimizer, accumulate, time_limit_s, progress:
-            as for `fit`.
+        model, loss_fn, budget, planner, mode, cost, optimizer, accumulate, loops, time_limit_s,
+            progress: as for `fit`.
         example_inputs: the positional arguments of one call of the fitted module: the model's
             inputs and, with a loss, the target.
         example_kwargs: keyword arguments of the model, if any.
@@ -415,6 +451,7 @@ def plan(
         progress=progress,
         time_limit_s=time_limit_s,
         accumulate=accumulate,
+        loops=loops,
     )
     step = capture(
         model,
@@ -424,9 +461,10 @@ def plan(
         cost=cost,
         optimizer=optimizer,
         accumulate=accumulate,
+        loops=loops,
         progress=progress,
     )
-    made = settings.decide(step.graph)
+    made = settings.plan_loops(step, step.loops)[1] if step.loops else settings.decide(step.graph)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return replace(made, provenance={**made.provenance, **seconds})
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from memfit.errors import CaptureError
+from memfit.errors import CaptureError, UsageError
 from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.liveness import simulate
 from memfit.plan import Plan
+from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.accumulate import (
     accumulate_when_ready,
@@ -26,6 +27,7 @@ from memfit.pytorch.accumulate import (
 )
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep, read_joint
+from memfit.pytorch.capture_progress import CAPTURING, TRACING, mark_progress
 from memfit.pytorch.compat import (
     BackendCompilerFailed,
     TorchDynamoException,
@@ -42,7 +44,11 @@ from memfit.pytorch.distributed import (
 )
 from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.explain import explained
+from memfit.pytorch.loop_choice import keeping_everything
+from memfit.pytorch.loop_graph import rewrite_loops
+from memfit.pytorch.loop_run import LoopProgram
 from memfit.pytorch.lower import lower
+from memfit.pytorch.opaque_recurrence import with_opaque_notes
 from memfit.pytorch.shape_plans import Occasion, ShapePlans
 from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.storage_sizes import block_bytes
@@ -60,6 +66,7 @@ __all__ = [
 
 Costs = Callable[[CapturedStep, Mapping[int, int] | None], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]
+PlanLoops = Callable[[CapturedStep, Sequence[LoopProgram]], tuple[CapturedStep, Plan]]
 
 logger = logging.getLogger("memfit")
 
@@ -143,7 +150,14 @@ class StepBackend:
         replication: Replication | None = None,
         plans: ShapePlans | None = None,
         count: ShapeCount | None = None,
+        loops: str = "unroll",
+        plan_loops: PlanLoops | None = None,
+        progress: Progress | None = None,
     ) -> None:
+        self._report = progress
+        self._loops = loops
+        self._plan_loops = plan_loops
+        self.programs: list[LoopProgram] = []
         self._costs = costs
         self._plans = plans
         self.count = count or ShapeCount(name)
@@ -170,6 +184,8 @@ class StepBackend:
         static = {
             i for i, x in enumerate(example_inputs) if getattr(x, "_dynamo_static_input_type", None)
         }
+        if self._report is not None:
+            self._report(CAPTURING, 1.0)
         self._kinds = {}
         for i, example in enumerate(example_inputs):
             if isinstance(example, nn.Parameter):
@@ -183,6 +199,8 @@ class StepBackend:
         except CaptureError as error:
             self.error = error
             raise
+        with whole_ops():
+            self._rewrite_loops(module)
         before = len(self.compiled)
         compiled = self._compile(module, example_inputs)
         record = self.compiled[-1] if len(self.compiled) > before else None
@@ -207,6 +225,23 @@ class StepBackend:
             compiled = self._aot(module, example_inputs)
         return self._overlap.wrap(compiled)
 
+    def _rewrite_loops(self, module: fx.GraphModule) -> None:
+        try:
+            how = "unroll" if self._plan_loops is None else self._loops
+            if self._sharing is not None and how != "unroll":
+                if how == "roll":
+                    raise UsageError(
+                        'loops="roll" makes plans that ranks do not share; add same_plan=False, '
+                        'or use loops="unroll"'
+                    )
+                how = "unroll"
+            self.programs = rewrite_loops(module, how, lambda step: self._costs(step, None))
+            if self._report is not None:
+                mark_progress(module, self._report)
+        except Exception as error:
+            self.error = error
+            raise
+
     def _prepare(self, joint: fx.GraphModule) -> None:
         J.normalise(joint)
         draw_in_memory_order(joint)
@@ -224,11 +259,14 @@ class StepBackend:
         self, step: CapturedStep, parameters: Set[int]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         if self._decide is None:
-            self.captured = self._costs(step, None)
+            self.captured = keeping_everything(self._costs(step, None), self.programs)
             raise _Captured
         step, plan = self._plan(step, self._decide)
         plan.check_graph(step.graph)
+        plan = with_opaque_notes(plan, step.node_of)
         modules = lower(step, plan.schedule)
+        for module in modules:  # a graph that has loops keeps them alive
+            module.meta["memfit_loops"] = self.programs
         self.compiled.append(Compiled(step.graph, plan, self._held_peak(step, plan, parameters)))
         return modules
 
@@ -241,6 +279,8 @@ class StepBackend:
         static_lifetime_input_indices: Sequence[int] | None = None,
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        if self._report is not None:
+            self._report(TRACING, 1.0)
         try:
             self._prepare(joint)
             kinds = dict(self._kinds)
@@ -297,6 +337,8 @@ class StepBackend:
         )
 
     def _plan(self, step: CapturedStep, decide: Decide) -> tuple[CapturedStep, Plan]:
+        if self.programs and self._plan_loops is not None:
+            return self._plan_loops(self._costs(step, None), self.programs)
         plans = self._plans
 
         def make(step: CapturedStep) -> tuple[CapturedStep, Plan]:
@@ -327,6 +369,8 @@ class StepBackend:
         self.error = None
         self._shared = False
         self.count.call()
+        if self._report is not None and not self.compiled:
+            self._report(CAPTURING, 0.0)  # Dynamo does not say how far it is
 
     def failed(self, error: Exception) -> None:
         """A compilation ended in an error: ranks that wait for this one's graph learn of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -33,6 +34,7 @@ class CapturedStep:
         value_of: storage identity -> value.
         state_ops: ids of the ops that read a random generator's state.
         state_of: for each op that draws, the value that holds the state it draws from.
+        loops: the rolled loops of the graph (`loop_run.LoopProgram`).
     """
 
     graph: TrainingGraph
@@ -43,6 +45,7 @@ class CapturedStep:
     value_of: Mapping[int, int]
     state_ops: frozenset[int]
     state_of: Mapping[int, int]
+    loops: tuple[Any, ...] = ()
 
     def with_costs(self, costs: Sequence[tuple[int, int]]) -> CapturedStep:
         """The same step with (time_ns, workspace_bytes) for each op."""

@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
-_KNOWN_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "_c10d_functional", "c10d"})
+_KNOWN_NAMESPACES = frozenset(
+    {"aten", "prims", "prim", "inductor", "_c10d_functional", "c10d", "memfit"}
+)
 _BATCH_NORM_BACKWARD = (aten.native_batch_norm_backward.default,)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["device_of", "read_state", "replay", "state_bytes"]
+__all__ = ["device_of", "read_state", "replay", "state_bytes", "write_state"]
 
 
 def device_of(node: fx.Node) -> torch.device:
@@ -43,14 +43,15 @@ def replay(
 ) -> Any:
     """Run a random op from a state read before; the generator is left as it was found."""
     now = read_state(device)
-    _write_state(state, device)
+    write_state(state, device)
     try:
         return target(*args, **kwargs)
     finally:
-        _write_state(now, device)
+        write_state(now, device)
 
 
-def _write_state(state: torch.Tensor, device: torch.device) -> None:
+def write_state(state: torch.Tensor, device: torch.device) -> None:
+    """Set the device's default generator."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:

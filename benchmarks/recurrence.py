@@ -1,0 +1,299 @@
+"""An LSTM over a long sequence: what a rolled loop takes, beside what else there is.
+
+    python benchmarks/recurrence.py [--long]
+
+Writes benchmarks/results/recurrence.json and docs/benchmarks/recurrence.md. `--long` also runs
+100,000 steps, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._higher_order_ops.scan import scan
+from torch.utils.checkpoint import checkpoint
+
+import memfit
+from memfit.loop_plan import LoopPlan, repeated_steps
+from memfit.pytorch.measure import measure_step, steady_allocator
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/recurrence.json"
+PAGE = ROOT / "docs/benchmarks/recurrence.md"
+
+
+class Lstm(nn.Module):
+    """One LSTM cell over a sequence; only its last state is used."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(width, width)
+        self.head = nn.Linear(width, 8)
+        self.how = how
+
+    def chunk(
+        self, xs: torch.Tensor, h: torch.Tensor, c: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some steps, in Python."""
+        for x in xs.unbind(0):
+            h, c = self.cell(x, (h, c))
+        return h, c
+
+    def forward(self, xs: torch.Tensor) -> torch.Tensor:
+        """Of the last state."""
+        h = xs.new_zeros(xs.shape[1], xs.shape[2])
+        c = torch.zeros_like(h)
+        if self.how == "plain":
+            h, c = self.chunk(xs, h, c)
+        elif self.how == "sqrt":
+            for part in xs.split(math.isqrt(xs.shape[0])):
+                h, c = checkpoint(self.chunk, part, h, c, use_reentrant=False)
+        else:
+
+            def body(carry: Any, x: torch.Tensor) -> Any:
+                carry = self.cell(x, carry)
+                return carry, carry[0].new_zeros(1)
+
+            (h, c), _ = scan(body, (h, c), xs)
+        return self.head(h)
+
+
+@functools.cache
+def gruslys(steps: int, slots: int, record: int) -> int:
+    """Fewest forward steps with mixed storage (Gruslys et al. 2016, BPTT-MSM), by their table.
+
+    Args:
+        steps: length of the chain.
+        slots: memory beyond the first state and the record in use, in states.
+        record: a stored record (internal state) in states.
+    """
+    import numpy as np
+
+    table: list[Any] = []
+    for m in range(slots + 1):
+        cost = np.zeros(steps + 1)
+        for t in range(1, steps + 1):
+            best = t * (t + 1) / 2 if m == 0 else math.inf
+            y = np.arange(1, t)
+            if m > 0 and t == 1:
+                best = 1
+            if m > 0 and t > 1:
+                best = min(best, float((y + cost[y] + table[m - 1][t - y]).min()))
+            if m >= record and t > 1:
+                z = np.arange(1, t + 1)
+                best = min(best, float((z + cost[z - 1] + table[m - record][t - z]).min()))
+            cost[t] = best
+        table.append(cost)
+    return int(table[slots][steps])
+
+
+class Watch:
+    """Growth of this process's resident memory, looked at every few milliseconds."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        with steady_allocator():
+            pass  # gives unused memory back
+        self._first = self._most = self._resident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _resident(self) -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _look(self) -> None:
+        while not self._done.wait(0.005):
+            self._most = max(self._most, self._resident())
+
+    def growth(self) -> int:
+        """Bytes that it has grown by at most; ends the watch."""
+        self._done.set()
+        self._thread.join()
+        return self._most - self._first
+
+
+def run(
+    how: str,
+    steps: int,
+    batch: int,
+    width: int,
+    budget: str | int | None = None,
+    *,
+    by_events: bool = True,
+) -> dict[str, Any]:
+    """One way of training: times, peaks and gradients of one step."""
+    torch.manual_seed(0)
+    model = Lstm(width, how)
+    xs, target = torch.randn(steps, batch, width), torch.randn(batch, 8)
+    module: Callable[..., torch.Tensor] = lambda x, y: F.mse_loss(model(x), y)  # noqa: E731
+    found: dict[str, Any] = {"how": how, "steps": steps, "batch": batch, "width": width}
+    began = time.perf_counter()
+    fitted = None
+    if budget is not None:
+        fitted = memfit.fit(model, F.mse_loss, budget=budget, loops="roll")
+        module = fitted
+
+    def step() -> torch.Tensor:
+        loss = module(xs, target)
+        loss.backward()
+        return loss
+
+    def reset() -> None:
+        for p in model.parameters():
+            p.grad = None
+
+    if budget is not None:
+        step()
+        found["first_step_s"] = time.perf_counter() - began
+    if by_events:
+        found["peak_bytes"] = measure_step(step, reset=reset, warmup=0).peak_bytes
+    reset()
+    watch = None if by_events else Watch()
+    began = time.perf_counter()
+    step()
+    found["step_s"] = time.perf_counter() - began
+    if watch is not None:
+        found["process_growth_bytes"] = watch.growth()
+    found["gradients"] = [p.grad.double().norm().item() for p in model.parameters()]
+    found["forward_steps"] = {"plain": steps, "sqrt": 2 * steps}.get(how)
+    if fitted is not None:
+        assert fitted.plan is not None
+        assert fitted.graph is not None
+        plan = LoopPlan(*fitted.plan.provenance["loops"][0])
+        resident = fitted.graph.resident_bytes
+        state = 2 * batch * width * 4
+        found |= {
+            "budget_bytes": fitted.plan.budget_bytes - resident,
+            "planned_peak_bytes": fitted.plan.peak_bytes - resident,
+            "plain_planned_bytes": fitted.plan.plain_peak_bytes - resident,
+            "slots": plan.slots,
+            "leaf": plan.leaf,
+            "forward_steps": plan.forward_steps,
+            "state_bytes": state,
+            "plan_s": fitted.plan.seconds,
+        }
+        record = 8 * batch * width * 4  # h, c, four gates, the next c and its tanh
+        memory = plan.slots * state + (plan.leaf - 1) * record
+        found["record_bytes"] = record
+        found["revolve_forward_steps"] = steps + repeated_steps(steps, memory // state)
+        if steps <= 600 and memory // state <= 300:
+            found["gruslys_forward_steps"] = gruslys(steps, memory // state, -(-record // state))
+    return found
+
+
+def main() -> None:
+    """Run all, write the results and the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="take the shorter rows as they are")
+    parser.add_argument("--row", help="one row, in a process of its own")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[dict[str, Any]] = []
+    if options.row:
+        print(json.dumps(run(*json.loads(options.row), by_events=False)))
+        return
+
+    def add(*args: Any, apart: bool = False) -> dict[str, Any]:
+        row = _apart(args, options.threads) if apart else run(*args)
+        rows.append(row)
+        like = next(r for r in rows if r["steps"] == row["steps"])
+        row["same_gradients"] = row["gradients"] == like["gradients"]
+        print(row, flush=True)
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        PAGE.write_text(page(rows))
+        return row
+
+    if options.keep:
+        rows += [r for r in json.loads(RESULTS.read_text()) if r["steps"] < 100_000]
+    for shape in () if options.keep else ((512, 32, 64), (2000, 32, 256)):
+        plain = add("plain", *shape)["peak_bytes"]
+        root = add("sqrt", *shape)["peak_bytes"]
+        for peak in (root, plain // 50):
+            add("rolled", *shape, _resident(*shape) + peak)
+    if options.long:
+        shape = (100_000, 4, 32)
+        add("plain", *shape, apart=True)
+        for size in (2**24, 2**21):
+            add("rolled", *shape, _resident(*shape) + size, apart=True)
+
+
+def _apart(args: Sequence[Any], threads: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--threads", str(threads), "--row", json.dumps(args)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _resident(steps: int, batch: int, width: int) -> int:
+    parameters = 8 * width * width + 8 * width + 8 * width + 8
+    return 4 * (parameters + steps * batch * width + batch * 8)
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The results for people."""
+    lines = [
+        "# An LSTM over a long sequence",
+        "",
+        "One `nn.LSTMCell` over a sequence, its last state in a linear layer; CPU, float32. Peaks",
+        "are above parameters and inputs, with all gradients (allocator events of one step; for",
+        "100,000 steps the growth of the process's resident memory, sampled: what the heap",
+        "keeps is in it). The",
+        "budgets: what √n takes, and 2% of what plain takes. *plain* is a loop in Python,",
+        "*√n* is `torch.utils.checkpoint` over segments of √n steps (what Chen et al. 2016",
+        'recommend for a chain), *rolled* is `torch`\'s `scan` in `memfit.fit(..., loops="roll")`.',
+        "*revolve* is the proven optimum of a chain of equal steps (Griewank and Walther 2000) at",
+        "as much memory for states as the rolled plan has for states and records; *Gruslys* is the",
+        "optimum with mixed storage (Gruslys et al. 2016), where its table can be computed. Times",
+        "were taken on a machine that others use too. `python benchmarks/recurrence.py --long`.",
+        "",
+        "| steps | batch x width | | budget, MiB | peak, MiB | states + records held "
+        "| forward runs of a step | revolve | Gruslys | step, s | first step, s | gradients |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        n = r["steps"]
+        peak = r.get("peak_bytes") or r.get("process_growth_bytes") or 0
+        held = f"{r['slots']} + {r['leaf']}" if "slots" in r else ""
+        lines.append(
+            f"| {n} | {r['batch']} x {r['width']} | {r['how'].replace('sqrt', '√n')} "
+            f"| {_mib(r.get('budget_bytes'))} | {_mib(peak)} | {held} "
+            f"| {_ratio(r['forward_steps'], n)} | {_ratio(r.get('revolve_forward_steps'), n)} "
+            f"| {_ratio(r.get('gruslys_forward_steps'), n)} | {_seconds(r.get('step_s'))} "
+            f"| {_seconds(r.get('first_step_s'))} | "
+            f"{'the same' if r['same_gradients'] else 'differ'} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _mib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _ratio(steps: int | None, of: int) -> str:
+    return "" if steps is None else f"{steps / of:.3f}"
+
+
+if __name__ == "__main__":
+    main()
