@@ -3,7 +3,8 @@
     python benchmarks/recurrence_planning.py            # all of it, some minutes
     python benchmarks/recurrence_planning.py --quick    # shorter chains, no networks
 
-Writes results/recurrence_planning.json, ../docs/benchmarks/recurrence-planning.md and a picture beside it.
+Writes results/recurrence_planning.json, ../docs/benchmarks/recurrence-planning.md and a picture
+beside it.
 
 - *chain*: an alike step holds a state of 1 MiB and records 8 MiB that its backward reads, as a
   recurrent cell does. The graph is real, plans are whole schedules, peaks are simulated.
