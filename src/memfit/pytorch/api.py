@@ -133,6 +133,7 @@ class Settings:
                 cost=self.cost,
                 progress=self.options.progress,
                 digest=self.digest(optimizer_bytes, held),
+                replan=self.decide_within if self.prepared is None else None,
                 decide=decide,
                 resident=resident,
                 name=name,
