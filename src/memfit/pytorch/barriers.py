@@ -20,17 +20,24 @@ aten = torch.ops.aten
 def keep_products_in_place(module: fx.GraphModule) -> None:
     """Have products whose sum is taken later computed where they are.
 
-    An addition with its `alpha` written out is the same to Inductor, but not one of the pattern.
+    x - (-1) * y is x + y to the bit, but not the pattern.
     """
     kernels = 0
     place: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             if node.target is aten.add.Tensor and not node.kwargs:
-                products = [a for a in node.all_input_nodes if a.target is aten.mm.default]
-                if any(kernels > place[a] for a in products):
-                    node.kwargs = {"alpha": 1}
+                bases = [_base(a) for a in node.all_input_nodes]
+                if any(b.target is aten.mm.default and kernels > place[b] for b in bases):
+                    node.target, node.kwargs = aten.sub.Tensor, {"alpha": -1}
             if not (node.target.is_view or is_pointwise(node)):
                 kernels += 1
         place[node] = kernels
     module.recompile()
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """What a view is a view of; Inductor takes out views that cancel each other."""
+    while isinstance(node.target, torch._ops.OpOverload) and node.target.is_view:
+        node = node.all_input_nodes[0]
+    return node

@@ -17,6 +17,7 @@ __all__ = [
     "compiles_backward",
     "current_scheduler",
     "fused_kernels",
+    "note_lifetimes",
     "scheduled_ops",
     "use_choices",
 ]
@@ -131,3 +132,21 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
         input_bytes=input_bytes,
     )
     return tuple(n.get_name() for n in nodes), kernels
+
+
+def note_lifetimes(scheduler: Any, nodes: list[Any]) -> None:
+    """Note in the kernels, in their final order, what Inductor's reuse of buffers asks for later.
+
+    It reuses a buffer only where holding it until then leaves the peak as it is.
+    """
+    from torch._inductor.memory import prepare_planning_info
+    from torch._inductor.virtualized import V
+    from torch.utils._ordered_set import OrderedSet
+
+    prepare_planning_info(
+        nodes,
+        scheduler.name_to_buf,
+        scheduler.name_to_fused_node,
+        OrderedSet(V.graph.graph_inputs.keys()),
+        OrderedSet(V.graph.get_output_names()),
+    )

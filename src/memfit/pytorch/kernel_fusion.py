@@ -19,6 +19,7 @@ from memfit.pytorch.compat_scheduler import (
     compiles_backward,
     current_scheduler,
     fused_kernels,
+    note_lifetimes,
     scheduled_ops,
 )
 from memfit.pytorch.kernel_order import Kernels, best_order
@@ -176,7 +177,9 @@ class PlanOrder(CustomSchedulerPass):
         self._plan.peak_bytes[backward] = order.peak_bytes
         if order.peak_bytes > limit:
             raise PeakExceeded(order.peak_bytes - limit)
-        return [kernels[k] for k in order.kernels]
+        ordered = [kernels[k] for k in order.kernels]
+        note_lifetimes(scheduler, ordered)
+        return ordered
 
     def uuid(self) -> str:
         """What Inductor's cache tells passes apart by."""
