@@ -46,3 +46,10 @@ def merge_equal_nodes(joint: fx.GraphModule) -> None:
     if functorch_config.cse:
         joint.graph = fx_graph_cse(joint.graph)
         joint.recompile()
+
+
+def prefers_channels_last(graph: fx.GraphModule) -> bool:
+    """Whether Inductor gives the graph's convolutions their channels last."""
+    from torch._inductor.graph import GraphLowering
+
+    return bool(GraphLowering.decide_layout_opt(graph, is_inference=False))

@@ -12,6 +12,8 @@ from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.analytic_cost import device_rates
 from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.compat_inductor import prefers_channels_last
+from memfit.pytorch.conv_layout import copied_bytes
 from memfit.pytorch.cost_cache import open_cost_cache
 from memfit.pytorch.costing import call_of, cost_step
 from memfit.pytorch.fusible_ops import fuses, is_heavy, is_random_loop
@@ -52,10 +54,14 @@ def cost_fused(
     known = None if times is None else {fused.ops[k]: t for k, t in times.items()}
     costed = cost_step(step, cost, progress, skip=loops, call=_call, times=known).graph.ops
     rate = _bytes_per_ns(step.node_of, cost)
+    channels_last = prefers_channels_last(step.joint)
     costs: list[tuple[int, int]] = []
     for k, op_id in enumerate(fused.ops):
         if op_id not in loops:
-            costs.append((costed[op_id].cost, costed[op_id].workspace_bytes))
+            workspace = costed[op_id].workspace_bytes
+            if channels_last:
+                workspace += copied_bytes(step.node_of[op_id])
+            costs.append((costed[op_id].cost, workspace))
             continue
         op = fused.graph.ops[k]
         traffic = sum(fused.graph.values[v].size_bytes for v in (*op.inputs, *op.outputs))

@@ -27,8 +27,10 @@ from memfit.pytorch.compat_inductor import (
     CustomPartitionerFn,
     compile_with_inductor,
     merge_equal_nodes,
+    prefers_channels_last,
 )
 from memfit.pytorch.compat_scheduler import use_choices
+from memfit.pytorch.conv_layout import copied_bytes, copy_just_in_time
 from memfit.pytorch.costing import call_of
 from memfit.pytorch.fused_cost import cost_fused
 from memfit.pytorch.fusion import FusedStep, fuse
@@ -198,11 +200,16 @@ class InductorBackend(StepBackend):
             plan = self._replan(fused.graph, max(budget_bytes - self._excess_bytes, least))
             plan = replace(plan, budget_bytes=budget_bytes)
         plan.check_graph(fused.graph)
+        copies = prefers_channels_last(step.joint)
         for op, i in zip(fused.graph.ops, fused.ops, strict=True):
-            step.node_of[i].meta[WORKSPACE] = op.workspace_bytes
+            node = step.node_of[i]
+            copied = copied_bytes(node) if copies else 0
+            node.meta[WORKSPACE] = max(0, op.workspace_bytes - copied)
         modules = lower(step, fused.expand(plan.schedule))
         for module in modules:
             keep_products_in_place(module)
+            if copies:
+                copy_just_in_time(module)
         self._kernels.begin(*_limits(fused, plan, budget_bytes))
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
