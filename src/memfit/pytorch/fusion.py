@@ -12,6 +12,10 @@ virtual value is computed from. Whether a value is virtual is decided once, for 
 - it has one reader, in its own pass; or its sources, less what is in memory throughout (parameters,
   inputs), are no larger than itself, so that to hold them instead never costs memory.
 
+A forward value may have to be in memory for the forward pass alone (a matrix product or an output
+reads it), while in the backward pass only loops do, which could compute it from its sources again.
+It is then *virtual in the backward pass*: kept are the sources, by the same rule.
+
 `FusedStep.expand` turns a schedule of the fused graph into one of the captured graph: in front of
 each op that reads a virtual value it puts the ops that compute it, a new copy for each reader,
 since Inductor would otherwise give a value with several readers memory of its own.
@@ -19,7 +23,7 @@ since Inductor would otherwise give a value with several readers memory of its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -34,6 +38,9 @@ __all__ = ["FusedStep", "fuse"]
 
 _MOST_OPS = 40  # Inductor gives a value memory when its loop body has more
 _MOST_SOURCES = 10  # or reads from more places
+_INLINED = (
+    1 << 20
+)  # number of the first copy of a value inside of a loop, where others are in memory
 _NEGLIGIBLE_SHARE = 16  # sources this many times smaller than the value do not count
 
 
@@ -84,8 +91,7 @@ class _Expander:
         self.steps: list[Compute] = []
         self.runs: dict[int, int] = {}
         self.producer = fused.step.graph.producer
-        real = set(fused.ops)
-        self.virtual = [op not in real for op in range(len(fused.step.graph.ops))]
+        self.real = frozenset(fused.ops)
 
     def add(self, compute: Compute) -> None:
         """One step of the fused schedule, with the virtual ops that it needs before it."""
@@ -95,7 +101,7 @@ class _Expander:
         copies = {fused.values[v]: c for v, c in zip(read, compute.reads, strict=True)}
         made: dict[int, int] = {}
         for inner in fused.loops[compute.op][:-1]:
-            made[inner] = self.runs.get(inner, 0)
+            made[inner] = self.runs.get(inner, _INLINED if inner in self.real else 0)
             self.runs[inner] = made[inner] + 1
             self.steps.append(Compute(inner, made[inner], self._reads(inner, copies, made)))
         self.steps.append(Compute(op_id, compute.copy, self._reads(op_id, copies, made)))
@@ -106,8 +112,7 @@ class _Expander:
         reads = []
         for v in self.fused.step.graph.ops[op_id].inputs:
             maker = self.producer[v]
-            virtual = maker is not None and self.virtual[maker]
-            reads.append(made[maker] if virtual and maker is not None else copies.get(v, 0))
+            reads.append(copies.get(v, 0) if maker is None else made.get(maker, copies.get(v, 0)))
         return tuple(reads)
 
 
@@ -153,32 +158,81 @@ def _virtual_ops(
     """Which ops are virtual; for each op, the values in memory that it reads, directly or through
     virtual ops; and those virtual ops, in order."""
     graph = step.graph
-    inlinable = [_inlinable(step, i) for i in range(len(graph.ops))]
-    virtual: list[bool] = []
-    sources: list[frozenset[int]] = []
-    chains: list[tuple[int, ...]] = []
+    forward, backward = _Inside(graph), _Inside(graph)
     for i, op in enumerate(graph.ops):
+        forward.read(i)
+        backward.read(i)
+        own = backward if op.phase is Phase.BACKWARD else forward
+        virtual = _inlinable(step, i) and own.fits(i) and _worth_it(graph, op, own.sources[i])
+        again = (
+            _inlinable_again(step, i)
+            and backward.fits(i)
+            and _held_bytes(graph, op, backward.sources[i])
+            <= graph.values[op.outputs[0]].size_bytes
+        )
+        forward.virtual.append(virtual)
+        backward.virtual.append(virtual or again)
+    phases = [backward if op.phase is Phase.BACKWARD else forward for op in graph.ops]
+    return (
+        forward.virtual,
+        [inside.sources[i] for i, inside in enumerate(phases)],
+        [inside.chains[i] for i, inside in enumerate(phases)],
+    )
+
+
+class _Inside:
+    """What loops of one pass compute inside.
+
+    Attributes:
+        virtual: for each op so far, whether its readers in this pass compute it.
+        sources: for each op, the values in memory that it reads, directly or through virtual ops.
+        chains: for each op, these virtual ops, in order.
+    """
+
+    def __init__(self, graph: TrainingGraph) -> None:
+        self._graph = graph
+        self.virtual: list[bool] = []
+        self.sources: list[frozenset[int]] = []
+        self.chains: list[tuple[int, ...]] = []
+
+    def read(self, op_id: int) -> None:
+        """Find what the next op reads."""
         found: set[int] = set()
         chain: set[int] = set()
-        for v in op.inputs:
-            maker = graph.producer[v]
-            if maker is not None and virtual[maker]:
-                found |= sources[maker]
-                chain |= {*chains[maker], maker}
+        for v in self._graph.ops[op_id].inputs:
+            maker = self._graph.producer[v]
+            if maker is not None and self.virtual[maker]:
+                found |= self.sources[maker]
+                chain |= {*self.chains[maker], maker}
             else:
                 found.add(v)
-        sources.append(frozenset(found))
-        chains.append(tuple(sorted(chain)))
-        small_enough = len(chain) < _MOST_OPS and len(found) <= _MOST_SOURCES
-        virtual.append(inlinable[i] and small_enough and _worth_it(graph, op, found))
-    return virtual, sources, chains
+        self.sources.append(frozenset(found))
+        self.chains.append(tuple(sorted(chain)))
+
+    def fits(self, op_id: int) -> bool:
+        """Whether Inductor makes one loop of the op and what it computes inside."""
+        return len(self.chains[op_id]) < _MOST_OPS and len(self.sources[op_id]) <= _MOST_SOURCES
+
+
+def _inlinable_again(step: CapturedStep, op_id: int) -> bool:
+    """Whether every reader in the backward pass could compute the forward op's value by itself."""
+    graph, node = step.graph, step.node_of[op_id]
+    op = graph.ops[op_id]
+    if op.phase is Phase.BACKWARD or not op.recomputable or not _computes_one_value(step, op_id):
+        return False
+    readers = [r for r in graph.consumers[op.outputs[0]] if graph.ops[r].phase is Phase.BACKWARD]
+    return (
+        bool(readers)
+        and all(fuses(step.node_of[r]) for r in readers)
+        and not _read_by_strides(node)
+    )
 
 
 def _inlinable(step: CapturedStep, op_id: int) -> bool:
     """Whether every reader of the op's value could compute it by itself."""
     graph, node = step.graph, step.node_of[op_id]
     op = graph.ops[op_id]
-    if len(op.outputs) != 1 or op_id in step.state_ops or not is_pointwise(node):
+    if not _computes_one_value(step, op_id):
         return False
     if op.phase is Phase.FORWARD and not op.recomputable:
         return False
@@ -187,6 +241,12 @@ def _inlinable(step: CapturedStep, op_id: int) -> bool:
     if not readers or graph.values[value].is_output:
         return False
     return all(fuses(step.node_of[r]) for r in readers) and not _read_by_strides(node)
+
+
+def _computes_one_value(step: CapturedStep, op_id: int) -> bool:
+    """Whether the op is pointwise and writes nothing but one value."""
+    one = len(step.graph.ops[op_id].outputs) == 1 and op_id not in step.state_ops
+    return one and is_pointwise(step.node_of[op_id])
 
 
 def _read_by_strides(node: fx.Node) -> bool:
@@ -202,17 +262,23 @@ def _read_by_strides(node: fx.Node) -> bool:
     return False
 
 
-def _worth_it(graph: TrainingGraph, op: Op, sources: set[int]) -> bool:
+def _worth_it(graph: TrainingGraph, op: Op, sources: Set[int]) -> bool:
     """Whether the readers should hold the sources rather than the op's value."""
     (value,) = op.outputs
     size = graph.values[value].size_bytes
     readers = graph.consumers[value]
     if len(readers) == 1 and graph.ops[readers[0]].phase is op.phase:
         return True
-    held = sum(
+    return _held_bytes(graph, op, sources) <= size
+
+
+def _held_bytes(graph: TrainingGraph, op: Op, sources: Set[int]) -> int:
+    """What is held where the op's sources are kept instead of its value."""
+    (value,) = op.outputs
+    size = graph.values[value].size_bytes
+    return sum(
         graph.values[s].size_bytes
         for s in sources
         if not graph.values[s].kind.resident
         and graph.values[s].size_bytes * _NEGLIGIBLE_SHARE > size
     )
-    return held <= size

@@ -263,5 +263,11 @@ def _limits(fused: FusedStep, plan: Plan, budget_bytes: int) -> tuple[PassLimit,
         i for i, v in enumerate(graph.values) if v.kind is ValueKind.ACTIVATION and v.is_output
     }
     held = {fused.step.owner_of[fused.values[v]].name for v in outputs & kept}
+    # The gradient that `loss.backward()` starts from is the caller's.
+    held |= {n.name for n in fused.step.joint.graph.nodes if J.is_tangent(n) and _is_scalar(n)}
     beside = sum(graph.values[v].size_bytes for v in outputs - kept)
     return PassLimit(limit), PassLimit(limit - beside, frozenset(held))
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    return all(t.dim() == 0 for t in J.tensors(node))
