@@ -23,6 +23,8 @@ __all__ = [
 ]
 
 Workspace = Callable[[Any], int]
+# Inputs that the caller holds, by AOTAutograd's names; the others die with their last use.
+_CALLERS = ("primals_", "arg", "fwd_rng_state", "bwd_rng_state")
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
         workspace: bytes that an FX node's kernel takes beside its inputs and outputs.
     """
     from torch._inductor.dependencies import WeakDep
-    from torch._inductor.memory import compute_size_for_scheduler_buffer, is_nonfreeable_buffers
+    from torch._inductor.memory import compute_size_for_scheduler_buffer
     from torch._inductor.scheduler import ExternKernelSchedulerNode, SchedulerNode
     from torch._inductor.virtualized import V
 
@@ -107,7 +109,7 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
             if isinstance(d, WeakDep) and d.is_fake:
                 continue
             name = storage(d.name)
-            if name in inputs and name not in number and not is_nonfreeable_buffers(d):
+            if name in inputs and name not in number and not name.startswith(_CALLERS):
                 size = V.graph.get_dep_size_hint(d)
                 input_bytes += size
                 buffer(name, (0, size))
