@@ -31,6 +31,7 @@ import torch._functorch.config as functorch_config
 
 import memfit
 from memfit.files import write_text_whole
+from memfit.pytorch.api import capture
 from memfit.pytorch.backend import StepModule
 from memfit.pytorch.measure import measure_step, steady_allocator
 
@@ -129,7 +130,7 @@ def ours(case: networks.Case, name: str, budget: int, resident: int) -> Variant:
 
 def resident_bytes(case: networks.Case) -> int:
     """What memfit counts into a budget that is there before the step."""
-    step = memfit.capture(copy.deepcopy(case.model), case.args, case.loss_fn, cost="analytic")
+    step = capture(copy.deepcopy(case.model), case.args, case.loss_fn, cost="analytic")
     return step.graph.resident_bytes
 
 

@@ -210,7 +210,8 @@ class InductorBackend(StepBackend):
             keep_products_in_place(module)
             if copies:
                 copy_just_in_time(module)
-        self._kernels.begin(*_limits(fused, plan, budget_bytes))
+        codes = (modules[0].code, modules[1].code)
+        self._kernels.begin(codes, *_limits(fused, plan, budget_bytes))
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
 

@@ -64,7 +64,7 @@ class PassLimit:
     """
 
     limit_bytes: int
-    held_inputs: Set[str] = frozenset()
+    held_inputs: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -80,12 +80,22 @@ class KernelPlan:
     limits: dict[bool, PassLimit] = field(default_factory=dict)
     peak_bytes: dict[bool, int] = field(default_factory=dict)
     _known: tuple[object, tuple[str, ...], Kernels, int] | None = None
+    _codes: tuple[str, str] = ("", "")
+    _found: dict[tuple[str, PassLimit], int] = field(default_factory=dict)
 
-    def begin(self, forward: PassLimit, backward: PassLimit) -> None:
-        """New graphs are going to be compiled."""
+    def begin(self, codes: tuple[str, str], forward: PassLimit, backward: PassLimit) -> None:
+        """New graphs are going to be compiled, whose code is given."""
+        self._codes = codes
         self.limits = {False: forward, True: backward}
-        self.peak_bytes = {}
+        # Inductor takes a graph that it has compiled before from its cache.
+        found = {b: self._found.get((codes[b], limit)) for b, limit in self.limits.items()}
+        self.peak_bytes = {b: peak for b, peak in found.items() if peak is not None}
         self._known = None
+
+    def ordered(self, backward: bool, peak_bytes: int) -> None:
+        """The kernels of a pass have been put in order."""
+        self.peak_bytes[backward] = peak_bytes
+        self._found[self._codes[backward], self.limits[backward]] = peak_bytes
 
     def ops(self, scheduler: Any) -> tuple[tuple[str, ...], Kernels, int]:
         """Names of a scheduler's ops, the ops, and the peak that no fusion must raise further."""
@@ -174,7 +184,7 @@ class PlanOrder(CustomSchedulerPass):
         kernel_of, kernels = _numbered(fused_kernels(scheduler, names))
         limit = self._plan.limits[backward].limit_bytes
         order = best_order(ops, kernel_of)
-        self._plan.peak_bytes[backward] = order.peak_bytes
+        self._plan.ordered(backward, order.peak_bytes)
         if order.peak_bytes > limit:
             raise PeakExceeded(order.peak_bytes - limit)
         ordered = [kernels[k] for k in order.kernels]
