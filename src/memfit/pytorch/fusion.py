@@ -10,7 +10,9 @@ virtual value is computed from. Whether a value is virtual is decided once, for 
 - its op is pointwise, may run again, and writes nothing else;
 - all its readers are loops, no output is, and none reads it by strides;
 - it has one reader, in its own pass; or its sources, less what is in memory throughout (parameters,
-  inputs), are no larger than itself, so that to hold them instead never costs memory.
+  inputs), are no larger than itself, so that to hold them instead never costs memory, and to
+  compute it in each reader takes little more time than to read it. What takes longer (random
+  numbers, masks that all layers share) is kept or computed again as the plan decides.
 
 A forward value may have to be in memory for the forward pass alone (a matrix product or an output
 reads it), while in the backward pass only loops do, which could compute it from its sources again.
@@ -26,21 +28,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from memfit.graph import Op, Phase, TrainingGraph, Value
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.fusible_ops import fuses, is_pointwise, needs_layout
+from memfit.pytorch.fusible_ops import element_ns, fuses, is_pointwise, needs_layout
 from memfit.schedule import Compute, Schedule
 
 __all__ = ["FusedStep", "fuse"]
 
 _MOST_OPS = 40  # Inductor gives a value memory when its loop body has more
 _MOST_SOURCES = 10  # or reads from more places
-_INLINED = (
-    1 << 20
-)  # number of the first copy of a value inside of a loop, where others are in memory
+_INLINED = 1 << 20  # first copy of a value inside of a loop; smaller ones are in memory
+_BYTES_PER_NS = 10  # memory bandwidth of a CPU, about
+_LITTLE_MORE = 3
 _NEGLIGIBLE_SHARE = 16  # sources this many times smaller than the value do not count
 
 
@@ -163,12 +166,17 @@ def _virtual_ops(
         forward.read(i)
         backward.read(i)
         own = backward if op.phase is Phase.BACKWARD else forward
-        virtual = _inlinable(step, i) and own.fits(i) and _worth_it(graph, op, own.sources[i])
+        cheap = _cheap_inside(step, i, own.chains[i])
+        virtual = (
+            _inlinable(step, i)
+            and own.fits(i)
+            and (_has_one_reader(graph, op) or (cheap and _no_larger(graph, op, own.sources[i])))
+        )
         again = (
-            _inlinable_again(step, i)
+            cheap
+            and _inlinable_again(step, i)
             and backward.fits(i)
-            and _held_bytes(graph, op, backward.sources[i])
-            <= graph.values[op.outputs[0]].size_bytes
+            and _no_larger(graph, op, backward.sources[i])
         )
         forward.virtual.append(virtual)
         backward.virtual.append(virtual or again)
@@ -262,23 +270,38 @@ def _read_by_strides(node: fx.Node) -> bool:
     return False
 
 
-def _worth_it(graph: TrainingGraph, op: Op, sources: Set[int]) -> bool:
-    """Whether the readers should hold the sources rather than the op's value."""
-    (value,) = op.outputs
-    size = graph.values[value].size_bytes
-    readers = graph.consumers[value]
-    if len(readers) == 1 and graph.ops[readers[0]].phase is op.phase:
+def _cheap_inside(step: CapturedStep, op_id: int, chain: Sequence[int]) -> bool:
+    """Whether all readers together compute the op's value in little more time than they read it."""
+    graph = step.graph
+    found = J.tensors(step.node_of[op_id])
+    if not found or found[0].device.type != "cpu" or not graph.ops[op_id].outputs:
         return True
-    return _held_bytes(graph, op, sources) <= size
+    own = found[0].numel()
+    readers = graph.consumers[graph.ops[op_id].outputs[0]]
+    loops = [max([own, *(t.numel() for t in J.tensors(step.node_of[r]))]) for r in readers]
+    each_ns = sum(
+        element_ns(node) * min(1.0, t.numel() / max(1, own))
+        for node in (step.node_of[k] for k in (*chain, op_id))
+        for t in J.tensors(node)[:1]
+    )
+    compute_ns = sum(loops) * each_ns / max(1, torch.get_num_threads())
+    traffic_ns = (1 + len(readers)) * found[0].nbytes / _BYTES_PER_NS
+    return compute_ns <= _LITTLE_MORE * traffic_ns
 
 
-def _held_bytes(graph: TrainingGraph, op: Op, sources: Set[int]) -> int:
-    """What is held where the op's sources are kept instead of its value."""
-    (value,) = op.outputs
-    size = graph.values[value].size_bytes
-    return sum(
+def _has_one_reader(graph: TrainingGraph, op: Op) -> bool:
+    """Whether one op of the same pass is all that reads the op's value."""
+    readers = graph.consumers[op.outputs[0]]
+    return len(readers) == 1 and graph.ops[readers[0]].phase is op.phase
+
+
+def _no_larger(graph: TrainingGraph, op: Op, sources: Set[int]) -> bool:
+    """Whether to hold the op's sources takes no more memory than to hold its value."""
+    size = graph.values[op.outputs[0]].size_bytes
+    held = sum(
         graph.values[s].size_bytes
         for s in sources
         if not graph.values[s].kind.resident
         and graph.values[s].size_bytes * _NEGLIGIBLE_SHARE > size
     )
+    return held <= size

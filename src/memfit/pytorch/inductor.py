@@ -170,7 +170,8 @@ class InductorBackend(StepBackend):
                     raise
                 plan = self.compiled[-1].plan
                 del self.compiled[known:]
-                self._excess_bytes += exceeded.excess_bytes
+                # Another plan has other kernels, so that just enough is often not enough.
+                self._excess_bytes += exceeded.excess_bytes << attempt
                 least = plan.peak_bytes <= plan.smallest_feasible_budget_bytes
                 if least or self._replan is None or attempt + 1 == _TRIES:
                     raise self._too_small(plan, exceeded.excess_bytes) from None
