@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["CAPTURED", "NETWORKS", "Case"]
+__all__ = ["CAPTURED", "NETWORKS", "Case", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ def resnet152(batch: int = 8, size: int = 224) -> Case:
     """pytorchcv's ResNet152 with cross entropy."""
     from pytorchcv.models.resnet import resnet152 as build
 
-    return _classifier("ResNet152", build(in_size=(size, size)), batch, size)
+    return classifier("ResNet152", build(in_size=(size, size)), batch, size)
 
 
 def densenet161(batch: int = 8, size: int = 224) -> Case:
     """pytorchcv's DenseNet161 with cross entropy."""
     from pytorchcv.models.densenet import densenet161 as build
 
-    return _classifier("DenseNet161", build(in_size=(size, size)), batch, size)
+    return classifier("DenseNet161", build(in_size=(size, size)), batch, size)
 
 
-def _classifier(name: str, model: nn.Module, batch: int, size: int) -> Case:
+def classifier(name: str, model: nn.Module, batch: int, size: int) -> Case:
     torch.manual_seed(0)
     x = torch.randn(batch, 3, size, size)
     target = torch.randint(0, 1000, (batch,))

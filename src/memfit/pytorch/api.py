@@ -133,6 +133,7 @@ class Settings:
                 cost=self.cost,
                 progress=self.options.progress,
                 digest=self.digest(optimizer_bytes, held),
+                replan=self.decide_within if self.prepared is None else None,
                 decide=decide,
                 resident=resident,
                 name=name,
@@ -315,11 +316,12 @@ def fit(
         budget: peak of the whole step (parameters, gradients, optimizer state, inputs, activations,
             workspace): bytes (`"3GiB"`, `"800MB"`, an int), a share of the plain step's peak
             (`"60%"`), or `"auto"` (what the device has free).
-        planner: a registered planner; `"auto"` is the default planner, `liveness`.
+        planner: a registered planner; `"auto"`, the default, is `liveness`, or `nested` where the
+            budget asks for computing values more than once.
         mode: `time`, `memory` or `auto`, for the paper's planners.
         executor: `"eager-graph"` runs PyTorch's ordinary kernels, op by op, with eager's bits;
-            `"inductor"`, experimental, has Inductor generate code for the planned graphs; its
-            measured peak can be above the budget.
+            `"inductor"` has Inductor generate code for the planned graphs, and holds its fusions
+            and the order of its kernels to the budget.
         cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
             `"analytic"`.
         optimizer: counts its state into the budget.

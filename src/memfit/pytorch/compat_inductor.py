@@ -28,11 +28,12 @@ def compile_with_inductor(
     """Compile a Dynamo graph with Inductor, split into its passes by `partitioner`.
 
     AOTAutograd's own cache is off meanwhile: a hit there would skip the partitioner, and with it
-    the plan that users ask for. Inductor's cache of compiled graphs works as ever.
+    the plan that users ask for. Inductor's cache of compiled graphs works as ever. The backward
+    pass is compiled here too, whatever that raises, not when it first runs.
     """
     from torch._inductor.compile_fx import compile_fx  # takes seconds to import
 
-    with functorch_config.patch(enable_autograd_cache=False):
+    with functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True):
         return compile_fx(
             module,
             example_inputs,
@@ -45,3 +46,10 @@ def merge_equal_nodes(joint: fx.GraphModule) -> None:
     if functorch_config.cse:
         joint.graph = fx_graph_cse(joint.graph)
         joint.recompile()
+
+
+def prefers_channels_last(graph: fx.GraphModule) -> bool:
+    """Whether Inductor gives the graph's convolutions their channels last."""
+    from torch._inductor.graph import GraphLowering
+
+    return bool(GraphLowering.decide_layout_opt(graph, is_inference=False))

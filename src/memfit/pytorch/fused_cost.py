@@ -12,9 +12,11 @@ from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.analytic_cost import device_rates
 from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.compat_inductor import prefers_channels_last
+from memfit.pytorch.conv_layout import copied_bytes
 from memfit.pytorch.cost_cache import open_cost_cache
 from memfit.pytorch.costing import call_of, cost_step
-from memfit.pytorch.fusible_ops import fuses, is_heavy, is_random_loop
+from memfit.pytorch.fusible_ops import element_ns, fuses, is_heavy, is_random_loop
 from memfit.pytorch.fusion import FusedStep
 from memfit.pytorch.op_calls import OpCall, TensorSpec
 from memfit.pytorch.profile import profile_calls
@@ -22,8 +24,6 @@ from memfit.pytorch.profile import profile_calls
 __all__ = ["cost_fused"]
 
 _LOOP_NS = 2_000  # to start a loop
-_HEAVY_NS = 0.6  # an element and thread; vectorised exp, erf, tanh
-_RANDOM_NS = 4.0  # an element and thread; Inductor's random numbers are not vectorised on CPU
 _SAMPLE_ELEMENTS = 1 << 22
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
@@ -52,10 +52,14 @@ def cost_fused(
     known = None if times is None else {fused.ops[k]: t for k, t in times.items()}
     costed = cost_step(step, cost, progress, skip=loops, call=_call, times=known).graph.ops
     rate = _bytes_per_ns(step.node_of, cost)
+    channels_last = prefers_channels_last(step.joint)
     costs: list[tuple[int, int]] = []
     for k, op_id in enumerate(fused.ops):
         if op_id not in loops:
-            costs.append((costed[op_id].cost, costed[op_id].workspace_bytes))
+            workspace = costed[op_id].workspace_bytes
+            if channels_last:
+                workspace += copied_bytes(step.node_of[op_id])
+            costs.append((costed[op_id].cost, workspace))
             continue
         op = fused.graph.ops[k]
         traffic = sum(fused.graph.values[v].size_bytes for v in (*op.inputs, *op.outputs))
@@ -69,10 +73,9 @@ def _work_ns(node: fx.Node) -> float:
     found = J.tensors(node)
     if not found or found[0].device.type != "cpu":
         return 0.0
-    rate = _HEAVY_NS if is_heavy(node) else _RANDOM_NS if is_random_loop(node) else 0.0
-    if not rate:
-        return 0.0
-    return rate * TensorSpec.of(found[0]).elements / max(1, torch.get_num_threads())
+    if not (is_heavy(node) or is_random_loop(node)):
+        return 0.0  # hidden by the memory traffic
+    return element_ns(node) * TensorSpec.of(found[0]).elements / max(1, torch.get_num_threads())
 
 
 def _bytes_per_ns(nodes: tuple[fx.Node, ...], cost: str) -> float:

@@ -13,7 +13,7 @@ import operator
 import torch
 from torch import fx
 
-__all__ = ["fuses", "is_heavy", "is_pointwise", "is_random_loop", "needs_layout"]
+__all__ = ["element_ns", "fuses", "is_heavy", "is_pointwise", "is_random_loop", "needs_layout"]
 
 # Pointwise in Inductor, but not tagged so by PyTorch.
 _POINTWISE = frozenset(
@@ -86,6 +86,8 @@ _HEAVY = frozenset(
         "aten.tanh",
     }
 )
+# Reads by computed positions, which Inductor does not vectorise on a CPU.
+_GATHERS = frozenset({"aten.embedding", "aten.gather", "aten.index", "aten._unsafe_index"})
 _RANDOM = frozenset({"prims.inductor_random", "prims.inductor_randint"})
 
 
@@ -125,3 +127,12 @@ def is_random_loop(node: fx.Node) -> bool:
 def needs_layout(node: fx.Node) -> bool:
     """Whether the node is a view that is defined by strides, so that its base must be in memory."""
     return node.target is not operator.getitem and _name(node) == "aten.as_strided"
+
+
+def element_ns(node: fx.Node) -> float:
+    """Time of a pointwise op inside of a loop, for each element and thread of a CPU."""
+    if is_random_loop(node):
+        return 4.0
+    if _name(node) in _GATHERS:
+        return 2.0
+    return 0.6 if is_heavy(node) else 0.1

@@ -10,7 +10,13 @@ virtual value is computed from. Whether a value is virtual is decided once, for 
 - its op is pointwise, may run again, and writes nothing else;
 - all its readers are loops, no output is, and none reads it by strides;
 - it has one reader, in its own pass; or its sources, less what is in memory throughout (parameters,
-  inputs), are no larger than itself, so that to hold them instead never costs memory.
+  inputs), are no larger than itself, so that to hold them instead never costs memory, and to
+  compute it in each reader takes little more time than to read it. What takes longer (random
+  numbers, masks that all layers share) is kept or computed again as the plan decides.
+
+A forward value may have to be in memory for the forward pass alone (a matrix product or an output
+reads it), while in the backward pass only loops do, which could compute it from its sources again.
+It is then *virtual in the backward pass*: kept are the sources, by the same rule.
 
 `FusedStep.expand` turns a schedule of the fused graph into one of the captured graph: in front of
 each op that reads a virtual value it puts the ops that compute it, a new copy for each reader,
@@ -19,21 +25,25 @@ since Inductor would otherwise give a value with several readers memory of its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from memfit.graph import Op, Phase, TrainingGraph, Value
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.fusible_ops import fuses, is_pointwise, needs_layout
+from memfit.pytorch.fusible_ops import element_ns, fuses, is_pointwise, needs_layout
 from memfit.schedule import Compute, Schedule
 
 __all__ = ["FusedStep", "fuse"]
 
 _MOST_OPS = 40  # Inductor gives a value memory when its loop body has more
 _MOST_SOURCES = 10  # or reads from more places
+_INLINED = 1 << 20  # first copy of a value inside of a loop; smaller ones are in memory
+_BYTES_PER_NS = 10  # memory bandwidth of a CPU, about
+_LITTLE_MORE = 3
 _NEGLIGIBLE_SHARE = 16  # sources this many times smaller than the value do not count
 
 
@@ -84,8 +94,7 @@ class _Expander:
         self.steps: list[Compute] = []
         self.runs: dict[int, int] = {}
         self.producer = fused.step.graph.producer
-        real = set(fused.ops)
-        self.virtual = [op not in real for op in range(len(fused.step.graph.ops))]
+        self.real = frozenset(fused.ops)
 
     def add(self, compute: Compute) -> None:
         """One step of the fused schedule, with the virtual ops that it needs before it."""
@@ -95,7 +104,7 @@ class _Expander:
         copies = {fused.values[v]: c for v, c in zip(read, compute.reads, strict=True)}
         made: dict[int, int] = {}
         for inner in fused.loops[compute.op][:-1]:
-            made[inner] = self.runs.get(inner, 0)
+            made[inner] = self.runs.get(inner, _INLINED if inner in self.real else 0)
             self.runs[inner] = made[inner] + 1
             self.steps.append(Compute(inner, made[inner], self._reads(inner, copies, made)))
         self.steps.append(Compute(op_id, compute.copy, self._reads(op_id, copies, made)))
@@ -106,8 +115,7 @@ class _Expander:
         reads = []
         for v in self.fused.step.graph.ops[op_id].inputs:
             maker = self.producer[v]
-            virtual = maker is not None and self.virtual[maker]
-            reads.append(made[maker] if virtual and maker is not None else copies.get(v, 0))
+            reads.append(copies.get(v, 0) if maker is None else made.get(maker, copies.get(v, 0)))
         return tuple(reads)
 
 
@@ -153,32 +161,86 @@ def _virtual_ops(
     """Which ops are virtual; for each op, the values in memory that it reads, directly or through
     virtual ops; and those virtual ops, in order."""
     graph = step.graph
-    inlinable = [_inlinable(step, i) for i in range(len(graph.ops))]
-    virtual: list[bool] = []
-    sources: list[frozenset[int]] = []
-    chains: list[tuple[int, ...]] = []
+    forward, backward = _Inside(graph), _Inside(graph)
     for i, op in enumerate(graph.ops):
+        forward.read(i)
+        backward.read(i)
+        own = backward if op.phase is Phase.BACKWARD else forward
+        cheap = _cheap_inside(step, i, own.chains[i])
+        virtual = (
+            _inlinable(step, i)
+            and own.fits(i)
+            and (_has_one_reader(graph, op) or (cheap and _no_larger(graph, op, own.sources[i])))
+        )
+        again = (
+            cheap
+            and _inlinable_again(step, i)
+            and backward.fits(i)
+            and _no_larger(graph, op, backward.sources[i])
+        )
+        forward.virtual.append(virtual)
+        backward.virtual.append(virtual or again)
+    phases = [backward if op.phase is Phase.BACKWARD else forward for op in graph.ops]
+    return (
+        forward.virtual,
+        [inside.sources[i] for i, inside in enumerate(phases)],
+        [inside.chains[i] for i, inside in enumerate(phases)],
+    )
+
+
+class _Inside:
+    """What loops of one pass compute inside.
+
+    Attributes:
+        virtual: for each op so far, whether its readers in this pass compute it.
+        sources: for each op, the values in memory that it reads, directly or through virtual ops.
+        chains: for each op, these virtual ops, in order.
+    """
+
+    def __init__(self, graph: TrainingGraph) -> None:
+        self._graph = graph
+        self.virtual: list[bool] = []
+        self.sources: list[frozenset[int]] = []
+        self.chains: list[tuple[int, ...]] = []
+
+    def read(self, op_id: int) -> None:
+        """Find what the next op reads."""
         found: set[int] = set()
         chain: set[int] = set()
-        for v in op.inputs:
-            maker = graph.producer[v]
-            if maker is not None and virtual[maker]:
-                found |= sources[maker]
-                chain |= {*chains[maker], maker}
+        for v in self._graph.ops[op_id].inputs:
+            maker = self._graph.producer[v]
+            if maker is not None and self.virtual[maker]:
+                found |= self.sources[maker]
+                chain |= {*self.chains[maker], maker}
             else:
                 found.add(v)
-        sources.append(frozenset(found))
-        chains.append(tuple(sorted(chain)))
-        small_enough = len(chain) < _MOST_OPS and len(found) <= _MOST_SOURCES
-        virtual.append(inlinable[i] and small_enough and _worth_it(graph, op, found))
-    return virtual, sources, chains
+        self.sources.append(frozenset(found))
+        self.chains.append(tuple(sorted(chain)))
+
+    def fits(self, op_id: int) -> bool:
+        """Whether Inductor makes one loop of the op and what it computes inside."""
+        return len(self.chains[op_id]) < _MOST_OPS and len(self.sources[op_id]) <= _MOST_SOURCES
+
+
+def _inlinable_again(step: CapturedStep, op_id: int) -> bool:
+    """Whether every reader in the backward pass could compute the forward op's value by itself."""
+    graph, node = step.graph, step.node_of[op_id]
+    op = graph.ops[op_id]
+    if op.phase is Phase.BACKWARD or not op.recomputable or not _computes_one_value(step, op_id):
+        return False
+    readers = [r for r in graph.consumers[op.outputs[0]] if graph.ops[r].phase is Phase.BACKWARD]
+    return (
+        bool(readers)
+        and all(fuses(step.node_of[r]) for r in readers)
+        and not _read_by_strides(node)
+    )
 
 
 def _inlinable(step: CapturedStep, op_id: int) -> bool:
     """Whether every reader of the op's value could compute it by itself."""
     graph, node = step.graph, step.node_of[op_id]
     op = graph.ops[op_id]
-    if len(op.outputs) != 1 or op_id in step.state_ops or not is_pointwise(node):
+    if not _computes_one_value(step, op_id):
         return False
     if op.phase is Phase.FORWARD and not op.recomputable:
         return False
@@ -187,6 +249,12 @@ def _inlinable(step: CapturedStep, op_id: int) -> bool:
     if not readers or graph.values[value].is_output:
         return False
     return all(fuses(step.node_of[r]) for r in readers) and not _read_by_strides(node)
+
+
+def _computes_one_value(step: CapturedStep, op_id: int) -> bool:
+    """Whether the op is pointwise and writes nothing but one value."""
+    one = len(step.graph.ops[op_id].outputs) == 1 and op_id not in step.state_ops
+    return one and is_pointwise(step.node_of[op_id])
 
 
 def _read_by_strides(node: fx.Node) -> bool:
@@ -202,13 +270,34 @@ def _read_by_strides(node: fx.Node) -> bool:
     return False
 
 
-def _worth_it(graph: TrainingGraph, op: Op, sources: set[int]) -> bool:
-    """Whether the readers should hold the sources rather than the op's value."""
-    (value,) = op.outputs
-    size = graph.values[value].size_bytes
-    readers = graph.consumers[value]
-    if len(readers) == 1 and graph.ops[readers[0]].phase is op.phase:
+def _cheap_inside(step: CapturedStep, op_id: int, chain: Sequence[int]) -> bool:
+    """Whether all readers together compute the op's value in little more time than they read it."""
+    graph = step.graph
+    found = J.tensors(step.node_of[op_id])
+    if not found or found[0].device.type != "cpu" or not graph.ops[op_id].outputs:
         return True
+    own = found[0].numel()
+    readers = graph.consumers[graph.ops[op_id].outputs[0]]
+    loops = [max([own, *(t.numel() for t in J.tensors(step.node_of[r]))]) for r in readers]
+    each_ns = sum(
+        element_ns(node) * min(1.0, t.numel() / max(1, own))
+        for node in (step.node_of[k] for k in (*chain, op_id))
+        for t in J.tensors(node)[:1]
+    )
+    compute_ns = sum(loops) * each_ns / max(1, torch.get_num_threads())
+    traffic_ns = (1 + len(readers)) * found[0].nbytes / _BYTES_PER_NS
+    return compute_ns <= _LITTLE_MORE * traffic_ns
+
+
+def _has_one_reader(graph: TrainingGraph, op: Op) -> bool:
+    """Whether one op of the same pass is all that reads the op's value."""
+    readers = graph.consumers[op.outputs[0]]
+    return len(readers) == 1 and graph.ops[readers[0]].phase is op.phase
+
+
+def _no_larger(graph: TrainingGraph, op: Op, sources: Set[int]) -> bool:
+    """Whether to hold the op's sources takes no more memory than to hold its value."""
+    size = graph.values[op.outputs[0]].size_bytes
     held = sum(
         graph.values[s].size_bytes
         for s in sources

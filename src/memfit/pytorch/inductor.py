@@ -8,7 +8,6 @@ lowers it to the forward and the backward graph that Inductor generates code for
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -16,29 +15,42 @@ from typing import Any
 import torch
 from torch import fx
 
-from memfit.graph import Value
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.backend import Compiled, StepBackend
+from memfit.pytorch.barriers import keep_products_in_place
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat_inductor import (
     CustomPartitionerFn,
     compile_with_inductor,
     merge_equal_nodes,
+    prefers_channels_last,
 )
+from memfit.pytorch.compat_scheduler import use_choices
+from memfit.pytorch.conv_layout import copied_bytes, copy_just_in_time
 from memfit.pytorch.costing import call_of
 from memfit.pytorch.fused_cost import cost_fused
 from memfit.pytorch.fusion import FusedStep, fuse
+from memfit.pytorch.kernel_fusion import (
+    WORKSPACE,
+    KernelPlan,
+    PassLimit,
+    PeakExceeded,
+    PlanChoices,
+    PlanOrder,
+)
 from memfit.pytorch.lower import lower
 
 __all__ = ["InductorBackend", "PlanPartitioner", "digest_of"]
 
-CAUTION = (
-    'executor "inductor" is experimental: Inductor may move and fuse ops so that the measured peak '
-    'is above the plan and the budget; measure it, or use executor "eager-graph", which holds it'
+_TRIES = 6
+UNCHECKED = (
+    "the compiled kernels came from Inductor's cache; their order was held to the budget when they "
+    "were compiled"
 )
-logger = logging.getLogger("memfit")
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 
 
@@ -110,28 +122,63 @@ def _tag_new_nodes(joint: fx.GraphModule) -> None:
 class InductorBackend(StepBackend):
     """A Dynamo backend for one step, compiled by Inductor.
 
-    Plans are for fused graphs: `compiled` holds these.
+    Plans are for fused graphs: `compiled` holds these. Inductor's kernels are held to the budget as
+    well: fusions that would break it are left out, and where no order of the kernels keeps it, the
+    step is planned again with that much less.
 
     Args:
         cost: `measured` or `analytic`.
         progress: as for `cost_step`.
         digest: what the plan depends on beyond the graph (`digest_of`).
+        replan: the plan for a graph and a budget in bytes; None where the plan is given.
         kwargs: as for `StepBackend`, without `costs`.
     """
 
     adds_gradients = False
 
     def __init__(
-        self, *, cost: str, progress: Progress | None = None, digest: str, **kwargs: Any
+        self,
+        *,
+        cost: str,
+        progress: Progress | None = None,
+        digest: str,
+        replan: Callable[[TrainingGraph, int], Plan] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(costs=lambda step, _: step, **kwargs)
         self._cost = cost
         self._progress = progress
+        self._replan = replan
         self._partitioner = PlanPartitioner(digest, self._partition)
-        self._cautioned = False
+        self._kernels = KernelPlan()
+        self._order = PlanOrder(digest, self._kernels)
+        self._excess_bytes = 0
 
     def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        return compile_with_inductor(module, example_inputs, self._partitioner, {})
+        self._excess_bytes = 0
+        settings = {"reorder_for_peak_memory": False, "_post_fusion_custom_pass": self._order}
+        for attempt in range(_TRIES):
+            known = len(self.compiled)
+            try:
+                with use_choices(PlanChoices(self._kernels)):
+                    made = compile_with_inductor(
+                        module, example_inputs, self._partitioner, settings
+                    )
+            except Exception as error:
+                exceeded = PeakExceeded.within(error)
+                if exceeded is None:
+                    raise
+                plan = self.compiled[-1].plan
+                del self.compiled[known:]
+                # Another plan has other kernels, so that just enough is often not enough.
+                self._excess_bytes += exceeded.excess_bytes << attempt
+                least = plan.peak_bytes <= plan.smallest_feasible_budget_bytes
+                if least or self._replan is None or attempt + 1 == _TRIES:
+                    raise self._too_small(plan, exceeded.excess_bytes) from None
+                continue
+            self._tell_peaks()
+            return made
+        raise AssertionError("the last attempt raises or returns")
 
     def _prepare(self, joint: fx.GraphModule) -> None:
         merge_equal_nodes(joint)
@@ -148,13 +195,24 @@ class InductorBackend(StepBackend):
         self, step: CapturedStep, parameters: Set[int]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         fused, plan = self._plan_fused(fuse(step))
+        budget_bytes = plan.budget_bytes
+        if self._excess_bytes and self._replan is not None:
+            least = plan.smallest_feasible_budget_bytes
+            plan = self._replan(fused.graph, max(budget_bytes - self._excess_bytes, least))
+            plan = replace(plan, budget_bytes=budget_bytes)
         plan.check_graph(fused.graph)
-        notes = [*plan.provenance.get("notes", []), CAUTION]
-        plan = replace(plan, provenance={**plan.provenance, "notes": notes})
-        if not self._cautioned:
-            self._cautioned = True
-            logger.warning(CAUTION)
+        copies = prefers_channels_last(step.joint)
+        for op, i in zip(fused.graph.ops, fused.ops, strict=True):
+            node = step.node_of[i]
+            copied = copied_bytes(node) if copies else 0
+            node.meta[WORKSPACE] = max(0, op.workspace_bytes - copied)
         modules = lower(step, fused.expand(plan.schedule))
+        for module in modules:
+            keep_products_in_place(module)
+            if copies:
+                copy_just_in_time(module)
+        codes = (modules[0].code, modules[1].code)
+        self._kernels.begin(codes, *_limits(fused, plan, budget_bytes))
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
 
@@ -169,3 +227,49 @@ class InductorBackend(StepBackend):
         every = [call_of(node) for node in fused.step.node_of]
         calls = [every[op] for op in fused.ops]
         return self._plans.plan(fused, calls, costs, self._occasion(), kept_by=every)
+
+    def _too_small(self, plan: Plan, excess_bytes: int) -> InfeasibleBudgetError:
+        self.error = InfeasibleBudgetError(
+            budget_bytes=plan.budget_bytes,
+            minimum_bytes=plan.budget_bytes + excess_bytes,
+            binding_op=None,
+            detail="the peak of Inductor's kernels in the best order found",
+        )
+        return self.error
+
+    def _tell_peaks(self) -> None:
+        """Say in the plan what was found of the kernels."""
+        if not self.compiled:
+            return
+        last = self.compiled[-1]
+        notes = list(last.plan.provenance.get("notes", []))
+        found: dict[str, Any] = {}
+        if len(self._kernels.peak_bytes) == 2:
+            peak = max(
+                last.plan.budget_bytes - limit.limit_bytes + self._kernels.peak_bytes[backward]
+                for backward, limit in self._kernels.limits.items()
+            )
+            found = {"kernels_peak_bytes": peak}
+        else:
+            notes.append(UNCHECKED)
+        plan = replace(last.plan, provenance={**last.plan.provenance, **found, "notes": notes})
+        self.compiled[-1] = replace(last, plan=plan)
+
+
+def _limits(fused: FusedStep, plan: Plan, budget_bytes: int) -> tuple[PassLimit, PassLimit]:
+    """What each pass may take beside what is alive throughout the step."""
+    graph = fused.graph
+    limit = budget_bytes - graph.resident_bytes
+    kept = plan.schedule.kept(graph)
+    outputs = {
+        i for i, v in enumerate(graph.values) if v.kind is ValueKind.ACTIVATION and v.is_output
+    }
+    held = {fused.step.owner_of[fused.values[v]].name for v in outputs & kept}
+    # The gradient that `loss.backward()` starts from is the caller's.
+    held |= {n.name for n in fused.step.joint.graph.nodes if J.is_tangent(n) and _is_scalar(n)}
+    beside = sum(graph.values[v].size_bytes for v in outputs - kept)
+    return PassLimit(limit), PassLimit(limit - beside, frozenset(held))
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    return all(t.dim() == 0 for t in J.tensors(node))

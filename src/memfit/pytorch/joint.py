@@ -15,6 +15,7 @@ from memfit.pytorch.storage_sizes import allocated_bytes
 
 __all__ = [
     "forward_nodes",
+    "is_primal",
     "is_random",
     "is_tangent",
     "joint_outputs",
@@ -56,6 +57,11 @@ def storages(node: fx.Node) -> dict[int, int]:
         storage = tensor.untyped_storage()._cdata
         result[storage] = allocated_bytes(node, position, tensor)
     return result
+
+
+def is_primal(node: fx.Node) -> bool:
+    """Whether a placeholder, in either pass, is a parameter, buffer or input of the step."""
+    return node.op == "placeholder" and "primals" in str(node.target)
 
 
 def is_tangent(node: fx.Node) -> bool:

@@ -1,0 +1,154 @@
+"""Private names of Inductor's scheduler (see `compat`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch._inductor.choices import InductorChoices
+from torch._inductor.custom_graph_pass import CustomSchedulerPass
+
+from memfit.pytorch.kernel_order import Kernels
+
+__all__ = [
+    "CustomSchedulerPass",
+    "InductorChoices",
+    "compiles_backward",
+    "current_scheduler",
+    "fused_kernels",
+    "note_lifetimes",
+    "scheduled_ops",
+    "use_choices",
+]
+
+Workspace = Callable[[Any], int]
+# Inputs that the caller holds, by AOTAutograd's names; the others die with their last use.
+_CALLERS = ("primals_", "arg", "fwd_rng_state", "bwd_rng_state")
+
+
+@contextmanager
+def use_choices(choices: InductorChoices) -> Iterator[None]:
+    """Have Inductor ask `choices` which ops to fuse."""
+    from torch._inductor.virtualized import V
+
+    with V.set_choices_handler(choices):
+        yield
+
+
+def current_scheduler() -> Any:
+    """The scheduler of the graph that Inductor compiles now."""
+    from torch._inductor.virtualized import V
+
+    return V.graph.scheduler
+
+
+def compiles_backward() -> bool:
+    """Whether the graph that Inductor compiles now is a backward pass."""
+    from torch._inductor.virtualized import V
+
+    return bool(V.graph.is_backward)
+
+
+def fused_kernels(scheduler: Any, names: Sequence[str]) -> list[Any]:
+    """The scheduler's nodes that ops, given by name, have been fused into so far."""
+    fused = scheduler.name_to_fused_node
+    return [fused[name] for name in names]
+
+
+def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...], Kernels]:
+    """Names of the ops that a scheduler has to order, and what they write and read.
+
+    Args:
+        scheduler: Inductor's.
+        workspace: bytes that an FX node's kernel takes beside its inputs and outputs.
+    """
+    from torch._inductor.dependencies import WeakDep
+    from torch._inductor.memory import compute_size_for_scheduler_buffer
+    from torch._inductor.scheduler import ExternKernelSchedulerNode, SchedulerNode
+    from torch._inductor.virtualized import V
+
+    single = {id(n): n for fused in scheduler.nodes for n in fused.get_nodes()}
+    nodes = sorted(single.values(), key=lambda n: n.min_order)
+    made = {b.get_name(): b for n in nodes for b in n.get_outputs()}
+    sizes = compute_size_for_scheduler_buffer(made)
+    renamed = scheduler.mutation_real_name
+    outputs, inputs = set(V.graph.get_output_names()), set(V.graph.graph_inputs)
+    number: dict[str, int] = {}
+    allocated: list[int] = []
+    freed: list[int] = []
+
+    def buffer(name: str, sizes: tuple[int, int]) -> int:
+        if name not in number:
+            number[name] = len(number)
+            allocated.append(sizes[0])
+            freed.append(sizes[1])
+        return number[name]
+
+    def storage(name: str) -> str:
+        while name in renamed:
+            name = renamed[name]
+        return name
+
+    writer: dict[str, int] = {}
+    writes: list[tuple[int, ...]] = []
+    for i, node in enumerate(nodes):
+        names = [b.get_name() for b in node.get_outputs()]
+        writer.update(dict.fromkeys(names, i))
+        writes.append(tuple(buffer(name, sizes[name]) for name in names if name not in renamed))
+    reads: list[tuple[int, ...]] = []
+    follows: list[frozenset[int]] = []
+    input_bytes = 0
+    for i, node in enumerate(nodes):
+        dependencies = sorted(node.read_writes.reads | node.unmet_dependencies, key=str)
+        follows.append(
+            frozenset(writer[d.name] for d in dependencies if writer.get(d.name, i) != i)
+        )
+        found: set[int] = set()
+        for d in dependencies:
+            if isinstance(d, WeakDep) and d.is_fake:
+                continue
+            name = storage(d.name)
+            if name in inputs and name not in number and not name.startswith(_CALLERS):
+                size = V.graph.get_dep_size_hint(d)
+                input_bytes += size
+                buffer(name, (0, size))
+            if name in number:
+                found.add(number[name])
+        reads.append(tuple(sorted(found)))
+    kernels = Kernels(
+        names=tuple(number),
+        writes=tuple(writes),
+        reads=tuple(reads),
+        follows=tuple(follows),
+        is_loop=tuple(isinstance(n, SchedulerNode) for n in nodes),
+        workspace_bytes=tuple(
+            max((workspace(o) for o in n.node.get_origins()), default=0)
+            if isinstance(n, ExternKernelSchedulerNode)
+            else 0
+            for n in nodes
+        ),
+        allocated_bytes=tuple(allocated),
+        freed_bytes=tuple(freed),
+        is_output=tuple(name in outputs for name in number),
+        input_bytes=input_bytes,
+    )
+    return tuple(n.get_name() for n in nodes), kernels
+
+
+def note_lifetimes(scheduler: Any, nodes: list[Any]) -> None:
+    """Note in the kernels, in their final order, what Inductor's reuse of buffers asks for later.
+
+    It reuses a buffer only where holding it until then leaves the peak as it is.
+    """
+    from torch._inductor.memory import prepare_planning_info
+    from torch._inductor.virtualized import V
+    from torch.utils._ordered_set import OrderedSet
+
+    prepare_planning_info(
+        nodes,
+        scheduler.name_to_buf,
+        scheduler.name_to_fused_node,
+        OrderedSet(V.graph.graph_inputs.keys()),
+        OrderedSet(V.graph.get_output_names()),
+    )
