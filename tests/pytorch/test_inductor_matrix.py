@@ -110,12 +110,12 @@ def run_at(precision: str, name: str, budget_bytes: int) -> Run:
 def smallest(precision: str, name: str) -> Run:
     """At the smallest budget: what plans need first, what Inductor's kernels need of them then."""
     budget_bytes = 1
-    for _ in range(3):
+    for _ in range(4):
         try:
             return run_at(precision, name, budget_bytes)
         except memfit.InfeasibleBudgetError as error:
             budget_bytes = error.minimum_bytes
-    raise AssertionError(f"{budget_bytes} bytes are the third smallest feasible budget")
+    raise AssertionError(f"{budget_bytes} bytes are the fourth smallest feasible budget")
 
 
 @pytest.mark.parametrize(("precision", "name", "budget"), CELLS)
