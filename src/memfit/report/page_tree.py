@@ -121,6 +121,8 @@ def _join_equal(group: Group, kind: Callable[[int], object]) -> object:
         at += period * times
     if len(joined) > 1:
         group.children = joined
+    elif joined and isinstance(joined[0], Group) and joined[0].repeats > 1:
+        group.name, group.repeats = joined[0].name, joined[0].repeats
     # The digest of a digest: whole nested tuples would be compared again at every level.
     return hash(tuple(shapes))
 
@@ -163,7 +165,16 @@ def _cut(group: Group) -> None:
         pieces = max(2, min(MOST_CHILDREN, -(-count // MOST_CHILDREN)))
         edges = [count * i // pieces for i in range(pieces + 1)]
         runs = [group.children[a:b] for a, b in itertools.pairwise(edges)]
-        group.children = [Group(_run_name(run), run) for run in runs]
+        # Of equal blocks, a run of whole ones is some of them.
+        period = count // group.repeats if group.repeats > 1 else 0
+        group.children = [
+            Group(
+                _run_name(run),
+                run,
+                len(run) // period if period and len(run) % period == 0 else 1,
+            )
+            for run in runs
+        ]
         for child in group.children:
             if isinstance(child, Group) and len(child.children) > MOST_CHILDREN:
                 _cut(child)

@@ -30,6 +30,8 @@ function setUpCurve() {
       ["overhead", `${cost(overhead)}, ${percent(share(overhead))} of a plain step`],
     ];
     if (view) {
+      // The final schedule may leave out recomputations that the search has counted.
+      if (view.overhead !== overhead) facts.push(["overhead of its plan", `${cost(view.overhead)}, ${percent(share(view.overhead))}`]);
       facts.push(
         ["peak", `${bytes(view.peakBytes)}, at ${runs(view.peakOp, view.peakCopy)}${sourceOf(view.peakOp) ? ` (${sourceOf(view.peakOp)})` : ""}`],
         ["kept", bytes(view.keptBytes)],

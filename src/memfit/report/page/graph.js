@@ -151,7 +151,6 @@ function setUpGraph() {
     }
     hideTip();
     node.open = true;
-    // A group that holds one repeated block opens what it repeats only when asked.
     const first = visible(node, [])[0];
     draw(first);
     focus(first);
@@ -215,7 +214,7 @@ function setUpGraph() {
     byId("graph-list").replaceChildren(table(null, [["group or op"], ["ops", 1], ["writes", 1], ["kept", 1], ["ops recomputed", 1], ["time", 1], ["time added", 1], ["stage"], ["source line"]], rows));
   }
   byId("graph-list").parentElement.addEventListener("toggle", (event) => { if (event.target.open) list(); });
-  byId("fold-all").addEventListener("click", () => { closeAll(tree); chosen = null; byId("graph-detail").replaceChildren(); draw(); });
+  byId("fold-all").addEventListener("click", () => { closeAll(tree); chosen = null; byId("graph-detail").replaceChildren(); draw(); centre(); });
   byId("unfold-level").addEventListener("click", () => {
     const groups = visible(tree, []).filter((n) => n.children);
     const all = visible(tree, []).length + groups.reduce((sum, n) => sum + n.children.length - 1, 0);
@@ -258,7 +257,10 @@ function setUpGraph() {
     el("li", {}, el("span", { class: "swatch box again", "aria-hidden": "true" }), "hatched: recomputed (of a group, that share of its ops)"),
     several() ? el("li", {}, ...[0, 1, 2, 3].map((s) => el("span", { class: "swatch", style: `background:${stageColour(s)}`, "aria-hidden": "true" })), `fill: stage, 1 to ${shown.view.stages}, colours repeat after ${STAGE_COLOURS}`) : null);
   listeners.push(() => { legend(); draw(); if (chosen && drawn.nodes.includes(chosen)) detail(chosen); });
+  const centre = () => { box.scrollLeft = (box.scrollWidth - box.clientWidth) / 2; };
+  byId("graph-detail").append(el("p", { class: "quiet" }, "Point at a box for what it is; click it, or move to it with the keyboard, to keep that here."));
   openFirst(60);
   legend();
   draw();
+  centre();
 }

@@ -24,19 +24,26 @@ function closeAll(node) {
   node.open = node === tree;
   node.children.forEach(closeAll);
 }
-// Unfold level by level while what is drawn stays few enough to be taken in.
+// Unfold all of a small graph, and of a large one level by level what stays few enough to be taken
+// in, but not what repeats.
 function openFirst(limit) {
   closeAll(tree);
+  if (FORWARD <= limit) { openAll(tree); return; }
   for (let grown = true; grown;) {
     grown = false;
     const drawn = visible(tree, []);
-    const groups = drawn.filter((n) => n.children);
+    const groups = drawn.filter((n) => n.children && n.repeats === 1);
     const more = groups.reduce((sum, n) => sum + n.children.length - 1, 0);
     if (groups.length && drawn.length + more <= limit) {
       groups.forEach((n) => { n.open = true; });
       grown = true;
     }
   }
+}
+function openAll(node) {
+  if (!node.children) return;
+  node.open = true;
+  node.children.forEach(openAll);
 }
 const nameOf = (node) => (node.children ? node.name || "ops" : ops.name[node.op]);
 

@@ -12,10 +12,12 @@ const partAt = (parts, category, i) => {
 const totalAt = (line, i) => STACK.reduce((sum, c) => sum + partAt(line.parts, c, i), 0);
 
 const views = () => [data.plain, shown.view];
-function scales() {
+const ownScale = () => byId("own-scale").checked;
+function scales(which) {
   const last = (view) => view.timeline.edges[view.timeline.edges.length - 1];
   const time = Math.max(...views().map(last)) || 1;
-  const most = Math.max(...views().map((view) => view.peakBytes), shown.view.budgetBytes) || 1;
+  const drawn = which === "plan" && ownScale() ? [shown.view] : views();
+  const most = Math.max(...drawn.map((view) => view.peakBytes), shown.view.budgetBytes) || 1;
   return { time, most: most * 1.12, plainTime: last(data.plain) || 1 };
 }
 
@@ -82,7 +84,7 @@ function memoryChart(box, read, which, label) {
   function draw(width) {
     const height = width < 480 ? 240 : 300;
     const pad = { left: 66, right: 8, top: 10, bottom: 36 };
-    const { time, most, plainTime } = scales();
+    const { time, most, plainTime } = scales(which);
     const line = view().timeline;
     const inner = width - pad.left - pad.right;
     const x = (t) => pad.left + (t / time) * inner;
@@ -174,7 +176,8 @@ function peakTable() {
   const source = sourceOf(op);
   const parts = STACK.filter((c) => view.peakParts[c]).map((c) => `${words(c)} ${bytes(view.peakParts[c])}`);
   byId("peak-text").textContent =
-    `${bytes(view.peakBytes)} while ${runs(op, view.peakCopy)} runs${source ? ` (${source})` : ""}: ${parts.join(", ")}.`;
+    `${bytes(view.peakBytes)} while ${runs(op, view.peakCopy)} runs${source ? `, ${source}` : ""}: ${parts.join(", ")}. ` +
+    `The table leaves out what is alive all through the step (${bytes(data.residentBytes)}).`;
   const columns = [["value"], ["size", 1], ["what for"], ["made by"], ["source line"]];
   const all = view.live.rows;
   const rows = (peak.all ? all : all.slice(0, 12)).map(([name, size, category, producer]) => [
@@ -183,7 +186,7 @@ function peakTable() {
   ]);
   const rest = view.live.more ? ["and more", bytes(view.live.moreBytes), plural(view.live.more, "value"), "", ""] : null;
   const total = all.length + view.live.more;
-  const found = table(`${plural(total, "value")} alive, largest first; what is alive all through the step (${bytes(data.residentBytes)}) is left out`, columns, rows, peak.all ? rest : null);
+  const found = table(`${plural(total, "value")}, largest first`, columns, rows, peak.all ? rest : null);
   byId("peak-table").replaceChildren(found);
   if (all.length > 12) {
     byId("peak-table").append(el("div", { class: "bar", style: "padding:0 0.7rem" }, el("button", {
@@ -210,6 +213,7 @@ function setUpMemory() {
     memoryTable();
     peakTable();
   };
+  byId("own-scale").addEventListener("change", () => draws[1]());
   listeners.push(refresh);
   refresh();
 }
