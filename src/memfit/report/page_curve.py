@@ -58,6 +58,8 @@ def sample_curve(
     plans: dict[int, Plan] = {}
     picked = pick_points(curve, most)
     quiet = replace(options, progress=None)
+    # `auto` keeps to single recomputations where a budget is roomy, but its curve is of both.
+    planner = "nested" if planner == "auto" else planner
     for done, number in enumerate(picked):
         if options.progress is not None:
             options.progress("plans along the curve", done / len(picked))

@@ -213,6 +213,8 @@ function setUpMemory() {
     memoryTable();
     peakTable();
   };
+  // Of a fifth of the plain step's memory nothing could be seen at its scale.
+  byId("own-scale").checked = data.plan.peakBytes * 5 < data.plain.peakBytes;
   byId("own-scale").addEventListener("change", () => draws[1]());
   listeners.push(refresh);
   refresh();

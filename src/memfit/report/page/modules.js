@@ -63,7 +63,7 @@ function setUpModules() {
     if (found.length > visibleRows.length) {
       byId("modules-table").append(el("div", { class: "bar", style: "padding:0 0.7rem" }, el("button", { type: "button", onclick: () => { all = true; draw(); } }, `Show all ${found.length}`)));
     }
-    byId("modules-status").textContent = `${found.length} of ${plural(every.length, byModule ? "module" : "stage")}`;
+    byId("modules-status").textContent = `${found.length.toLocaleString("en")} of ${plural(every.length, byModule ? "module" : "stage")}`;
   }
   byId("search").addEventListener("input", draw);
   depth.addEventListener("change", draw);
