@@ -10,11 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from memfit.errors import PlanMismatchError
 from memfit.files import write_text_whole
 from memfit.graph import TrainingGraph
-from memfit.graph_io import graph_from_json, graph_to_json
+from memfit.graph_io import GRAPH_FORMAT, graph_from_json, graph_to_json
 from memfit.plan import GRAPH_KEYS, Plan
 
 __all__ = ["PlanFile", "load_plan_file", "save_plan_file"]
@@ -55,6 +56,15 @@ def save_plan_file(
     write_text_whole(Path(path), json.dumps(data, sort_keys=True) + "\n")
 
 
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object that the text is; an empty one where it is none."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def load_plan_file(path: str | Path) -> PlanFile:
     """Read a plan and, where the file has it, its graph.
 
@@ -70,8 +80,12 @@ def load_plan_file(path: str | Path) -> PlanFile:
         raise PlanMismatchError(
             f"{where} cannot be read: {reason}; give a file written by memfit plan -o"
         ) from None
+    data = _object(text)
+    if data.get("format") == GRAPH_FORMAT:
+        raise PlanMismatchError(
+            f"{where} is a graph, not a plan; plan it with memfit solve GRAPH -o PLAN.json"
+        )
     plan = Plan.from_json(text, where=where)
-    data = json.loads(text)
     if data.get(_GRAPH) is None:
         return PlanFile(plan)
     graph = graph_from_json(json.dumps(data[_GRAPH]), where=f"{where}, graph")

@@ -14,6 +14,7 @@ import torch
 from memfit.cli import demo_command, main
 from memfit.errors import InfeasibleBudgetError
 from memfit.plan import Plan
+from memfit.plan_file import load_plan_file
 from memfit.pytorch import demo_model, verify
 
 MODELS = """
@@ -76,6 +77,14 @@ def test_plan_json_is_the_plan(capsys: pytest.CaptureFixture[str], folder: Path)
     plan = Plan.load(folder / "plan.json")
     assert json.loads(plan.to_json()) == payload
     assert Plan.from_json(plan.to_json()) == plan
+    file = load_plan_file(folder / "plan.json")
+    assert file.plan == plan
+    assert file.graph is not None
+    shapes = dict(zip([op.target for op in file.graph.ops], file.shapes, strict=True))
+    assert shapes["aten.convolution.default"] == "4x8x48x48 float32"
+    assert main(["report", "plan.json", "--quiet"]) == 0
+    assert "4x8x48x48 float32" in (folder / "report.html").read_text()
+    capsys.readouterr()
     assert payload["peak_bytes"] <= payload["budget_bytes"] < payload["plain_peak_bytes"]
     assert sum(payload["peak_parts"].values()) == payload["peak_bytes"]
     assert payload["peak_parts"]["parameters"] == sum(

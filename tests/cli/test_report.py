@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.report_graphs import network
 
 from memfit.cli import main
 from memfit.graph_io import write_graph
 from memfit.plan import Plan
 from memfit.plan_file import load_plan_file, save_plan_file
+from support.report_graphs import network
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -86,7 +86,7 @@ def test_the_graph_beside_the_plan(folder: Path, run: Run) -> None:
     [
         (["missing.json"], "missing.json cannot be read: No such file or directory; give a file"),
         (["text.json"], "text.json is not JSON"),
-        (["graph.json"], "graph.json is no whole plan"),
+        (["graph.json"], "graph.json is a graph, not a plan; plan it with memfit solve"),
         (["bare.json"], "holds no graph, which a report needs; plan again with memfit plan -o"),
         (["bare.json", "--graph", "other.json"], "plan again for this model"),
         (["bare.json", "--graph", "nowhere.json"], "nowhere.json cannot be read"),

@@ -215,7 +215,7 @@ def test_everything_has_a_name(open_page: Any) -> None:
     page = open_page(SMALL)
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, input, select, [role], [tabindex='0']")]
-        .filter((n) => !n.hidden && !["label", "labelledby"].some((a) => n.hasAttribute(`aria-${a}`))
+        .filter((n) => !n.hidden && !n.matches("[aria-label], [aria-labelledby]")
           && !n.textContent.trim() && !n.closest("label")).map((n) => n.outerHTML.slice(0, 80))"""
     )
     assert nameless == []
