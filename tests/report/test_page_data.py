@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from memfit.report.figure import trace_of
 from memfit.report.html import render_page
 from memfit.report.page_curve import pick_points, sample_curve
 from memfit.report.page_data import page_data
-from memfit.report.page_tree import MOST_CHILDREN, Group, fold
+from memfit.report.page_tree import MOST_CHILDREN, Group, fold, module_paths
 from memfit.report.page_views import (
     activation_ids,
     hex_bits,
@@ -145,6 +146,21 @@ def test_equal_blocks_are_one_group() -> None:
     many = groups(fold(network(90), [0] * network(90).forward_count))
     whole = next(g for g in many if g.name == "blocks.0 … 89")
     assert whole.repeats == sum(c.repeats for c in whole.children if isinstance(c, Group)) == 90
+
+
+def test_an_op_without_a_module_is_in_that_of_what_it_reads() -> None:
+    graph = network(1)
+    assert module_paths(graph)[:3] == ["embed", "blocks.0.norm1", "blocks.0.attn.q"]
+    ops = [replace(op, source=None) if op.forward_op in (None, 2) else op for op in graph.ops]
+    ops[0], ops[1] = graph.ops[0], graph.ops[1]
+    nameless = TrainingGraph(graph.values, tuple(ops), "ns")
+    # Those of the others come from their backward ops.
+    assert module_paths(nameless)[:4] == [
+        "embed",
+        "blocks.0.norm1",
+        "blocks.0.norm1",
+        "blocks.0.attn.k",
+    ]
 
 
 def test_without_modules_a_graph_is_folded_by_stage() -> None:

@@ -55,12 +55,17 @@ def module_path(op: Op) -> str:
 def module_paths(graph: TrainingGraph) -> list[str]:
     """Module path of each forward op; that of the backward op that differentiates it, where none.
 
-    An op without either belongs to what runs before it, as the casts and copies between modules do.
+    An op without either belongs to the module of what it reads, as the updates of batch norm's
+    running statistics do; empty where that is unknown, too.
     """
     paths = [module_path(op) for op in graph.forward_ops]
     for op in graph.backward_ops:
         if op.forward_op is not None and not paths[op.forward_op]:
             paths[op.forward_op] = module_path(op)
+    for op_id, before in enumerate(graph.forward_predecessors):
+        known = [paths[p] for p in before if paths[p]]
+        if not paths[op_id] and known:
+            paths[op_id] = known[-1]
     return paths
 
 
