@@ -234,6 +234,8 @@ def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     picture = folder / "deep/er/timeline.svg"
     assert payload["picture"] == "deep/er/timeline.svg"
     assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
+    assert payload["report"] == "deep/er/report.html"
+    assert 'id="data"' in (folder / "deep/er/report.html").read_text()
 
 
 @pytest.mark.usefixtures("small_demo")
@@ -247,7 +249,7 @@ def test_demo_raises_a_budget_that_is_too_small(
     assert "smallest feasible" in out
     assert "5% of the plain step's peak" in out
     assert "matplotlib is not installed" in out
-    assert not Path("demo-output").exists()
+    assert [path.name for path in Path("demo-output").iterdir()] == ["report.html"]
 
 
 def test_an_infeasible_verify_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:

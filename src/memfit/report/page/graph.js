@@ -69,7 +69,7 @@ function setUpGraph() {
       ? `${node.repeats > 1 ? `${node.repeats} × ` : ""}${plural(node.repeats > 1 ? Math.round(node.ops.length / node.repeats) : node.ops.length, "op")}${s.kept ? `, ${bytes(s.kept)} kept` : ""}`
       : `${bytes(opBytes[node.op])}${shown.view.stages > 1 ? `, stage ${s.stages[0][0] + 1}` : ""}`;
     const halo = stages.length === 1 ? `stroke:${stageColour(stages[0][0])}` : "stroke:var(--page)";
-    found.append(svg("text", { class: "name", x: 8, y: 17, style: halo }, short(title, 22)));
+    found.append(svg("text", { class: "name", x: 8, y: 17, style: halo }, short(title, 20)));
     found.append(svg("text", { class: "sub", x: 8, y: 32, style: halo }, short(sub, 28)));
     if (node.children) found.append(svg("text", { class: "name", x: width - 15, y: 17, style: halo, "aria-hidden": "true" }, "+"));
     found.append(svg("rect", { class: "ring", x: -4, y: -4, width: width + 8, height: height + 8, rx: 9 }));

@@ -22,6 +22,7 @@ function setUpSummary() {
     byId("notes").replaceChildren(...view.notes.map((note) => el("li", {}, note)));
     const which = byId("which");
     which.hidden = shown.point === null;
+    document.documentElement.style.scrollPaddingTop = which.hidden ? "" : "7rem";
     which.replaceChildren(...(shown.point === null ? [] : [
       `This page shows the plan of point ${shown.point + 1} of the trade-off, budget ${bytes(view.budgetBytes)}. `,
       el("button", { type: "button", onclick: () => show(data.plan, null) }, "Back to the plan of the file"),
