@@ -111,6 +111,19 @@ def draw(graph: TrainingGraph, plan: Plan, boxes: list[Box]) -> Figure:
     figure = Figure(figsize=(16, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    draw_plan(axes, graph, plan, boxes)
+    axes.set_title(
+        f"Demo U-Net in {len(plan.stages)} stages: budget {format_bytes(plan.budget_bytes)}, plain "
+        f"{format_bytes(plan.plain_peak_bytes)}, {format_bytes(plan.cached_bytes)} kept, "
+        f"{plan.overhead_percent:.1f}% more computation",
+        loc="left",
+    )
+    add_legend(axes)
+    return figure
+
+
+def draw_plan(axes: Axes, graph: TrainingGraph, plan: Plan, boxes: list[Box]) -> None:
+    """Ops, skip connections and numbers of the stages."""
     box_of = {box.op: box for box in boxes}
     for box in boxes:
         draw_box(axes, box, short_name(graph.ops[box.op].target) or "")
@@ -130,12 +143,10 @@ def draw(graph: TrainingGraph, plan: Plan, boxes: list[Box]) -> Figure:
     axes.set_xlim(-0.6, len(boxes) + 0.4)
     axes.set_ylim(-1.1, max(box.y for box in boxes) + 3.4)
     axes.set_axis_off()
-    axes.set_title(
-        f"Demo U-Net in {len(plan.stages)} stages: budget {format_bytes(plan.budget_bytes)}, plain "
-        f"{format_bytes(plan.plain_peak_bytes)}, {format_bytes(plan.cached_bytes)} kept, "
-        f"{plan.overhead_percent:.1f}% more computation",
-        loc="left",
-    )
+
+
+def add_legend(axes: Axes) -> None:
+    """What full, hatched and white boxes are."""
     axes.legend(
         handles=[
             Patch(facecolor="#777777", edgecolor="#777777", label="kept for the backward pass"),
@@ -146,7 +157,6 @@ def draw(graph: TrainingGraph, plan: Plan, boxes: list[Box]) -> Figure:
         ncols=3,
         frameon=False,
     )
-    return figure
 
 
 def color_of(stage: int) -> str:

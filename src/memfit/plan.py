@@ -15,9 +15,12 @@ from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, simulate
 from memfit.schedule import Compute, Schedule
 
-__all__ = ["PLAN_SCHEMA_VERSION", "Plan", "PlanStatus", "Stage", "make_plan"]
+__all__ = ["GRAPH_KEYS", "PLAN_SCHEMA_VERSION", "Plan", "PlanStatus", "Stage", "make_plan"]
 
 PLAN_SCHEMA_VERSION = 1
+
+GRAPH_KEYS = ("graph", "shapes")
+"""What a plan file may hold beside its plan; see `memfit.plan_file`."""
 
 
 class PlanStatus(StrEnum):
@@ -174,6 +177,8 @@ class Plan:
         try:
             data.pop("overhead_percent", None)
             data.pop("most_recomputations", None)
+            for key in GRAPH_KEYS:
+                data.pop(key, None)
             schedule = data.pop("schedule")
             steps = tuple(
                 Compute(int(op), int(copy), tuple(int(r) for r in reads))

@@ -14,6 +14,7 @@ import torch
 from memfit.cli import demo_command, main
 from memfit.errors import InfeasibleBudgetError
 from memfit.plan import Plan
+from memfit.plan_file import load_plan_file
 from memfit.pytorch import demo_model, verify
 
 MODELS = """
@@ -76,6 +77,14 @@ def test_plan_json_is_the_plan(capsys: pytest.CaptureFixture[str], folder: Path)
     plan = Plan.load(folder / "plan.json")
     assert json.loads(plan.to_json()) == payload
     assert Plan.from_json(plan.to_json()) == plan
+    file = load_plan_file(folder / "plan.json")
+    assert file.plan == plan
+    assert file.graph is not None
+    shapes = dict(zip([op.target for op in file.graph.ops], file.shapes, strict=True))
+    assert shapes["aten.convolution.default"] == "4x8x48x48 float32"
+    assert main(["report", "plan.json", "--quiet"]) == 0
+    assert "4x8x48x48 float32" in (folder / "report.html").read_text()
+    capsys.readouterr()
     assert payload["peak_bytes"] <= payload["budget_bytes"] < payload["plain_peak_bytes"]
     assert sum(payload["peak_parts"].values()) == payload["peak_bytes"]
     assert payload["peak_parts"]["parameters"] == sum(
@@ -225,6 +234,8 @@ def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     picture = folder / "deep/er/timeline.svg"
     assert payload["picture"] == "deep/er/timeline.svg"
     assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
+    assert payload["report"] == "deep/er/report.html"
+    assert 'id="data"' in (folder / "deep/er/report.html").read_text()
 
 
 @pytest.mark.usefixtures("small_demo")
@@ -238,7 +249,7 @@ def test_demo_raises_a_budget_that_is_too_small(
     assert "smallest feasible" in out
     assert "5% of the plain step's peak" in out
     assert "matplotlib is not installed" in out
-    assert not Path("demo-output").exists()
+    assert [path.name for path in Path("demo-output").iterdir()] == ["report.html"]
 
 
 def test_an_infeasible_verify_is_exit_3(capsys: pytest.CaptureFixture[str]) -> None:

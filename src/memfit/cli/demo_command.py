@@ -36,6 +36,7 @@ ROUNDS = 7
 """Timed steps of each kind."""
 
 _PICTURE = "timeline.svg"
+_REPORT = "report.html"
 _DESCRIPTION = """\
 Train a built-in U-Net with dropout and batch norm on one CPU thread: a plain step, then steps
 within 80%, 60% and 40% of its measured peak (or within the smallest feasible budget, where that is
@@ -77,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         default=Path("demo-output"),
         metavar="DIR",
-        help="folder for the picture, made where it is missing (default: %(default)s)",
+        help="folder for picture and report, made where it is missing (default: %(default)s)",
     )
     add_output_arguments(parser)
     parser.set_defaults(run=run)
@@ -106,12 +107,14 @@ def run(args: argparse.Namespace) -> int:
         with _one_thread():
             step, plain_peak_bytes = _plain(case, report)
             rows = [_row(case, share, plain_peak_bytes, report) for share in SHARES]
+        _make_folder(folder)
         picture = _draw(folder / _PICTURE, step, rows[-1], report)
+        page = _report(folder / _REPORT, step, rows[-1])
     seconds = time.perf_counter() - began
     if args.json:
-        print_json(_payload(rows, plain_peak_bytes, picture, seconds))
+        print_json(_payload(rows, plain_peak_bytes, picture, page, seconds))
     else:
-        _print(rows, plain_peak_bytes, step.graph.resident_bytes, picture, seconds)
+        _print(rows, plain_peak_bytes, step.graph.resident_bytes, picture, page, seconds)
     return 0 if all(row.result.ok for row in rows) else 1
 
 
@@ -177,6 +180,27 @@ def _row(case: DemoCase, share: int, plain_peak_bytes: int, report: Progress | N
         return _Row(share, asked, attempt(error.minimum_bytes))
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make folder {folder}: {error.strerror}; give another one with -o"
+        ) from None
+
+
+def _report(path: Path, step: CapturedStep, row: _Row) -> Path:
+    """The report of the tightest budget, with the trade-off."""
+    from memfit.planners import PlannerOptions
+    from memfit.pytorch.op_shapes import op_shapes
+    from memfit.report.html import save_report
+    from memfit.report.page_curve import sample_curve
+
+    curve = sample_curve(step.graph, "auto", PlannerOptions(), most=12)
+    save_report(path, step.graph, row.result.plan, op_shapes(step), curve)
+    return path
+
+
 def _draw(path: Path, step: CapturedStep, row: _Row, report: Progress | None) -> Path | None:
     """The picture of the tightest budget; None where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -188,12 +212,6 @@ def _draw(path: Path, step: CapturedStep, row: _Row, report: Progress | None) ->
         report("drawing", 0.0)
     result = row.result
     result.plan.check_graph(step.graph)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make folder {path.parent}: {error.strerror}; give another one with -o"
-        ) from None
     save_timeline_figure(
         path,
         plain=trace_of(step.graph, store_all_schedule(step.graph)),
@@ -209,6 +227,7 @@ def _print(
     plain_peak_bytes: int,
     resident_bytes: int,
     picture: Path | None,
+    page: Path,
     seconds: float,
 ) -> None:
     from memfit.report.tables import demo_row, demo_table, print_tables
@@ -241,6 +260,7 @@ def _print(
         say('No picture: matplotlib is not installed; run: pip install "memfit[plot]"')
     else:
         say(f"Memory over one step, plain against planned: {picture}")
+    say(f"The same as a page, with graph and trade-off, to open in a browser: {page}")
     say(f"Done in {seconds:.0f} s.")
 
 
@@ -272,7 +292,7 @@ def _budget_label(row: _Row) -> str:
 
 
 def _payload(
-    rows: list[_Row], plain_peak_bytes: int, picture: Path | None, seconds: float
+    rows: list[_Row], plain_peak_bytes: int, picture: Path | None, page: Path, seconds: float
 ) -> dict[str, Any]:
     return {
         "status": "OK" if all(row.result.ok for row in rows) else "FAILED",
@@ -287,5 +307,6 @@ def _payload(
             for row in rows
         ],
         "picture": None if picture is None else str(picture),
+        "report": str(page),
         "seconds": seconds,
     }

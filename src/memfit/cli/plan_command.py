@@ -17,6 +17,7 @@ from memfit.cli.output import (
 )
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import UsageError
+from memfit.plan_file import save_plan_file
 from memfit.planners import PLANNERS, get_planner
 from memfit.units import parse_budget
 
@@ -120,7 +121,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_planning_arguments(parser)
     add_time_limit_argument(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="PLAN.json", help="write the plan to this file"
+        "-o", "--output", type=Path, metavar="PLAN.json", help="write plan and graph to this file"
     )
     add_output_arguments(parser)
     parser.set_defaults(run=run)
@@ -140,12 +141,13 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
-        from memfit.pytorch.api import plan
+        from memfit.pytorch.api import plan_step
+        from memfit.pytorch.op_shapes import op_shapes
 
         case = load_case(args)
         if report is not None:
             report("capturing", 0.0)
-        made = plan(
+        step, made = plan_step(
             case.model,
             case.inputs,
             case.loss_fn,
@@ -158,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
             progress=report,
         )
     if args.output is not None:
-        made.save(args.output)
+        save_plan_file(args.output, made, step.graph, op_shapes(step))
     if args.json:
         print_json(json.loads(made.to_json()))
         return 0

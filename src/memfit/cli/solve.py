@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -22,6 +23,7 @@ from memfit.graph_io import read_graph
 from memfit.liveness import simulate
 from memfit.lower_sets import FAMILIES
 from memfit.plan import Plan
+from memfit.plan_file import save_plan_file
 from memfit.planners import (
     PLANNERS,
     Planner,
@@ -82,6 +84,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="with more lower sets than this, the next smaller family is searched "
         "(default: as many as planner and core can take)",
     )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PLAN.json", help="write plan and graph to this file"
+    )
     add_time_limit_argument(parser)
     add_output_arguments(parser)
     parser.set_defaults(run=run)
@@ -102,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"unknown mode {args.mode!r}; known modes: {', '.join(MODES)}")
     if args.max_lower_sets is not None and args.max_lower_sets < 2:
         raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
+    if args.curve and args.output is not None:
+        raise UsageError("-o writes a plan, and --curve makes none; give --budget")
     options = PlannerOptions(
         mode=args.mode,
         family=args.family,
@@ -130,6 +137,8 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
         name = "nested" if args.planner == "auto" else args.planner
         print_json(_infeasible_json(error, graph, name, args.mode))
         return EXIT_INFEASIBLE
+    if args.output is not None:
+        save_plan_file(args.output, plan, graph)
     result = solve_json(plan, graph)
     if args.json:
         print_json(result)

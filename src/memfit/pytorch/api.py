@@ -36,7 +36,7 @@ from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, ShapeCount, parse_shapes
 from memfit.stages import store_all_schedule
 from memfit.units import Budget, parse_budget
 
-__all__ = ["EXECUTORS", "capture", "fit", "plan", "trade_off"]
+__all__ = ["EXECUTORS", "capture", "fit", "plan", "plan_step", "trade_off"]
 
 EXECUTORS = ("eager-graph", "inductor")
 COSTS = ("measured", "analytic")
@@ -440,6 +440,40 @@ def plan(
         InfeasibleBudgetError: no plan fits; names the smallest feasible budget.
         CaptureError: the model cannot be captured.
     """
+    return plan_step(
+        model,
+        example_inputs,
+        loss_fn,
+        budget=budget,
+        planner=planner,
+        mode=mode,
+        cost=cost,
+        optimizer=optimizer,
+        example_kwargs=example_kwargs,
+        accumulate=accumulate,
+        loops=loops,
+        time_limit_s=time_limit_s,
+        progress=progress,
+    )[1]
+
+
+def plan_step(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    loss_fn: Callable[..., Any] | None = None,
+    *,
+    budget: str | int | Budget,
+    planner: str = "auto",
+    mode: str = "auto",
+    cost: str = "measured",
+    optimizer: torch.optim.Optimizer | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    accumulate: bool = False,
+    loops: str = "auto",
+    time_limit_s: float | None = None,
+    progress: Progress | None = None,
+) -> tuple[CapturedStep, Plan]:
+    """The captured step beside the plan that `plan` makes of it; arguments and errors are its."""
     began = time.perf_counter()
     settings = _settings(
         model,
@@ -466,9 +500,12 @@ def plan(
         loops=loops,
         progress=progress,
     )
-    made = settings.plan_loops(step, step.loops)[1] if step.loops else settings.decide(step.graph)
+    if step.loops:
+        step, made = settings.plan_loops(step, step.loops)
+    else:
+        made = settings.decide(step.graph)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
-    return replace(made, provenance={**made.provenance, **seconds})
+    return step, replace(made, provenance={**made.provenance, **seconds})
 
 
 def trade_off(

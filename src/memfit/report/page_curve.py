@@ -1,0 +1,72 @@
+"""The trade-off of a graph for a report page, and the plans of some of its points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph import TrainingGraph
+from memfit.plan import Plan
+from memfit.planners import PlannerOptions, get_curve, get_planner
+from memfit.planners.base import TradeOff
+
+__all__ = ["CurveSample", "pick_points", "sample_curve"]
+
+
+@dataclass(frozen=True)
+class CurveSample:
+    """A trade-off with plans.
+
+    Attributes:
+        curve: the trade-off, every point of it.
+        plans: by number of the point, the plan for its budget.
+    """
+
+    curve: TradeOff
+    plans: Mapping[int, Plan]
+
+
+def pick_points(curve: TradeOff, most: int) -> list[int]:
+    """Numbers of at most `most` points that lie about evenly on the curve, both ends included.
+
+    Points are taken by their distance along the curve, with either axis scaled to its range: the
+    steep part counts as much as the flat one.
+    """
+    points = curve.points
+    if len(points) <= most:
+        return list(range(len(points)))
+    wide = max(1, points[-1].budget_bytes - points[0].budget_bytes)
+    high = max(1, points[0].overhead - points[-1].overhead)
+    along = [
+        (p.budget_bytes - points[0].budget_bytes) / wide + (points[0].overhead - p.overhead) / high
+        for p in points
+    ]
+    wanted = [along[-1] * i / max(1, most - 1) for i in range(most)]
+    return sorted({min(range(len(points)), key=lambda n: abs(along[n] - w)) for w in wanted})
+
+
+def sample_curve(
+    graph: TrainingGraph, planner: str, options: PlannerOptions, most: int
+) -> CurveSample:
+    """The trade-off of a planner, and the plans of at most `most` of its points.
+
+    Raises:
+        UsageError: the planner has no trade-off.
+    """
+    curve = get_curve(planner)(graph, options)
+    plans: dict[int, Plan] = {}
+    picked = pick_points(curve, most)
+    quiet = replace(options, progress=None)
+    # `auto` keeps to single recomputations where a budget is roomy, but its curve is of both.
+    planner = "nested" if planner == "auto" else planner
+    for done, number in enumerate(picked):
+        if options.progress is not None:
+            options.progress("plans along the curve", done / len(picked))
+        # A search that a time limit stops may miss a budget which the curve's own search has met.
+        try:
+            budget_bytes = curve.points[number].budget_bytes
+            plans[number] = get_planner(planner)(graph, budget_bytes, quiet)
+        except InfeasibleBudgetError:
+            continue
+    return CurveSample(curve, plans)
