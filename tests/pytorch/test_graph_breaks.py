@@ -183,7 +183,7 @@ def test_a_share_is_one_of_the_whole_steps_plain_peak() -> None:
 def test_a_budget_that_two_graphs_cannot_share_names_the_break() -> None:
     model, x = Halves(), torch.randn(512, 64)
     expected = _step(model, model, x)
-    call = _compiled(model, _options("1600KiB"))
+    call = _compiled(model, _options("1300KiB"))
     with pytest.warns(BudgetWarning, match=f"the first step takes .*{BREAK}"):
         assert _equal(_step(call, model, x), expected)
     with pytest.warns(BudgetWarning, match=f"{BREAK} splits the step into 2 graphs") as caught:
