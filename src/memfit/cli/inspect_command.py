@@ -1,0 +1,134 @@
+"""`memfit inspect`: where the memory of a plain step goes, without giving the model any."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from memfit.cli.graph_case import (
+    add_optimizer_argument,
+    capture_unallocated,
+    load_unallocated,
+)
+from memfit.cli.output import (
+    add_output_arguments,
+    foreign_prints_to_stderr,
+    print_json,
+    print_notes,
+    progress,
+    stdout_console,
+)
+from memfit.cli.target import add_target_arguments, check_target_arguments
+from memfit.errors import UsageError
+from memfit.units import format_bytes, parse_budget
+
+__all__ = ["add_parser", "run"]
+
+_DESCRIPTION = """\
+Will it fit? Predict the peak of a plain training step, and show where its memory goes, before any
+planning. The model is built without memory (fake tensors) and nothing is run, so that models larger
+than this machine, and devices that it lacks, can be asked about. Workspaces are estimates that mean
+to err on the high side.
+
+  memfit inspect pytorchcv.models.resnet:resnet50 --input 32x3x224x224
+  memfit inspect pytorchcv.models.resnet:resnet50 --input 256x3x224x224 --device cuda --memory 24GiB
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `inspect` to the subcommands."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="where the memory of a plain step goes, before planning",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_target_arguments(parser)
+    add_optimizer_argument(parser)
+    parser.add_argument(
+        "--memory",
+        metavar="BYTES",
+        help='what the device has ("24GiB"), for the verdict (default: what this machine has free, '
+        "where the device is there)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=10,
+        help="values and modules listed, largest first (default: %(default)s)",
+    )
+    add_output_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print where the memory goes.
+
+    Returns:
+        0, whether it fits or not.
+
+    Raises:
+        MemfitError: wrong arguments, a model that cannot be captured.
+    """
+    check_target_arguments(args)
+    if args.rows < 1:
+        raise UsageError(f"--rows is {args.rows}; it must be 1 or more")
+    if args.memory is not None and parse_budget(args.memory).absolute_bytes is None:
+        raise UsageError(f"--memory {args.memory} is no size; write bytes, such as 24GiB")
+    with (
+        progress("loading", shown=not (args.json or args.quiet)) as report,
+        foreign_prints_to_stderr(),
+    ):
+        from memfit.report.step_memory import memory_tables, step_memory
+
+        built = load_unallocated(args)
+        found = capture_unallocated(built, args, report)
+        memory = step_memory(found.graph, rows=args.rows)
+        available, whose = _available_bytes(args, found.graph.resident_bytes)
+    fits = None if available is None else memory.peak_bytes <= available
+    if args.json:
+        payload: dict[str, Any] = {
+            "status": "OK",
+            **memory.to_dict(),
+            "device": args.device,
+            "available_bytes": available,
+            "fits": fits,
+            "model_allocated": found.allocated,
+            "notes": list(found.notes),
+        }
+        print_json(payload)
+        return 0
+    verdicts = []
+    if available is not None:
+        verdicts.append((f"{whose}", format_bytes(available)))
+        verdicts.append(("the plain step fits", "yes" if fits else "no"))
+    verdicts.append(("the model was given memory", "yes" if found.allocated else "no"))
+    console = stdout_console()
+    from memfit.report.tables import print_tables
+
+    print_tables(console, *memory_tables(memory, verdicts))
+    if fits is False:
+        console.print(
+            f"The plain step needs {format_bytes(memory.peak_bytes - (available or 0))} more than "
+            f"there is; memfit plan {args.model} … --budget {available} plans one that fits, and "
+            "memfit sweep shows what each budget costs.",
+            soft_wrap=True,
+            markup=False,
+        )
+    print_notes(console, found.notes)
+    return 0
+
+
+def _available_bytes(args: argparse.Namespace, resident_bytes: int) -> tuple[int | None, str]:
+    """What there is for the whole step, and whose figure that is."""
+    if args.memory is not None:
+        return parse_budget(args.memory).absolute_bytes, "memory of the device, as given"
+    from memfit.cli.target import parse_device
+    from memfit.pytorch.measure import free_bytes
+    from memfit.pytorch.unallocated import device_is_there
+
+    device = parse_device(args.device)
+    if not device_is_there(device):
+        return None, ""
+    # Nothing of the step is alive yet: all that is free is there for it.
+    return free_bytes(device), f"free on {device}, less a margin"
