@@ -204,7 +204,7 @@ def load_case(args: Namespace, *, unallocated: Unallocated | None = None) -> Tra
     found = _resolve(args.model, "target")
     torch.manual_seed(args.seed)  # again, as importing a module draws only the first time
     with nullcontext() if unallocated is None else unallocated.building:
-        return _build_case(args, found, device)
+        return _build_case(args, found, device, unallocated)
 
 
 def resized_case(case: TrainingCase, batch: int) -> TrainingCase:
@@ -235,7 +235,9 @@ def resized_case(case: TrainingCase, batch: int) -> TrainingCase:
     return replace(case, inputs=tree_map_only(torch.Tensor, resize, case.inputs))
 
 
-def _build_case(args: Namespace, found: Any, device: torch.device) -> TrainingCase:
+def _build_case(
+    args: Namespace, found: Any, device: torch.device, unallocated: Unallocated | None
+) -> TrainingCase:
     from torch import nn
 
     keywords = dict(_parse_keyword(text) for text in args.arg)
@@ -250,7 +252,11 @@ def _build_case(args: Namespace, found: Any, device: torch.device) -> TrainingCa
             f"target {args.model!r} returned {what}; it must return an nn.Module, (model, inputs) "
             "or (model, inputs, loss_fn)"
         )
-    model = model.to(device).train()
+    if unallocated is None:
+        model = model.to(device)
+    else:
+        unallocated.fake_module(model)
+    model.train()
     if len(parts) == 1:
         inputs, loss_fn = _written_case(args, device)
     else:

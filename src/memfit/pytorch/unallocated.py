@@ -69,12 +69,31 @@ class Unallocated:
         return tree_map_only(torch.Tensor, self._fake_tensor, tree)
 
     def fake_module(self, model: nn.Module) -> None:
-        """Replace parameters and buffers that have memory by fake ones, in place."""
+        """Replace parameters and buffers that have memory by fake ones on `built_on`, in place.
+
+        `Module.to` cannot be used: it swaps fake tensors in place, which fails where anybody holds
+        a weak reference to one.
+        """
+        made: dict[int, torch.Tensor] = {}  # by the tensor that it replaces: some are tied
+        held_alive = [*model.parameters(), *model.buffers()]
         for module in model.modules():
             for held in (module._parameters, module._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
-                        held[name] = self._fake_tensor(tensor)
+                        if id(tensor) not in made:
+                            made[id(tensor)] = self._placed(tensor)
+                        held[name] = made[id(tensor)]
+        del held_alive
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        fake = self._fake_tensor(tensor)
+        if fake.device == self.built_on or fake.device.type == self.built_on.type == "cpu":
+            return fake
+        with self.mode:
+            moved = fake.detach().to(self.built_on)
+            if isinstance(tensor, nn.Parameter):
+                return nn.Parameter(moved, requires_grad=tensor.requires_grad)
+            return moved
 
     def _fake_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if isinstance(tensor, FakeTensor):
