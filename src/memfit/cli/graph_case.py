@@ -160,14 +160,21 @@ def load_graph(args: Namespace, progress: Progress | None) -> GraphCase:
     return GraphCase(step.graph, allocated=True)
 
 
-def capture_unallocated(built: Built, args: Namespace, progress: Progress | None) -> GraphCase:
-    """The step of a model without memory as a graph."""
+def capture_unallocated(
+    built: Built, args: Namespace, progress: Progress | None, *, likely: bool = False
+) -> GraphCase:
+    """The step of a model without memory as a graph; for `likely` see `Unallocated.capture`."""
     case, unallocated = built.case, built.unallocated
     unallocated.fake_module(case.model)
     with unallocated.building:
         optimizer = make_optimizer(args.optimizer, case.model)
         step = unallocated.capture(
-            case.model, case.inputs, case.loss_fn, optimizer=optimizer, progress=progress
+            case.model,
+            case.inputs,
+            case.loss_fn,
+            optimizer=optimizer,
+            likely=likely,
+            progress=progress,
         )
     return GraphCase(step.graph, built.notes, built.allocated)
 

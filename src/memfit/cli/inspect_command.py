@@ -27,8 +27,7 @@ __all__ = ["add_parser", "run"]
 _DESCRIPTION = """\
 Will it fit? Predict the peak of a plain training step, and show where its memory goes, before any
 planning. The model is built without memory (fake tensors) and nothing is run, so that models larger
-than this machine, and devices that it lacks, can be asked about. Workspaces are estimates that mean
-to err on the high side.
+than this machine, and devices that it lacks, can be asked about. Workspaces of ops are estimates.
 
   memfit inspect pytorchcv.models.resnet:resnet50 --input 32x3x224x224
   memfit inspect pytorchcv.models.resnet:resnet50 --input 256x3x224x224 --device cuda --memory 24GiB
@@ -79,18 +78,21 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
+        from memfit.report.explanation import floor_of_any_plan
         from memfit.report.step_memory import memory_tables, step_memory
 
         built = load_unallocated(args)
-        found = capture_unallocated(built, args, report)
+        found = capture_unallocated(built, args, report, likely=True)
         memory = step_memory(found.graph, rows=args.rows)
-        available, whose = _available_bytes(args, found.graph.resident_bytes)
+        floor = floor_of_any_plan(found.graph)[0]
+        available, whose = _available_bytes(args)
     fits = None if available is None else memory.peak_bytes <= available
     if args.json:
         payload: dict[str, Any] = {
             "status": "OK",
             **memory.to_dict(),
             "device": args.device,
+            "floor_bytes": floor,
             "available_bytes": available,
             "fits": fits,
             "model_allocated": found.allocated,
@@ -107,19 +109,27 @@ def run(args: argparse.Namespace) -> int:
     from memfit.report.tables import print_tables
 
     print_tables(console, *memory_tables(memory, verdicts))
-    if fits is False:
-        console.print(
-            f"The plain step needs {format_bytes(memory.peak_bytes - (available or 0))} more than "
-            f"there is; memfit plan {args.model} … --budget {available} plans one that fits, and "
-            "memfit sweep shows what each budget costs.",
-            soft_wrap=True,
-            markup=False,
-        )
+    if fits is False and available is not None:
+        console.print(_advice(args, memory.peak_bytes, available, floor), soft_wrap=True)
     print_notes(console, found.notes)
     return 0
 
 
-def _available_bytes(args: argparse.Namespace, resident_bytes: int) -> tuple[int | None, str]:
+def _advice(args: argparse.Namespace, peak: int, available: int, floor: int) -> str:
+    """What to do where the plain step does not fit."""
+    short = f"The plain step needs {format_bytes(peak - available)} more than there is"
+    if floor > available:
+        return (
+            f"{short}, and no plan can go below {format_bytes(floor)}: make the batch or the model "
+            "smaller, or train fewer parameters."
+        )
+    return (
+        f"{short}; memfit plan with --budget {available} looks for one that fits, and memfit sweep "
+        "shows what each budget costs."
+    )
+
+
+def _available_bytes(args: argparse.Namespace) -> tuple[int | None, str]:
     """What there is for the whole step, and whose figure that is."""
     if args.memory is not None:
         return parse_budget(args.memory).absolute_bytes, "memory of the device, as given"

@@ -441,7 +441,9 @@ def _resolve(text: str, what: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         missing = error.name or module_name
-        if module_name == missing or module_name.startswith(f"{missing}."):
+        if module_name.endswith(".py"):
+            remedy = f"leave .py out: {module_name.removesuffix('.py')}:{name}"
+        elif module_name == missing or module_name.startswith(f"{missing}."):
             remedy = "check the spelling, install it, or run memfit from the folder that holds it"
         else:
             remedy = f"install {missing}"

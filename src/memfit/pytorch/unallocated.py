@@ -23,6 +23,7 @@ from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat import tree_map, tree_map_only
 from memfit.pytorch.compat_fake import FakeTensor, FakeTensorMode, fake_mode, said_to_be_on
 from memfit.pytorch.costing import cost_step
+from memfit.pytorch.likely_workspace import with_likely_workspace
 from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = [
@@ -108,9 +109,15 @@ class Unallocated:
         loss_fn: Callable[..., Any] | None = None,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        likely: bool = False,
         progress: Progress | None = None,
     ) -> CapturedStep:
         """The step as a graph with analytic costs; see `memfit.pytorch.api.capture`.
+
+        Args:
+            model, inputs, loss_fn, optimizer, progress: as for `capture`.
+            likely: estimate workspaces as they most likely are (to predict a peak), not from above
+                (to plan within a budget).
 
         Raises:
             CaptureError: the model cannot be captured.
@@ -126,9 +133,9 @@ class Unallocated:
                 loops="unroll",
                 progress=progress,
             )
-            if device_is_there(self.device):
-                return step
-            return _as_on(step, self.device)
+            if not device_is_there(self.device):
+                return _as_on(step, self.device)
+            return with_likely_workspace(step) if likely else step
 
 
 def without_memory(device: str | torch.device = "cpu") -> Unallocated:

@@ -169,6 +169,8 @@ def memory_tables(memory: StepMemory, verdicts: Sequence[tuple[str, str]] = ()) 
     for name, size in memory.parts.items():
         share = f"{100 * size / memory.peak_bytes:.1f}%"
         first.add_row(f"  {name.replace('_', ' ')}", format_bytes(size), share)
+    if memory.at:
+        first.add_row("peak reached in", f"{memory.phase} op", "")
     first.add_row("alive when the step ends", format_bytes(memory.end_bytes), "")
     first.add_row("ops", str(memory.ops), "")
     for name, value in verdicts:
@@ -176,7 +178,7 @@ def memory_tables(memory: StepMemory, verdicts: Sequence[tuple[str, str]] = ()) 
     tables = [first]
     if memory.live:
         live = figures_table(
-            f"Alive at the peak, in the {memory.phase} op {escape(memory.at or '')}",
+            "Alive at the peak, largest first",
             "value",
             "what",
             "bytes",
@@ -190,9 +192,7 @@ def memory_tables(memory: StepMemory, verdicts: Sequence[tuple[str, str]] = ()) 
             live.add_row("…", f"{memory.live_left_out} smaller ones", "", "")
         tables.append(live)
     if memory.modules:
-        modules = figures_table(
-            "Kept from the forward to the backward pass, by module", "module", "kept", "ops"
-        )
+        modules = figures_table("Kept for the backward pass", "module", "kept", "ops")
         for module in memory.modules:
             modules.add_row(escape(module.path), format_bytes(module.kept_bytes), str(module.ops))
         tables.append(modules)
