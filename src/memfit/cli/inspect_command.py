@@ -109,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
     from memfit.report.tables import print_tables
 
     print_tables(console, *memory_tables(memory, verdicts))
+    if memory.at is not None:
+        where = f"The peak is reached in the {memory.phase} op {memory.at}."
+        console.print(where, soft_wrap=True, markup=False)
     if fits is False and available is not None:
         console.print(_advice(args, memory.peak_bytes, available, floor), soft_wrap=True)
     print_notes(console, found.notes)

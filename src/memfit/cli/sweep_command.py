@@ -76,7 +76,13 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     with progress("loading", shown=not (args.json or args.quiet)) as report:
         from memfit.planners.peers import peer_points
-        from memfit.report.trade_off import Sweep, save_sweep_figure, sweep_csv, sweep_table
+        from memfit.report.trade_off import (
+            Sweep,
+            save_sweep_figure,
+            sweep_csv,
+            sweep_note,
+            sweep_table,
+        )
 
         case = load_graph(args, report)
         graph = case.graph
@@ -100,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = stdout_console()
     print_tables(console, *sweep_table(sweep, args.rows))
+    console.print(sweep_note(sweep, args.rows), soft_wrap=True, markup=False)
     for what, path in (("points", args.csv), ("picture", args.figure)):
         if path is not None:
             console.print(f"{what} written to {path}", soft_wrap=True, markup=False)

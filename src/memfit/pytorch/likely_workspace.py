@@ -1,9 +1,9 @@
 """The workspace of convolutions as it most likely is, where `analytic_cost` gives an upper bound.
 
-A budget has to hold whatever happens; a prediction should be near. What PyTorch's CPU convolutions
-take was measured (2.13, oneDNN, float32): those that are plain matrix products take nothing; all
-others copy their operands to a layout in blocks of 8 channels, one phase after the other, and each
-phase gives its copies back.
+A budget has to hold whatever happens; a prediction should be near. What oneDNN's convolutions take
+was measured (PyTorch 2.13, float32): they copy their operands to a layout in blocks of 8 channels,
+one phase after the other, and each phase gives its copies back. Which convolutions go to oneDNN is
+decided by PyTorch's `ConvParams::use_mkldnn` (aten/src/ATen/native/Convolution.cpp).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = ["likely_workspace_bytes", "with_likely_workspace"]
 aten = torch.ops.aten
 _FORWARD, _BACKWARD = aten.convolution.default, aten.convolution_backward.default
 _BLOCK = 8
+_SMALL = 20_480  # elements of an input of batch 1 that oneDNN is not asked for
 
 
 def with_likely_workspace(step: CapturedStep) -> CapturedStep:
@@ -51,7 +52,7 @@ def likely_workspace_bytes(call: OpCall) -> int | None:
     if call.device.type != "cpu" or any(s.dtype is not torch.float32 for s in specs):
         return None
     arguments = call.args[4:] if backward else call.args[3:]
-    stride, padding, _, transposed, _, groups = arguments[:6]
+    stride, padding, dilation, transposed, _, groups = arguments[:6]
     if backward:
         gradient, x, weight = specs
         y = gradient
@@ -61,9 +62,13 @@ def likely_workspace_bytes(call: OpCall) -> int | None:
         if not made:
             return None
         y = made[0]
-    plain = groups == 1 and not transposed and max(stride) == 1 and max(padding) == 0
-    if plain and math.prod(weight.shape[2:]) == 1:
-        return 0
+    kernel = weight.shape[2:]
+    moved = transposed or max(stride) > 1 or max(dilation) > 1
+    single = max(kernel) == 1 and not moved
+    if single and x.shape[0] < 16 and torch.get_num_threads() == 1:
+        return 0 if groups == 1 and max(padding) == 0 else None  # a matrix product
+    if groups == 1 and min(kernel) <= 3 and x.shape[0] == 1 and x.elements <= _SMALL:
+        return None
     bytes_x, bytes_y = _blocked(x, (1,)), _blocked(y, (1,))
     bytes_w = _blocked(weight, (0, 1) if groups == 1 else (0,))
     if backward:

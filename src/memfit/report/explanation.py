@@ -150,7 +150,7 @@ def _why_infeasible(
         what = f"the op {floor_op} with all it reads and writes" if floor_op else "the gradients"
         found.append(
             f"No plan of any kind can go below {format_bytes(floor)}: what is alive all through "
-            f"the step and {what} must be there at once."
+            f"the step and {what} must be there at once, its workspace included."
         )
     else:
         found.append(

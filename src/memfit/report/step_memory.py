@@ -152,7 +152,7 @@ def _modules(graph: TrainingGraph, schedule: Schedule) -> tuple[ModuleMemory, ..
         counts[path] += 1
         sizes[path] += sum(graph.values[v].size_bytes for v in op.outputs if v in kept)
     found = [ModuleMemory(path, sizes[path], counts[path]) for path in counts if sizes[path]]
-    return tuple(sorted(found, key=lambda m: (-m.kept_bytes, m.path)))
+    return tuple(sorted(found, key=lambda m: -m.kept_bytes))
 
 
 def memory_tables(memory: StepMemory, verdicts: Sequence[tuple[str, str]] = ()) -> list[Table]:
@@ -169,8 +169,6 @@ def memory_tables(memory: StepMemory, verdicts: Sequence[tuple[str, str]] = ()) 
     for name, size in memory.parts.items():
         share = f"{100 * size / memory.peak_bytes:.1f}%"
         first.add_row(f"  {name.replace('_', ' ')}", format_bytes(size), share)
-    if memory.at:
-        first.add_row("peak reached in", f"{memory.phase} op", "")
     first.add_row("alive when the step ends", format_bytes(memory.end_bytes), "")
     first.add_row("ops", str(memory.ops), "")
     for name, value in verdicts:
@@ -192,7 +190,7 @@ def memory_tables(memory: StepMemory, verdicts: Sequence[tuple[str, str]] = ()) 
             live.add_row("…", f"{memory.live_left_out} smaller ones", "", "")
         tables.append(live)
     if memory.modules:
-        modules = figures_table("Kept for the backward pass", "module", "kept", "ops")
+        modules = figures_table("Kept, by module", "module", "kept", "ops")
         for module in memory.modules:
             modules.add_row(escape(module.path), format_bytes(module.kept_bytes), str(module.ops))
         tables.append(modules)

@@ -19,7 +19,7 @@ from memfit.report.figure import byte_scale, save_figure
 from memfit.report.tables import figures_table
 from memfit.units import format_bytes, format_time_ns
 
-__all__ = ["Sweep", "SweepRow", "save_sweep_figure", "sweep_csv", "sweep_table"]
+__all__ = ["Sweep", "SweepRow", "save_sweep_figure", "sweep_csv", "sweep_note", "sweep_table"]
 
 OURS = "memfit"
 # Okabe and Ito's colour-blind safe palette; markers differ too.
@@ -144,9 +144,8 @@ def sweep_table(sweep: Sweep, most: int) -> list[Table]:
     curve = sweep.curve
     ours = sweep.ours
     shown = thinned(ours, most)
-    left_out = f", {len(shown)} of {len(ours)} points shown" if len(shown) < len(ours) else ""
     table = figures_table(
-        f"{escape(sweep.graph)}: what each budget costs (planner {curve.planner}{left_out})",
+        f"What each budget costs: {escape(sweep.graph)}",
         "budget",
         "of plain peak",
         "overhead",
@@ -183,6 +182,14 @@ def sweep_table(sweep: Sweep, most: int) -> list[Table]:
             )
         tables.append(peers)
     return tables
+
+
+def sweep_note(sweep: Sweep, most: int) -> str:
+    """One line on who planned and what the table left out."""
+    count = len(sweep.ours)
+    shown = len(thinned(sweep.ours, most))
+    some = f"{shown} of {count} points shown" if shown < count else f"{count} points"
+    return f"{some}, by planner {sweep.curve.planner}; the first keeps everything."
 
 
 def _ours_at(curve: TradeOff, peak_bytes: int) -> str:
