@@ -1,4 +1,4 @@
-"""What `memfit explain` says is so: the floor is one, the op binds, the sentences carry the bytes."""
+"""What `memfit explain` says is so: floor, binding op, bytes in the sentences."""
 
 from __future__ import annotations
 
