@@ -25,7 +25,7 @@ CASES: dict[str, tuple[Callable[..., networks.Case], dict[str, Any]]] = {
     "resnet50": (networks.resnet50, {}),
     "unet": (networks.unet, {}),
     "gpt2": (networks.gpt2, {}),
-    "lstm": (networks.lstm, {}),
+    "lstm": (networks.lstm, {"steps": 128}),
 }
 
 
