@@ -24,7 +24,8 @@ from memfit.cli.output import (
     stdout_console,
 )
 from memfit.cli.plan_command import make_optimizer
-from memfit.cli.target import add_target_arguments, check_target_arguments, load_case, resized_case
+from memfit.cli.resizing import first_size, resized_arguments, resized_case
+from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
@@ -103,30 +104,6 @@ class _Search:
         if report is None:
             return None
         return lambda text, share: report(f"batch {batch}: {text}", share)
-
-
-def resized_arguments(args: argparse.Namespace, batch: int) -> argparse.Namespace:
-    """The command line with another batch, where it says what the batch is."""
-    changed = dict(vars(args))
-    if args.batch_arg is not None:
-        others = [a for a in args.arg if a.partition("=")[0] != args.batch_arg]
-        changed["arg"] = [*others, f"{args.batch_arg}={batch}"]
-    elif args.input:
-        first = _first_size(args.input[0])
-        changed["input"] = [_with_batch(text, first, batch) for text in args.input]
-        if args.target is not None:
-            changed["target"] = _with_batch(args.target, first, batch)
-    return argparse.Namespace(**changed)
-
-
-def _first_size(text: str) -> int:
-    return int(text.strip().partition(":")[0].partition("x")[0])
-
-
-def _with_batch(text: str, old: int, new: int) -> str:
-    shape, colon, rest = text.strip().partition(":")
-    size, cross, others = shape.partition("x")
-    return f"{new if int(size) == old else size}{cross}{others}{colon}{rest}"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -251,7 +228,7 @@ def _start(args: argparse.Namespace) -> int:
             if name == args.batch_arg and value.isdigit():
                 return max(1, int(value))
         return 1
-    return _first_size(args.input[0]) if args.input else 1
+    return first_size(args.input[0]) if args.input else 1
 
 
 def _likely(search: _Search, start: int) -> int:

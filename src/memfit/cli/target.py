@@ -11,7 +11,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memfit.errors import MemfitError, UsageError
@@ -31,7 +31,6 @@ __all__ = [
     "load_case",
     "parse_device",
     "parse_tensor",
-    "resized_case",
 ]
 
 LOSSES = ("auto", "none", "sum", "cross-entropy", "mse")
@@ -205,34 +204,6 @@ def load_case(args: Namespace, *, unallocated: Unallocated | None = None) -> Tra
     torch.manual_seed(args.seed)  # again, as importing a module draws only the first time
     with nullcontext() if unallocated is None else unallocated.building:
         return _build_case(args, found, device, unallocated)
-
-
-def resized_case(case: TrainingCase, batch: int) -> TrainingCase:
-    """The case with another batch: inputs whose first size is that of the first one are resized.
-
-    Rows are repeated or left out; a batch that the inputs have already changes nothing.
-    """
-    import torch
-
-    from memfit.pytorch.compat import tree_leaves, tree_map_only
-
-    tensors = [t for t in tree_leaves(case.inputs) if isinstance(t, torch.Tensor) and t.ndim]
-    if not tensors:
-        raise UsageError(
-            f"{case.name} is called without tensors, so its batch cannot be changed; name the "
-            "argument of TARGET that is the batch with --batch-arg"
-        )
-    old = tensors[0].shape[0]
-    if old == batch:
-        return case
-
-    def resize(t: torch.Tensor) -> torch.Tensor:
-        if not t.ndim or t.shape[0] != old:
-            return t
-        rows = torch.arange(batch, device=t.device) % old
-        return t.detach().index_select(0, rows).requires_grad_(t.requires_grad)
-
-    return replace(case, inputs=tree_map_only(torch.Tensor, resize, case.inputs))
 
 
 def _build_case(
