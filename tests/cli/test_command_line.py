@@ -19,7 +19,7 @@ from memfit.errors import ExecutionError, InfeasibleBudgetError
 from memfit.graph_io import bare_graph, write_graph
 
 COMMANDS = (
-    "demo", "inspect", "sweep", "plan", "verify", "max-batch", "explain", "solve",
+    "demo", "inspect", "sweep", "plan", "verify", "report", "max-batch", "explain", "solve",
 )  # fmt: skip
 
 
