@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,9 @@ from memfit.cli.output import one_line, print_json
 from memfit.errors import ExecutionError, InfeasibleBudgetError
 from memfit.graph_io import bare_graph, write_graph
 
-COMMANDS = ("demo", "plan", "verify", "solve")
+COMMANDS = (
+    "demo", "inspect", "sweep", "plan", "verify", "report", "max-batch", "explain", "solve",
+)  # fmt: skip
 
 
 def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -69,11 +72,15 @@ from memfit.cli import main
 assert main(["plan", "m:f", "--input", "2x3", "--budget", "3 apples"]) == 2
 assert main(["plan", "m:f", "--input", "2y3", "--budget", "3GB"]) == 2
 assert main(["verify", "m:f", "--input", "2x3", "--budget", "3GB", "--planner", "oracle"]) == 2
+assert main(["sweep", "m:f", "--input", "2x3", "--planner", "oracle"]) == 2
+assert main(["inspect", "m:f", "--input", "2x3", "--memory", "much"]) == 2
+assert main(["max-batch", "m:f", "--input", "2x3", "--budget", "50%"]) == 2
+assert main(["explain", "m:f", "--input", "2x3", "--budget", "auto"]) == 2
 sys.exit("torch was imported" if "torch" in sys.modules else 0)
 """
     done = _python(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 3
+    assert len(done.stderr.splitlines()) == 7
 
 
 def test_version_names_the_core(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,3 +233,74 @@ def test_progress_is_for_terminals_and_for_what_takes_long(
     assert ("simulating stages" in err) == (terminal and shown and after_s == 0)
     if not terminal or not shown or after_s:
         assert err == ""
+
+
+def test_the_time_left_is_shown_where_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "PROGRESS_AFTER_S", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for variable in ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    with output.progress("loading", shown=True) as report:
+        assert report is not None
+        report("capturing", 0.0)  # does not say how far it is
+        time.sleep(0.4)
+        for tenth in range(1, 6):
+            report("searching [stages]", tenth / 10)
+            time.sleep(0.15)
+    err = capsys.readouterr().err
+    before, _, after = err.partition("searching [stages]")
+    assert "capturing" in before
+    assert "left" not in before
+    assert re.search(r"about [0-9]+ s left", after)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(
+    "words", [("solve", "--budget", "80%"), ("sweep",), ("explain", "--budget", "9")]
+)
+def test_terminals_get_colours_pipes_and_no_color_do_not(
+    words: tuple[str, ...], chain: Path
+) -> None:
+    command = [sys.executable, "-m", "memfit", words[0], str(chain), *words[1:]]
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "\x1b" not in plain.stdout
+    assert "─" not in plain.stdout
+    assert "━" not in plain.stdout
+    shown = {}
+    for name, extra in (("colour", {}), ("none", {"NO_COLOR": "1"})):
+        ours, theirs = os.openpty()
+        environment = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+        done = subprocess.run(
+            command,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env={**environment, "TERM": "xterm-256color", "COLUMNS": "120", **extra},
+            timeout=120,
+        )
+        os.close(theirs)
+        shown[name] = os.read(ours, 1 << 16).decode()
+        os.close(ours)
+        assert (done.returncode, done.stderr) == (0, b"")
+    coloured = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;[0-9;]+)m")
+    assert not coloured.search(shown["none"])
+    assert shown["none"].split()  # it says the same, without colours
+
+
+def test_quiet_and_json_say_nothing_on_stderr(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "PROGRESS_AFTER_S", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for extra in (["--quiet"], ["--json"]):
+        assert main(["sweep", str(chain), *extra]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out
+        if extra == ["--json"]:
+            json.loads(out)

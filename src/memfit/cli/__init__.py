@@ -15,7 +15,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from memfit import __version__, build_info
-from memfit.cli import demo_command, plan_command, report_command, solve, verify_command
+from memfit.cli import (
+    demo_command,
+    explain_command,
+    inspect_command,
+    max_batch_command,
+    plan_command,
+    report_command,
+    solve,
+    sweep_command,
+    verify_command,
+)
 from memfit.cli.output import debugging, error_payload, one_line, print_json
 from memfit.errors import InfeasibleBudgetError, MemfitError, UsageError
 
@@ -64,7 +74,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo_command, plan_command, verify_command, report_command, solve):
+    for command in (
+        demo_command,
+        inspect_command,
+        sweep_command,
+        plan_command,
+        verify_command,
+        report_command,
+        max_batch_command,
+        explain_command,
+        solve,
+    ):
         command.add_parser(commands)
     return parser
 

@@ -7,12 +7,23 @@ import os
 import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from memfit.errors import InfeasibleBudgetError
 from memfit.planners.base import Progress as Report
@@ -25,6 +36,7 @@ __all__ = [
     "foreign_prints_to_stderr",
     "one_line",
     "print_json",
+    "print_notes",
     "progress",
     "stdout_console",
 ]
@@ -85,6 +97,12 @@ def stdout_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """One line for each note."""
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space as one space."""
     return " ".join(text.split())
@@ -120,6 +138,23 @@ def foreign_prints_to_stderr() -> Iterator[None]:
         yield
 
 
+class _TimeLeft(ProgressColumn):
+    """Time left in what is being done, where it says how far it is."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Such as `about 12 s left`; nothing where it is not known."""
+        left = task.time_remaining
+        if left is None or task.finished or not task.completed:
+            return Text("")
+        return Text(f"about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 @contextmanager
 def progress(label: str, *, shown: bool) -> Iterator[Report | None]:
     """A progress callback `(label, share done)` that draws a bar on stderr after one second.
@@ -135,6 +170,7 @@ def progress(label: str, *, shown: bool) -> Iterator[Report | None]:
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
+        _TimeLeft(),
         console=console,
         transient=True,
         refresh_per_second=4,
@@ -146,8 +182,14 @@ def progress(label: str, *, shown: bool) -> Iterator[Report | None]:
     timer.daemon = True
     timer.start()
 
+    shown_text = label
+
     def report(text: str, share: float) -> None:
-        bar.update(task, description=text, completed=share, total=1.0)
+        nonlocal shown_text
+        if text != shown_text:  # the time left is that of one kind of work
+            shown_text = text
+            bar.reset(task, total=1.0)
+        bar.update(task, description=escape(text), completed=share, total=1.0)
 
     try:
         yield report

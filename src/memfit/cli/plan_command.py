@@ -29,6 +29,7 @@ __all__ = [
     "OPTIMIZERS",
     "add_parser",
     "add_planning_arguments",
+    "check_output_file",
     "check_planning_arguments",
     "make_optimizer",
     "run",
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     check_target_arguments(args)
     check_planning_arguments(args)
     if args.output is not None:
-        _check_output(args.output)
+        check_output_file(args.output)
     with (
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_output(path: Path) -> None:
+def check_output_file(path: Path) -> None:
     """Refuse a place that cannot be written before minutes are spent on a plan."""
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; name a file")

@@ -14,6 +14,7 @@ from memfit.cli.output import (
     add_time_limit_argument,
     one_line,
     print_json,
+    print_notes,
     progress,
     stdout_console,
 )
@@ -32,6 +33,7 @@ from memfit.planners import (
     get_planner,
 )
 from memfit.planners.paper_dp import MODES
+from memfit.report.tables import print_tables
 from memfit.stages import store_all_schedule
 from memfit.units import format_bytes, parse_budget
 
@@ -144,9 +146,8 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
         print_json(result)
     else:
         console = stdout_console()
-        console.print(_table(result))
-        for note in result["notes"]:
-            console.print(f"note: {note}", soft_wrap=True)
+        print_tables(console, _table(result))
+        print_notes(console, result["notes"])
     return 0
 
 
@@ -172,9 +173,8 @@ def _curve(args: argparse.Namespace, options: PlannerOptions) -> int:
         share = 100.0 * point.overhead / graph.forward_cost if graph.forward_cost else 0.0
         size = format_bytes(point.budget_bytes)
         table.add_row(size, str(point.budget_bytes), str(point.overhead), f"{share:.2f}%")
-    console.print(table)
-    for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+    print_tables(console, table)
+    print_notes(console, found.notes)
     return 0
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from memfit.pytorch.unallocated import Unallocated
+
 __all__ = [
     "LOSSES",
     "TensorText",
@@ -26,6 +29,7 @@ __all__ = [
     "add_target_arguments",
     "check_target_arguments",
     "load_case",
+    "parse_device",
     "parse_tensor",
 ]
 
@@ -181,20 +185,32 @@ def check_target_arguments(args: Namespace) -> None:
         )
 
 
-def load_case(args: Namespace) -> TrainingCase:
+def load_case(args: Namespace, *, unallocated: Unallocated | None = None) -> TrainingCase:
     """Build the model, its inputs and its loss.
+
+    Args:
+        args: the command line.
+        unallocated: builds them without memory, for a device that need not be there.
 
     Raises:
         UsageError: TARGET cannot be found, called or used; inputs or loss are missing or double.
     """
     import torch
-    from torch import nn
 
     check_target_arguments(args)
-    device = _device(args.device)
+    device = _device(args.device) if unallocated is None else unallocated.built_on
     torch.manual_seed(args.seed)
     found = _resolve(args.model, "target")
     torch.manual_seed(args.seed)  # again, as importing a module draws only the first time
+    with nullcontext() if unallocated is None else unallocated.building:
+        return _build_case(args, found, device, unallocated)
+
+
+def _build_case(
+    args: Namespace, found: Any, device: torch.device, unallocated: Unallocated | None
+) -> TrainingCase:
+    from torch import nn
+
     keywords = dict(_parse_keyword(text) for text in args.arg)
     made = found if isinstance(found, nn.Module) else _call(args.model, found, keywords)
     parts = tuple(made) if isinstance(made, (tuple, list)) else (made,)
@@ -207,7 +223,11 @@ def load_case(args: Namespace) -> TrainingCase:
             f"target {args.model!r} returned {what}; it must return an nn.Module, (model, inputs) "
             "or (model, inputs, loss_fn)"
         )
-    model = model.to(device).train()
+    if unallocated is None:
+        model = model.to(device)
+    else:
+        unallocated.fake_module(model)
+    model.train()
     if len(parts) == 1:
         inputs, loss_fn = _written_case(args, device)
     else:
@@ -290,18 +310,30 @@ def _tensors(
 def _device(name: str) -> torch.device:
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"unknown device {name!r}; write cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name!r} is not supported; write cpu, cuda or cuda:1")
+    device = parse_device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UsageError(
                 f"device {name!r} is not there: PyTorch sees {count} CUDA devices; use --device cpu"
             )
+    return device
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name, which need not be there.
+
+    Raises:
+        UsageError: it is none, or of another kind than CPU and CUDA.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}; write cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is not supported; write cpu, cuda or cuda:1")
     return device
 
 
@@ -380,7 +412,9 @@ def _resolve(text: str, what: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         missing = error.name or module_name
-        if module_name == missing or module_name.startswith(f"{missing}."):
+        if module_name.endswith(".py"):
+            remedy = f"leave .py out: {module_name.removesuffix('.py')}:{name}"
+        elif module_name == missing or module_name.startswith(f"{missing}."):
             remedy = "check the spelling, install it, or run memfit from the folder that holds it"
         else:
             remedy = f"install {missing}"

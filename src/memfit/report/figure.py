@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Trace", "save_timeline_figure", "trace_of"]
+__all__ = [
+    "Trace",
+    "byte_scale",
+    "check_figure_path",
+    "save_figure",
+    "save_timeline_figure",
+    "trace_of",
+]
 
 # Okabe and Ito's colour-blind safe palette; what a planner decides about gets the strong colours.
 _BANDS: tuple[tuple[str, str, tuple[Category, ...]], ...] = (
@@ -108,26 +115,51 @@ def save_timeline_figure(
     Raises:
         UsageError: matplotlib is missing, or the suffix is another.
     """
+    save_figure(path, lambda: _draw(plain, planned, budget_bytes, title))
+
+
+def check_figure_path(path: str | Path) -> None:
+    """Refuse a picture that could not be saved, before anything is computed for it.
+
+    Raises:
+        UsageError: matplotlib is missing, or the suffix is neither `.svg` nor `.png`.
+    """
     path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in _FORMATS:
+    if path.suffix.lower() not in _FORMATS:
         raise UsageError(
             f"picture {path} ends in {path.suffix!r}; name it with {' or '.join(_FORMATS)}"
         )
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError(
             'pictures need matplotlib, which is not installed; run: pip install "memfit[plot]"'
         ) from None
+
+
+def save_figure(path: str | Path, draw: Callable[[], Figure]) -> None:
+    """Save what `draw` returns; the same picture gives the same file, whole or not at all.
+
+    Raises:
+        UsageError: see `check_figure_path`.
+    """
+    check_figure_path(path)
+    import matplotlib
+
+    path = Path(path)
+    kind = path.suffix.lower()
     buffer = io.BytesIO()
     # No date and no random ids: the same picture gives the same file.
     metadata: dict[str, Any] = {"Date": None} if kind == ".svg" else {"Software": None}
     style = {"svg.hashsalt": "memfit", "svg.fonttype": "path", "font.size": 11}
     with matplotlib.rc_context(style):
-        figure = _draw(plain, planned, budget_bytes, title)
-        figure.savefig(buffer, format=kind[1:], dpi=150, metadata=metadata)
+        draw().savefig(buffer, format=kind[1:], dpi=150, metadata=metadata)
     write_bytes_whole(path, buffer.getvalue())
+
+
+def byte_scale(most_bytes: int) -> tuple[int, str]:
+    """The unit to draw bytes in, and its name."""
+    return next((s, u) for s, u in _UNITS if most_bytes >= s or s == 1)
 
 
 def _draw(plain: Trace, planned: Trace, budget_bytes: int | None, title: str) -> Figure:
@@ -136,7 +168,7 @@ def _draw(plain: Trace, planned: Trace, budget_bytes: int | None, title: str) ->
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     axes = figure.add_subplot()
     tallest = max(plain.timeline.peak_bytes, planned.timeline.peak_bytes, budget_bytes or 0)
-    scale, unit = next((s, u) for s, u in _UNITS if tallest >= s or s == 1)
+    scale, unit = byte_scale(tallest)
     _stack(axes, planned, plain.total, scale)
     axes.stairs(
         [b / scale for b in plain.timeline.live_bytes],

@@ -23,6 +23,7 @@ __all__ = [
     "binding_text",
     "demo_row",
     "demo_table",
+    "figures_table",
     "plan_table",
     "print_tables",
     "stages_table",
@@ -51,6 +52,14 @@ def _table(title: str, *columns: str, header: bool = True, texts: Collection[int
         justify: JustifyMethod = "left" if number in texts else "right"
         table.add_column(column, justify=justify, overflow="fold")
     return table
+
+
+def figures_table(title: str, *columns: str, texts: Collection[int] = (0,)) -> Table:
+    """An empty table; the columns at the positions `texts` are text, the others figures.
+
+    It has a header where a column has a name.
+    """
+    return _table(title, *columns, header=any(columns), texts=texts)
 
 
 def _percent(value: float, *, sign: bool = True) -> str:
