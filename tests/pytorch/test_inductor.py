@@ -210,7 +210,7 @@ def test_measured_peak_is_within_the_budget(name: str, budget: str) -> None:
         assert peak > 0.97 * fitted.plan.budget_bytes
 
 
-def test_fusions_are_held_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fusions_are_held_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the tightest budget some fusions are refused; without refusals the peak is higher."""
     torch.manual_seed(0)
     model, x = nn.Sequential(*[Block(16) for _ in range(4)]), torch.randn(256, 16)
@@ -226,6 +226,7 @@ def test_fusions_are_held_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     _gradients(_fit(model, minimum), model, x)
     assert any(refused)
     monkeypatch.setattr(PlanChoices, "_fits", lambda *_: True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before
     with pytest.raises(memfit.InfeasibleBudgetError, match="Inductor's kernels"):
         _gradients(_fit(model, minimum), model, x)
 
