@@ -28,7 +28,6 @@ def programs(draw: st.DrawFn) -> Kernels:
         writes=tuple((op,) for op in range(count)),
         reads=tuple(reads),
         follows=tuple(frozenset(b for b in r if b < count) for r in reads),
-        is_loop=tuple(draw(st.lists(st.booleans(), min_size=count, max_size=count))),
         workspace_bytes=tuple(draw(st.lists(st.integers(0, 5), min_size=count, max_size=count))),
         allocated_bytes=(*sizes[:count], 0, 0),
         freed_bytes=tuple(sizes),
@@ -57,12 +56,6 @@ def valid(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> bool:
 
 def replayed(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> int:
     """The peak, from the set of live buffers after each kernel."""
-    inside = set()
-    for buffer, maker in enumerate(ops.maker):
-        readers = [op for op, read in enumerate(ops.reads) if buffer in read]
-        own = maker >= 0 and ops.is_loop[maker] and not ops.is_output[buffer]
-        if own and readers and all(kernel_of[r] == kernel_of[maker] for r in readers):
-            inside.add(buffer)
     unread = {
         b for b in range(len(ops.names)) if ops.maker[b] < 0 and not any(b in r for r in ops.reads)
     }
@@ -70,7 +63,7 @@ def replayed(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> in
     peak = ops.input_bytes
     for at, kernel in enumerate(order):
         members = [op for op, k in enumerate(kernel_of) if k == kernel]
-        live |= {b for op in members for b in ops.writes[op]} - inside
+        live |= {b for op in members for b in ops.writes[op]}
         workspace = sum(ops.workspace_bytes[op] for op in members)
         peak = max(peak, sum(ops.freed_bytes[b] for b in live) + workspace)
         rest = set(order[at + 1 :])
@@ -119,7 +112,6 @@ def test_a_fusion_that_moves_a_chain_forward_raises_the_peak() -> None:
         writes=((0,), (1,), (2,), (3,)),
         reads=((), (0, 4), (), (2, 4)),
         follows=(frozenset(), frozenset({0}), frozenset(), frozenset({2})),
-        is_loop=(True,) * 4,
         workspace_bytes=(0,) * 4,
         allocated_bytes=(10, 1, 10, 1, 0),
         freed_bytes=(10, 1, 10, 1, 2),

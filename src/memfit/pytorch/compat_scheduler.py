@@ -65,7 +65,7 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
     """
     from torch._inductor.dependencies import WeakDep
     from torch._inductor.memory import compute_size_for_scheduler_buffer
-    from torch._inductor.scheduler import ExternKernelSchedulerNode, SchedulerNode
+    from torch._inductor.scheduler import ExternKernelSchedulerNode
     from torch._inductor.virtualized import V
 
     single = {id(n): n for fused in scheduler.nodes for n in fused.get_nodes()}
@@ -121,7 +121,6 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
         writes=tuple(writes),
         reads=tuple(reads),
         follows=tuple(follows),
-        is_loop=tuple(isinstance(n, SchedulerNode) for n in nodes),
         workspace_bytes=tuple(
             max((workspace(o) for o in n.node.get_origins()), default=0)
             if isinstance(n, ExternKernelSchedulerNode)

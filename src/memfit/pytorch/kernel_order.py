@@ -25,8 +25,6 @@ class Kernels:
         writes: for each op, the buffers that it makes.
         reads: for each op, the buffers that must be alive while it runs.
         follows: for each op, the ops that it must come after.
-        is_loop: for each op, whether code is generated for it: a buffer that only ops of its own
-            kernel read is then never in memory.
         workspace_bytes: for each op, what it takes beside what it reads and writes.
         allocated_bytes: for each buffer, what is allocated when it is made; 0 for inputs.
         freed_bytes: for each buffer, what is freed after its last use.
@@ -38,7 +36,6 @@ class Kernels:
     writes: tuple[tuple[int, ...], ...]
     reads: tuple[tuple[int, ...], ...]
     follows: tuple[frozenset[int], ...]
-    is_loop: tuple[bool, ...]
     workspace_bytes: tuple[int, ...]
     allocated_bytes: tuple[int, ...]
     freed_bytes: tuple[int, ...]
@@ -153,7 +150,11 @@ def _when_ready(key: Sequence[int], before: Sequence[set[int]]) -> list[int]:
 
 
 def peak_bytes(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> int:
-    """Most bytes alive at once when kernels run in `order`, each buffer freed at its last use."""
+    """Most bytes alive at once when kernels run in `order`, each buffer freed at its last use.
+
+    A buffer that only its own kernel reads is counted while that kernel runs: whether it is in
+    memory at all is decided later, when code is generated.
+    """
     place = [0] * len(order)
     for at, kernel in enumerate(order):
         place[kernel] = at
@@ -163,9 +164,6 @@ def peak_bytes(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> 
         last = max([when[r] for r in readers], default=-1)
         if maker >= 0:
             at = when[maker]
-            internal = ops.is_loop[maker] and readers and not ops.is_output[b]
-            if internal and all(when[r] == at for r in readers):
-                continue
             more[at] += ops.allocated_bytes[b]
             last = max(last, at)
         if last >= 0 and not ops.is_output[b]:
