@@ -12,6 +12,9 @@ import torch
 
 from support.ranks import Ranks, found_by_ranks
 
+# Two processes through eighteen trainings; test_distributed.py shows DDP by default.
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("ddp_worker.py")
 MODES = [
     "no_sync",
