@@ -4,284 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-import memfit
-from memfit._core import core_name
-from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import simulate
+from memfit.errors import UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions, Progress, TradeOff
-from memfit.planners.registry import get_curve, get_planner
-from memfit.pytorch.accumulate import gradient_bytes
-from memfit.pytorch.backend import StepBackend, StepModule, captured_graph, resident_values
+from memfit.planners.registry import get_curve
+from memfit.pytorch.backend import StepModule, captured_graph
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import check_torch_version
-from memfit.pytorch.costing import cost_step
-from memfit.pytorch.distributed import Parallel, Replication
+from memfit.pytorch.distributed import Parallel
 from memfit.pytorch.fitted import FittedModule
-from memfit.pytorch.inductor import InductorBackend, digest_of
-from memfit.pytorch.loop_choice import plan_loops
-from memfit.pytorch.loop_graph import LOOPS
-from memfit.pytorch.loop_run import LoopProgram
-from memfit.pytorch.measure import free_bytes
-from memfit.pytorch.optimizer import optimizer_state_bytes
-from memfit.pytorch.shape_plans import ShapePlans
-from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, ShapeCount, parse_shapes
-from memfit.stages import store_all_schedule
-from memfit.units import Budget, parse_budget
+from memfit.pytorch.settings import settings_for
+from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, parse_shapes
+from memfit.units import Budget
 
-__all__ = ["EXECUTORS", "capture", "fit", "plan", "plan_step", "trade_off"]
-
-EXECUTORS = ("eager-graph", "inductor")
-COSTS = ("measured", "analytic")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that turns a captured step into a plan."""
-
-    budget: Budget
-    planner: str
-    options: PlannerOptions
-    cost: str
-    optimizer: torch.optim.Optimizer | None
-    prepared: Plan | None = None
-    device: torch.device | None = None
-    executor: str = "eager-graph"
-    accumulate: bool = False
-    optimizer_bytes: int = 0
-    max_shapes: int = DEFAULT_MAX_SHAPES
-    loops: str = "auto"
-
-    def _optimizer_state_bytes(self) -> int:
-        return optimizer_state_bytes(self.optimizer) if self.optimizer else self.optimizer_bytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and files take the size of the optimizer's state along, not the optimizer."""
-        return {
-            **self.__dict__,
-            "optimizer": None,
-            "optimizer_bytes": self._optimizer_state_bytes(),
-            "options": replace(self.options, progress=None),
-        }
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state)
-
-    def backend(
-        self, model: nn.Module, replication: Replication | None = None, *, decide: bool = True
-    ) -> StepBackend:
-        """A Dynamo backend for one model."""
-        optimizer_bytes = self._optimizer_state_bytes()
-        resident = resident_values(model, optimizer_bytes)
-        if replication is not None:
-            resident[ValueKind.BUFFER] += replication.bucket_bytes
-        if self.accumulate:
-            resident[ValueKind.ACCUMULATED] = gradient_bytes(model)
-        return self.backend_for(
-            decide=self.decide if decide else None,
-            resident=resident,
-            name=type(model).__name__,
-            optimizer_bytes=optimizer_bytes,
-            replication=replication,
-            plans=self.shape_plans(optimizer_bytes) if decide and self.prepared is None else None,
-            loops=self.loops,
-        )
-
-    def shape_plans(self, optimizer_bytes: int) -> ShapePlans:
-        """The plans of one model at several input shapes."""
-        digest = digest_of(
-            self.digest(optimizer_bytes), torch.__version__, self.executor, core_name()
-        )
-        return ShapePlans(
-            self, None if self.budget.auto else digest, measures=self.cost == "measured"
-        )
-
-    def backend_for(
-        self,
-        *,
-        decide: Callable[[TrainingGraph], Plan] | None,
-        resident: Mapping[ValueKind, int],
-        name: str,
-        optimizer_bytes: int = 0,
-        held: int = 0,
-        replication: Replication | None = None,
-        plans: ShapePlans | None = None,
-        loops: str = "unroll",
-    ) -> StepBackend:
-        """A Dynamo backend of the executor asked for.
-
-        Args:
-            decide: the plan for a captured graph; None to capture only.
-            resident: bytes alive all through the step, by kind, read by the graph or not.
-            name: for messages.
-            optimizer_bytes: size of the optimizer's state.
-            held: bytes that other graphs of the same step hold.
-            replication: how the module runs on several devices.
-            plans: makes the plans instead of `decide`, each from what is known of other shapes.
-            loops: what becomes of `scan` and `while_loop`, as for `fit`.
-        """
-        count = ShapeCount(name, self.max_shapes)
-        if self.executor == "inductor":
-            return InductorBackend(
-                cost=self.cost,
-                progress=self.options.progress,
-                digest=self.digest(optimizer_bytes, held),
-                replan=self.decide_within if self.prepared is None else None,
-                decide=decide,
-                resident=resident,
-                name=name,
-                plans=plans,
-                count=count,
-            )
-        return StepBackend(
-            costs=lambda step, times: cost_step(
-                step, self.cost, self.options.progress, times=times
-            ),
-            decide=decide,
-            resident=resident,
-            name=name,
-            accumulate=self.accumulate,
-            replication=replication,
-            plans=plans,
-            count=count,
-            loops=loops,
-            progress=self.options.progress,
-            plan_loops=self.plan_loops if loops != "unroll" else None,
-        )
-
-    def plan_loops(
-        self, step: CapturedStep, programs: Sequence[LoopProgram]
-    ) -> tuple[CapturedStep, Plan]:
-        """A plan of a step with rolled loops, and the step as planned."""
-
-        def decide(graph: TrainingGraph, whole: TrainingGraph) -> Plan:
-            return self.decide_within(graph, self.resolve(whole))
-
-        return plan_loops(step, programs, decide, self.prepared)
-
-    def digest(self, optimizer_bytes: int, held: int = 0) -> str:
-        """A digest of all that a plan depends on beyond the graph."""
-        options = replace(self.options, progress=None)
-        made = self.prepared.to_json() if self.prepared is not None else None
-        sizes = (optimizer_bytes, held)
-        return digest_of(
-            memfit.__version__, self.budget, self.planner, options, self.cost, sizes, made
-        )
-
-    def decide(self, graph: TrainingGraph) -> Plan:
-        """The plan for a captured graph."""
-        if self.prepared is not None:
-            self.prepared.check_graph(graph)
-            return self.prepared
-        return self.decide_within(graph, self.resolve(graph))
-
-    def resolve(self, graph: TrainingGraph) -> int:
-        """The budget in bytes, of a step that is this graph."""
-        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
-        held = sum(
-            v.size_bytes
-            for v in graph.values
-            if v.kind.resident and v.kind not in (ValueKind.OPTIMIZER, ValueKind.ACCUMULATED)
-        )
-        free = free_bytes(self.device or torch.device("cpu")) + held if self.budget.auto else 0
-        return self.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
-
-    def decide_within(
-        self, graph: TrainingGraph, budget_bytes: int, time_limit_s: float | None = None
-    ) -> Plan:
-        """The plan for a captured graph and a budget, within a time limit beside the user's."""
-        limits = [s for s in (self.options.time_limit_s, time_limit_s) if s is not None]
-        options = replace(self.options, time_limit_s=min(limits, default=None))
-        made = get_planner(self.planner)(graph, budget_bytes, options)
-        if made.peak_bytes > budget_bytes:
-            raise InfeasibleBudgetError(
-                budget_bytes=budget_bytes,
-                minimum_bytes=made.peak_bytes,
-                binding_op=None,
-                detail=f"the simulated peak of planner {made.planner}, mode {made.mode}, whose "
-                "formula leaves out gradients and workspace; mode auto and planner liveness count "
-                "them",
-            )
-        return replace(made, provenance={**made.provenance, **self.origin(graph)})
-
-    def origin(self, graph: TrainingGraph) -> dict[str, Any]:
-        """What the provenance of every plan says."""
-        return {
-            "memfit": memfit.__version__,
-            "torch": torch.__version__,
-            "device": str(self.device or "cpu"),
-            "cost": self.cost,
-            "graph_name": graph.name,
-        }
-
-
-def _settings(
-    model: nn.Module,
-    *,
-    budget: str | int | Budget | None,
-    planner: str,
-    mode: str,
-    executor: str,
-    cost: str,
-    optimizer: torch.optim.Optimizer | None,
-    prepared: Plan | None,
-    progress: Progress | None,
-    time_limit_s: float | None = None,
-    accumulate: bool = False,
-    max_shapes: int = DEFAULT_MAX_SHAPES,
-    loops: str = "auto",
-) -> Settings:
-    check_torch_version()
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"model is a {type(model).__name__}, not a torch.nn.Module; give the module itself"
-        )
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise UsageError(
-            "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
-            "result: DistributedDataParallel(memfit.fit(model, ...))"
-        )
-    if executor not in EXECUTORS:
-        raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
-    if accumulate and executor == "inductor":
-        raise UsageError(
-            'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
-        )
-    if cost not in COSTS:
-        raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
-    if loops not in LOOPS:
-        raise UsageError(f"unknown loops {loops!r}; write one of {', '.join(LOOPS)}")
-    if loops == "roll" and executor == "inductor":
-        raise UsageError(
-            'loops="roll" is not supported by executor "inductor"; use executor "eager-graph"'
-        )
-    if budget is None and prepared is None:
-        raise UsageError('no budget; give budget="3GiB", a share such as "60%", or a plan')
-    if time_limit_s is not None and not time_limit_s >= 0:
-        raise UsageError(f"time_limit_s is {time_limit_s!r}; give seconds, 0 or more, or None")
-    get_planner(planner)
-    parsed = parse_budget(budget) if budget is not None else Budget(auto=True)
-    first = next(iter(model.parameters()), None)
-    return Settings(
-        budget=parsed,
-        planner=planner,
-        options=PlannerOptions(mode=mode, time_limit_s=time_limit_s, progress=progress),
-        cost=cost,
-        optimizer=optimizer,
-        prepared=prepared,
-        device=first.device if first is not None else None,
-        executor=executor,
-        accumulate=accumulate,
-        max_shapes=max_shapes,
-        loops=loops,
-    )
+__all__ = ["capture", "fit", "plan", "plan_step", "trade_off"]
 
 
 def fit(
@@ -351,7 +92,7 @@ def fit(
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
     """
-    settings = _settings(
+    settings = settings_for(
         model,
         budget=budget,
         planner=planner,
@@ -387,7 +128,7 @@ def capture(
     progress: Progress | None = None,
 ) -> CapturedStep:
     """The training step as a graph with costs, without running it; arguments as for `plan`."""
-    settings = _settings(
+    settings = settings_for(
         model,
         budget="auto",
         planner="auto",
@@ -475,7 +216,7 @@ def plan_step(
 ) -> tuple[CapturedStep, Plan]:
     """The captured step beside the plan that `plan` makes of it; arguments and errors are its."""
     began = time.perf_counter()
-    settings = _settings(
+    settings = settings_for(
         model,
         budget=budget,
         planner=planner,

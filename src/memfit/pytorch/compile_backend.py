@@ -13,10 +13,10 @@ from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
-from memfit.pytorch.api import COSTS, EXECUTORS, Settings
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.compat_dynamo import ending_break, register_backend, shown_by_dynamo
 from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
+from memfit.pytorch.settings import COSTS, EXECUTORS, Settings
 from memfit.pytorch.specialise import has_symbols
 from memfit.pytorch.step_runs import StepRuns
 from memfit.units import parse_budget, parse_bytes

@@ -26,9 +26,9 @@ from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.planners import liveness_dp
 from memfit.planners.registry import get_planner
-from memfit.pytorch.api import Settings
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.replan import GraphPlans, StepOfGraphs, replan
+from memfit.pytorch.settings import Settings
 from memfit.pytorch.step_budget import (
     GraphRun,
     beside,
