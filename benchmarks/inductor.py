@@ -4,7 +4,8 @@ Peers are `torch.compile` as it is, and with `activation_memory_budget` 0.5, 0.2
 peer that no other one beats in both peak and time, memfit gets the peer's measured peak as its
 budget; it is also run at the smallest budget that it can meet. All steps of a network run in one
 process, interleaved, every second round in reverse order; times are medians of `--rounds`. Peaks
-are sums of the allocator's events (bytes above what is there before the step).
+are sums of the allocator's events (bytes above what is there before the step). Asserted of memfit's
+runs: gradients equal to the default's but for rounding, and peaks within the budget.
 
 Run `python benchmarks/inductor.py [NETWORK ...]` (gpt2, resnet18, resnet50); it writes
 results/inductor.json and docs/benchmarks/inductor.md. Networks that are not named keep their rows.
@@ -37,6 +38,7 @@ from memfit.pytorch.measure import measure_step, steady_allocator
 
 PEERS = (1.0, 0.5, 0.2, 0.0)
 TIME_NOISE = 1.05
+GRADIENT_TOLERANCE = 1e-4  # of the largest entry: kernels that differ add up in other orders
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "inductor.json"
 PAGE = HERE.parent / "docs" / "benchmarks" / "inductor.md"
@@ -187,6 +189,9 @@ def measure(key: str, rounds: int) -> dict[str, Any]:
     variants = peers + own
     expected = gradients(peers[0])
     wrong = {v.name: difference(gradients(v), expected) for v in variants}
+    for mine in own:
+        assert wrong[mine.name] <= GRADIENT_TOLERANCE, (mine.name, wrong[mine.name])
+        assert mine.peak_bytes <= mine.details["budget_bytes"], mine.name
     times = timed(variants, rounds)
     medians = {n: statistics.median(t) for n, t in times.items()}
     rows = [
