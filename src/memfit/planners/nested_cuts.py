@@ -9,7 +9,7 @@ from memfit.blocks import Block
 from memfit.coarsening import negligible_bytes
 from memfit.graph import TrainingGraph, ValueKind
 
-__all__ = ["even_variants", "slight_bytes", "thinned"]
+__all__ = ["crossing_bytes", "even_variants", "slight_bytes", "thinned"]
 
 _SLIGHT_SHARE = 1_000
 _MOST_SLIGHT_BYTES = 1024
@@ -27,6 +27,18 @@ def slight_bytes(graph: TrainingGraph) -> int:
             break
         threshold = size
     return threshold
+
+
+def crossing_bytes(graph: TrainingGraph, stops: Sequence[int]) -> int:
+    """Bytes of forward values that cross from the ops up to the middle one of `stops` to later
+    ones."""
+    stop, count = stops[len(stops) // 2], graph.forward_count
+    return sum(
+        graph.values[s].size_bytes
+        for op in graph.forward_ops[: stop + 1]
+        for s in op.outputs
+        if any(stop < reader < count for reader in graph.consumers[s])
+    )
 
 
 def even_variants(graph: TrainingGraph, shares: Sequence[float]) -> list[list[bool]]:

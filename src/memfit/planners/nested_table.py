@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from memfit.coarsening import links, useful_ops
 from memfit.cutting import barred_ends, rank_backward
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.nested import CutLine, NestedPath
-from memfit.planners.nested_cuts import even_variants, slight_bytes, thinned
+from memfit.planners.nested_cuts import crossing_bytes, even_variants, slight_bytes, thinned
 from memfit.stages import BackwardStages
 
 __all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested"]
@@ -178,6 +179,20 @@ class _Run:
     period: int
     units: int
 
+    def stops(self, ends: Sequence[int]) -> list[list[int]]:
+        """The last ops of the units, with the end of what comes before them; once for each block
+        that a unit may begin with.
+
+        Args:
+            ends: the last op of each block.
+        """
+        found = []
+        for turn in range(min(self.period, 1 + self.units - _LEAST_STEPS)):
+            units = self.units - (turn > 0)
+            blocks = [self.start + turn + self.period * u for u in range(units + 1)]
+            found.append([ends[block - 1] for block in blocks if block > 0])
+        return found
+
 
 def _find_run(kinds: Sequence[str]) -> _Run | None:
     """The run of alike units that covers the most blocks, if any is long enough."""
@@ -261,12 +276,8 @@ class _Builder:
             return self._without_run()
         run, ends, small = found
         last = graph.forward_count - 1
-        # The ends of the units, of those blocks before the run as one, and of those after it.
-        stops = [
-            ends[run.start + run.period * u - 1]
-            for u in range(run.units + 1)
-            if run.start + run.period * u > 0
-        ]
+        stops = min(run.stops(ends), key=lambda stops: crossing_bytes(graph, stops))
+        small = self._passing(small, stops)
         blocks = self._blocks([end for end in stops if end < last], small)
         signatures = [block.signature for block in blocks.blocks]
         # At its ends the run may differ in what surrounds it.
@@ -282,6 +293,19 @@ class _Builder:
         blocks = self._blocks([stop for stop in stops if stop < last], small)
         first = min(begin, 1)
         return self._with_run(blocks, first, first + end - begin) or self._without_run()
+
+    def _passing(self, small: Sequence[bool], stops: Sequence[int]) -> list[bool]:
+        """Which values are kept where they pass over whole units: of those that may pass over
+        whole blocks, the slight ones, and any that more than one unit's end parts from a reader."""
+        graph = self.graph
+        found = [False] * len(small)
+        for s, flag in enumerate(small):
+            made, count = graph.producer[s], graph.forward_count
+            if flag and made is not None:
+                last = max((r for r in graph.consumers[s] if r < count), default=made)
+                crossed = bisect_left(stops, last) - bisect_left(stops, made)
+                found[s] = crossed > 1 or graph.values[s].size_bytes <= self.slight
+        return found
 
     def _blocks(self, cuts: Sequence[int], small: Sequence[bool]) -> Blocks:
         return blocks_at(self.graph, cuts, self.flags, self.slight, self.ranks, small)
