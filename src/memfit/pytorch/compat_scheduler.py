@@ -29,11 +29,21 @@ _CALLERS = ("primals_", "arg", "fwd_rng_state", "bwd_rng_state")
 
 @contextmanager
 def use_choices(choices: InductorChoices) -> Iterator[None]:
-    """Have Inductor ask `choices` which ops to fuse."""
+    """Have Inductor ask `choices` which ops to fuse, and free what a kernel read when it has run.
+
+    The C++ backend makes one function of all loops up to the next library kernel, and frees nothing
+    before its end, in whatever order they run.
+    """
+    from torch._inductor.codegen.cpp import CppScheduling
     from torch._inductor.virtualized import V
 
-    with V.set_choices_handler(choices):
-        yield
+    most = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM
+    CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = 0
+    try:
+        with V.set_choices_handler(choices):
+            yield
+    finally:
+        CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = most
 
 
 def current_scheduler() -> Any:
