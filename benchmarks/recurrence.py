@@ -2,21 +2,19 @@
 
     python benchmarks/recurrence.py [--long]
 
-Writes benchmarks/results/recurrence.json and docs/benchmarks/recurrence.md. `--long` also runs
-100,000 steps, which takes minutes.
+Writes benchmarks/results/recurrence.json and docs/benchmarks/recurrence.md. `--long` also captures
+512 steps in Python and runs 100,000 rolled ones, which takes minutes each.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import gc
 import json
 import math
-import os
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,13 +22,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from allocation_meter import environment, peak_of
 from torch import nn
 from torch._higher_order_ops.scan import scan
 from torch.utils.checkpoint import checkpoint
 
 import memfit
+from memfit.files import write_text_whole
 from memfit.loop_plan import LoopPlan, repeated_steps
-from memfit.pytorch.measure import measure_step, steady_allocator
+from memfit.planners.peers import chen_points
+from memfit.pytorch.measure import measure_step
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/recurrence.json"
@@ -58,7 +59,7 @@ class Lstm(nn.Module):
         """Of the last state."""
         h = xs.new_zeros(xs.shape[1], xs.shape[2])
         c = torch.zeros_like(h)
-        if self.how == "plain":
+        if self.how in ("plain", "unrolled"):
             h, c = self.chunk(xs, h, c)
         elif self.how == "sqrt":
             for part in xs.split(math.isqrt(xs.shape[0])):
@@ -102,33 +103,6 @@ def gruslys(steps: int, slots: int, record: int) -> int:
     return int(table[slots][steps])
 
 
-class Watch:
-    """Growth of this process's resident memory, looked at every few milliseconds."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        with steady_allocator():
-            pass  # gives unused memory back
-        self._first = self._most = self._resident()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def _resident(self) -> int:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    def _look(self) -> None:
-        while not self._done.wait(0.005):
-            self._most = max(self._most, self._resident())
-
-    def growth(self) -> int:
-        """Bytes that it has grown by at most; ends the watch."""
-        self._done.set()
-        self._thread.join()
-        return self._most - self._first
-
-
 def run(
     how: str,
     steps: int,
@@ -147,7 +121,8 @@ def run(
     began = time.perf_counter()
     fitted = None
     if budget is not None:
-        fitted = memfit.fit(model, F.mse_loss, budget=budget, loops="roll")
+        loops = "roll" if how == "rolled" else "auto"
+        fitted = memfit.fit(model, F.mse_loss, budget=budget, loops=loops)
         module = fitted
 
     def step() -> torch.Tensor:
@@ -162,46 +137,65 @@ def run(
     if budget is not None:
         step()
         found["first_step_s"] = time.perf_counter() - began
+        reset()
     if by_events:
         found["peak_bytes"] = measure_step(step, reset=reset, warmup=0).peak_bytes
-    reset()
-    watch = None if by_events else Watch()
+        reset()
     began = time.perf_counter()
-    step()
+    if by_events:
+        step()
+    else:
+        found["peak_bytes"] = peak_of(step)
     found["step_s"] = time.perf_counter() - began
-    if watch is not None:
-        found["process_growth_bytes"] = watch.growth()
     found["gradients"] = [p.grad.double().norm().item() for p in model.parameters()]
     found["forward_steps"] = {"plain": steps, "sqrt": 2 * steps}.get(how)
     if fitted is not None:
-        assert fitted.plan is not None
-        assert fitted.graph is not None
-        plan = LoopPlan(*fitted.plan.provenance["loops"][0])
-        resident = fitted.graph.resident_bytes
-        state = 2 * batch * width * 4
-        found |= {
-            "budget_bytes": fitted.plan.budget_bytes - resident,
-            "planned_peak_bytes": fitted.plan.peak_bytes - resident,
-            "plain_planned_bytes": fitted.plan.plain_peak_bytes - resident,
-            "slots": plan.slots,
-            "leaf": plan.leaf,
-            "forward_steps": plan.forward_steps,
-            "state_bytes": state,
-            "plan_s": fitted.plan.seconds,
+        found |= planned(fitted, found)
+    return found
+
+
+def planned(fitted: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """What the plan says, and the optima of a chain of equal steps beside it."""
+    plan, graph = fitted.plan, fitted.graph
+    resident = graph.resident_bytes
+    steps, state = row["steps"], 2 * row["batch"] * row["width"] * 4
+    record = 4 * state  # h, c, four gates, the next c and its tanh
+    found = {
+        "budget_bytes": plan.budget_bytes - resident,
+        "planned_peak_bytes": plan.peak_bytes - resident,
+        "plain_planned_bytes": plan.plain_peak_bytes - resident,
+        "plan_s": plan.seconds,
+        "state_bytes": state,
+        "record_bytes": record,
+    }
+    assert row.get("peak_bytes", 0) <= found["budget_bytes"], (row, found)
+    if row["how"] == "unrolled":
+        work = graph.forward_cost
+        chen = min(chen_points(graph), key=lambda point: point.peak_bytes)
+        return found | {
+            "ops": len(graph.ops),
+            "planner": plan.planner,
+            "forward_steps": steps * (1 + plan.overhead / work),
+            "chen_peak_bytes": chen.peak_bytes - resident,
+            "chen_forward_steps": steps * (1 + chen.overhead / work),
         }
-        record = 8 * batch * width * 4  # h, c, four gates, the next c and its tanh
-        memory = plan.slots * state + (plan.leaf - 1) * record
-        found["record_bytes"] = record
-        found["revolve_forward_steps"] = steps + repeated_steps(steps, memory // state)
-        if steps <= 600 and memory // state <= 300:
-            found["gruslys_forward_steps"] = gruslys(steps, memory // state, -(-record // state))
+    loop = LoopPlan(*plan.provenance["loops"][0])
+    memory = loop.slots * state + (loop.leaf - 1) * record
+    found |= {
+        "slots": loop.slots,
+        "leaf": loop.leaf,
+        "forward_steps": loop.forward_steps,
+        "revolve_forward_steps": steps + repeated_steps(steps, memory // state),
+    }
+    if steps <= 600 and memory // state <= 300:
+        found["gruslys_forward_steps"] = gruslys(steps, memory // state, -(-record // state))
     return found
 
 
 def main() -> None:
     """Run all, write the results and the page."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--long", action="store_true")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--long", action="store_true", help="with what takes minutes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="take the shorter rows as they are")
     parser.add_argument("--row", help="one row, in a process of its own")
@@ -217,16 +211,23 @@ def main() -> None:
         rows.append(row)
         like = next(r for r in rows if r["steps"] == row["steps"])
         row["same_gradients"] = row["gradients"] == like["gradients"]
+        row["gradient_difference"] = max(
+            abs(a - b) / max(abs(b), 1e-12)
+            for a, b in zip(row["gradients"], like["gradients"], strict=True)
+        )
         print(row, flush=True)
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-        PAGE.write_text(page(rows))
+        assert row["same_gradients"] or row["gradient_difference"] < 1e-4, row
+        write_text_whole(RESULTS, json.dumps(rows, indent=1) + "\n")
+        write_text_whole(PAGE, page(rows))
         return row
 
     if options.keep:
         rows += [r for r in json.loads(RESULTS.read_text()) if r["steps"] < 100_000]
-    for shape in () if options.keep else ((512, 32, 64), (2000, 32, 256)):
+    for shape in () if options.keep else ((512, 32, 256), (2000, 32, 256)):
         plain = add("plain", *shape)["peak_bytes"]
         root = add("sqrt", *shape)["peak_bytes"]
+        if shape[0] == 512 and options.long:
+            add("unrolled", *shape, _resident(*shape) + root)
         for peak in (root, plain // 50):
             add("rolled", *shape, _resident(*shape) + peak)
     if options.long:
@@ -238,7 +239,10 @@ def main() -> None:
 
 def _apart(args: Sequence[Any], threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--threads", str(threads), "--row", json.dumps(args)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment(Path(folder))
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -253,10 +257,11 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# An LSTM over a long sequence",
         "",
         "One `nn.LSTMCell` over a sequence, its last state in a linear layer; CPU, float32. Peaks",
-        "are above parameters and inputs, with all gradients (allocator events of one step; for",
-        "100,000 steps the growth of the process's resident memory, sampled: what the heap",
-        "keeps is in it). The",
-        "budgets: what √n takes, and 2% of what plain takes. *plain* is a loop in Python,",
+        "are above parameters and inputs, with all gradients: allocator events of one step; for",
+        "100,000 steps the same blocks, counted below PyTorch (`allocation_meter.c`). The",
+        "budgets: what √n takes, and 2% of what plain takes. *plain* is a loop in Python, which",
+        "*unrolled* is captured and planned op by op (its forward runs are costs over the cost of",
+        "the forward pass; *Chen* is the smallest peak of Chen et al.'s segments on that graph),",
         "*√n* is `torch.utils.checkpoint` over segments of √n steps (what Chen et al. 2016",
         'recommend for a chain), *rolled* is `torch`\'s `scan` in `memfit.fit(..., loops="roll")`.',
         "*revolve* is the proven optimum of a chain of equal steps (Griewank and Walther 2000) at",
@@ -270,16 +275,21 @@ def page(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         n = r["steps"]
-        peak = r.get("peak_bytes") or r.get("process_growth_bytes") or 0
         held = f"{r['slots']} + {r['leaf']}" if "slots" in r else ""
         lines.append(
             f"| {n} | {r['batch']} x {r['width']} | {r['how'].replace('sqrt', '√n')} "
-            f"| {_mib(r.get('budget_bytes'))} | {_mib(peak)} | {held} "
+            f"| {_mib(r.get('budget_bytes'))} | {_mib(r['peak_bytes'])} | {held} "
             f"| {_ratio(r['forward_steps'], n)} | {_ratio(r.get('revolve_forward_steps'), n)} "
             f"| {_ratio(r.get('gruslys_forward_steps'), n)} | {_seconds(r.get('step_s'))} "
             f"| {_seconds(r.get('first_step_s'))} | "
-            f"{'the same' if r['same_gradients'] else 'differ'} |"
+            f"{'the same' if r['same_gradients'] else format(r['gradient_difference'], '.0e')} |"
         )
+        if "chen_peak_bytes" in r:
+            lines.append(
+                f"| {n} | {r['batch']} x {r['width']} | Chen, simulated | "
+                f"| {_mib(r['chen_peak_bytes'])} | | {_ratio(r['chen_forward_steps'], n)} "
+                "| | | | | |"
+            )
     return "\n".join([*lines, ""])
 
 
@@ -291,7 +301,7 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _ratio(steps: int | None, of: int) -> str:
+def _ratio(steps: float | None, of: int) -> str:
     return "" if steps is None else f"{steps / of:.3f}"
 
 
