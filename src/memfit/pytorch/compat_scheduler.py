@@ -17,33 +17,80 @@ __all__ = [
     "compiles_backward",
     "current_scheduler",
     "fused_kernels",
-    "note_lifetimes",
     "scheduled_ops",
     "use_choices",
 ]
 
 Workspace = Callable[[Any], int]
+Room = Callable[[], tuple[int, list[int]] | None]
 # Inputs that the caller holds, by AOTAutograd's names; the others die with their last use.
 _CALLERS = ("primals_", "arg", "fwd_rng_state", "bwd_rng_state")
 
 
 @contextmanager
-def use_choices(choices: InductorChoices) -> Iterator[None]:
-    """Have Inductor ask `choices` which ops to fuse, and free what a kernel read when it has run.
+def use_choices(choices: InductorChoices, room: Room) -> Iterator[None]:
+    """Have Inductor fuse what `choices` lets it, and free what a kernel read when it has run.
 
     The C++ backend makes one function of all loops up to the next library kernel, and frees nothing
-    before its end, in whatever order they run.
+    before its end, in whatever order they run. And a buffer that is dead may be held to be used
+    again: Inductor asks its own estimate of the peak, which knows of no workspace, whether it may.
+
+    Args:
+        choices: asked about fusions.
+        room: the limit in bytes of what is being compiled, and the bytes alive while each kernel
+            runs, if that is known.
     """
+    from torch._inductor.codegen import wrapper
     from torch._inductor.codegen.cpp import CppScheduling
     from torch._inductor.virtualized import V
 
-    most = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM
+    most, estimate = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM, wrapper.EfficientPeakEstimate
+
+    def ours() -> Any:
+        found = room()
+        return estimate() if found is None else _Reuse(*found)
+
     CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = 0
+    wrapper.EfficientPeakEstimate = ours
     try:
         with V.set_choices_handler(choices):
             yield
     finally:
         CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = most
+        wrapper.EfficientPeakEstimate = estimate
+
+
+class _Reuse:
+    """Whether a dead buffer may wait for one like it: asked as Inductor's estimate of the peak is.
+
+    Args:
+        limit_bytes: the most that may be alive.
+        alive: bytes alive while each kernel runs, which grow with each buffer that waits.
+    """
+
+    def __init__(self, limit_bytes: int, alive: list[int]) -> None:
+        from torch._inductor.virtualized import V
+
+        known = len(alive) == len(V.graph.scheduler.nodes)
+        self.overall_peak_memory = limit_bytes if known else -1
+        self._alive = list(alive)
+
+    def peak_between(self, freed: Any, allocated: Any) -> int:
+        """Most bytes alive between a buffer's last use and the next allocation."""
+        return max(self._alive[freed.scheduler_node_index + 1 : allocated.scheduler_node_index])
+
+    def update_peak_between(self, freed: Any, allocated: Any) -> None:
+        """The buffer waits."""
+        from torch._inductor.utils import get_dtype_size
+        from torch._inductor.virtualized import V
+
+        node = allocated.node
+        count = V.graph.sizevars.optimization_hint(
+            V.graph.get_allocation_storage_size(node), fallback=0
+        )
+        size = count * get_dtype_size(node.get_dtype())
+        for i in range(freed.scheduler_node_index + 1, allocated.scheduler_node_index):
+            self._alive[i] += size
 
 
 def current_scheduler() -> Any:
@@ -143,21 +190,3 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
         input_bytes=input_bytes,
     )
     return tuple(n.get_name() for n in nodes), kernels
-
-
-def note_lifetimes(scheduler: Any, nodes: list[Any]) -> None:
-    """Note in the kernels, in their final order, what Inductor's reuse of buffers asks for later.
-
-    It reuses a buffer only where holding it until then leaves the peak as it is.
-    """
-    from torch._inductor.memory import prepare_planning_info
-    from torch._inductor.virtualized import V
-    from torch.utils._ordered_set import OrderedSet
-
-    prepare_planning_info(
-        nodes,
-        scheduler.name_to_buf,
-        scheduler.name_to_fused_node,
-        OrderedSet(V.graph.graph_inputs.keys()),
-        OrderedSet(V.graph.get_output_names()),
-    )

@@ -19,10 +19,9 @@ from memfit.pytorch.compat_scheduler import (
     compiles_backward,
     current_scheduler,
     fused_kernels,
-    note_lifetimes,
     scheduled_ops,
 )
-from memfit.pytorch.kernel_order import Kernels, best_order
+from memfit.pytorch.kernel_order import Kernels, best_order, live_bytes
 
 __all__ = ["WORKSPACE", "KernelPlan", "PassLimit", "PeakExceeded", "PlanChoices", "PlanOrder"]
 
@@ -75,10 +74,13 @@ class KernelPlan:
         limits: by pass; True is the backward pass.
         peak_bytes: by pass, of the kernels in the order chosen; empty where Inductor took compiled
             code from its cache.
+        room: of the pass that is being compiled, its limit in bytes and the bytes alive while each
+            kernel runs; None before its kernels are in order.
     """
 
     limits: dict[bool, PassLimit] = field(default_factory=dict)
     peak_bytes: dict[bool, int] = field(default_factory=dict)
+    room: tuple[int, list[int]] | None = None
     _known: tuple[object, tuple[str, ...], Kernels, int] | None = None
     _codes: tuple[str, str] = ("", "")
     _found: dict[tuple[str, PassLimit], int] = field(default_factory=dict)
@@ -106,6 +108,7 @@ class KernelPlan:
             alone = best_order(ops, range(len(names)), lambda peak: peak <= limit.limit_bytes)
             allowed = max(alone.peak_bytes, limit.limit_bytes)
             self._known = (scheduler, names, ops, allowed)
+            self.room = None
         return self._known[1:]
 
 
@@ -187,9 +190,8 @@ class PlanOrder(CustomSchedulerPass):
         self._plan.ordered(backward, order.peak_bytes)
         if order.peak_bytes > limit:
             raise PeakExceeded(order.peak_bytes - limit)
-        ordered = [kernels[k] for k in order.kernels]
-        note_lifetimes(scheduler, ordered)
-        return ordered
+        self._plan.room = limit, live_bytes(ops, kernel_of, order.kernels)
+        return [kernels[k] for k in order.kernels]
 
     def uuid(self) -> str:
         """What Inductor's cache tells passes apart by."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-__all__ = ["Kernels", "Order", "best_order", "orders", "peak_bytes"]
+__all__ = ["Kernels", "Order", "best_order", "live_bytes", "orders", "peak_bytes"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,12 @@ def _when_ready(key: Sequence[int], before: Sequence[set[int]]) -> list[int]:
 
 
 def peak_bytes(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> int:
-    """Most bytes alive at once when kernels run in `order`, each buffer freed at its last use.
+    """Most bytes alive at once when kernels run in `order`, each buffer freed at its last use."""
+    return max([ops.input_bytes, *live_bytes(ops, kernel_of, order)])
+
+
+def live_bytes(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Bytes alive while each kernel runs, its workspace included, in `order`.
 
     A buffer that only its own kernel reads is counted while that kernel runs: whether it is in
     memory at all is decided later, when code is generated.
@@ -170,12 +175,12 @@ def peak_bytes(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> 
             less[last] += ops.freed_bytes[b]
     for op, size in enumerate(ops.workspace_bytes):
         beside[when[op]] += size
-    alive = peak = ops.input_bytes
+    alive, found = ops.input_bytes, []
     for added, freed, workspace in zip(more, less, beside, strict=True):
         alive += added
-        peak = max(peak, alive + workspace)
+        found.append(alive + workspace)
         alive -= freed
-    return peak
+    return found
 
 
 def best_order(
