@@ -77,7 +77,8 @@ class _Reuse:
 
     def peak_between(self, freed: Any, allocated: Any) -> int:
         """Most bytes alive between a buffer's last use and the next allocation."""
-        return max(self._alive[freed.scheduler_node_index + 1 : allocated.scheduler_node_index])
+        between = self._alive[freed.scheduler_node_index + 1 : allocated.scheduler_node_index]
+        return max(between, default=0)
 
     def update_peak_between(self, freed: Any, allocated: Any) -> None:
         """The buffer waits."""
