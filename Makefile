@@ -1,6 +1,6 @@
 # Everything happens in $(VENV); a stamp file remembers that the set-up is done.
 #   make demo        set up and run the built-in demonstration
-#   make test        set up with the development tools; lint, types, layers, tests
+#   make test        set up with the development tools; lint, types, layers, tests in JOBS processes
 #   make test-slow   the tests that take longer
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
 #   make clean       remove what was built
@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 SECONDS ?= 60
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SEED ?= $(shell date +%s)
 
 BIN := $(VENV)/bin
@@ -31,7 +32,7 @@ test: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow

@@ -210,6 +210,7 @@ def test_measured_peak_is_within_the_budget(name: str, budget: str) -> None:
         assert peak > 0.97 * fitted.plan.budget_bytes
 
 
+@pytest.mark.slow
 def test_fusions_are_held_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the tightest budget some fusions are refused; without refusals the peak is higher."""
     torch.manual_seed(0)
