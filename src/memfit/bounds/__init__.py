@@ -1,0 +1,6 @@
+"""How far from optimal: lower bounds on the overhead of all schedules of an order."""
+
+from memfit.bounds.lower_bound import LowerBound
+from memfit.bounds.search import DEFAULT_TIME_LIMIT_S, bound_graph
+
+__all__ = ["DEFAULT_TIME_LIMIT_S", "LowerBound", "bound_graph"]
