@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memfit.bounds.rows import RowMemory
+from memfit.row_memory import RowMemory
 
 __all__ = ["BinaryProgram", "SpanProgram", "build_program"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from memfit.bounds.highs import Solved, highs_version, solve
 from memfit.bounds.lower_bound import LowerBound
 from memfit.bounds.program import SpanProgram, build_program
-from memfit.bounds.rows import RowMemory
+from memfit.row_memory import RowMemory
 from memfit.carried import CarriedValues, StepOrder
 from memfit.errors import UsageError
 from memfit.graph import TrainingGraph

@@ -1,14 +1,21 @@
-"""Memory of the rows of a training step, as far as it is the same in every schedule of an order."""
+"""Memory of the rows of a training step: what is alive in every schedule of an order, and the peak.
+
+Rows are those of `memfit.carried`: what runs after one backward op up to the next.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from memfit.carried import CarriedValues
 from memfit.graph import ValueKind
 
 __all__ = ["ForwardMemory", "RowMemory"]
+
+_PART_BITS = 16
+_PART = (1 << _PART_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class RowMemory:
     """
 
     carried: CarriedValues
+    _known: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -135,3 +143,57 @@ class RowMemory:
         """No schedule of the order has a smaller peak: what is alive in every one of them."""
         most = [f.fixed_bytes for f in self.forward]
         return max(most + list(self.at_backward[1:]), default=self.carried.graph.resident_bytes)
+
+    def bytes_of(self, mask: int) -> int:
+        """Bytes of a set of values, a bitmask over value ids."""
+        known, at, total = self._known, 0, 0
+        while mask:
+            part = mask & _PART
+            if part:
+                size = known.get((at, part))
+                if size is None:
+                    first = at * _PART_BITS
+                    size = sum(self.sizes[first + i] for i in range(_PART_BITS) if part >> i & 1)
+                    known[at, part] = size
+                total += size
+            mask >>= _PART_BITS
+            at += 1
+        return total
+
+    @cached_property
+    def _run_fixed(self) -> tuple[int, ...]:
+        """For each forward op, bytes of its workspace and of all that it writes."""
+        return tuple(
+            op.workspace_bytes + sum(self.sizes[v] for v in op.outputs)
+            for op in self.carried.graph.forward_ops
+        )
+
+    def row_bytes(self, row: int, again: Sequence[int], stays: int) -> int:
+        """Most bytes alive during a row.
+
+        Args:
+            row: number of the row.
+            again: the forward ops that run in it, in order.
+            stays: the values carried over it, all of use later, as a bitmask.
+        """
+        carried = self.carried
+        inputs, outputs = carried.inputs, carried.outputs
+        reads = inputs[carried.order.backward[row - 1]]
+        most = self.at_backward[row] + self.bytes_of(stays & ~reads)
+        alive = stays | reads
+        for op in reversed(again):
+            alive = alive & ~outputs[op] | inputs[op]
+            here = self.before_backward[row] + self._run_fixed[op] + self.bytes_of(alive)
+            most = max(most, here)
+        return most
+
+    def forward_bytes(self, kept: int) -> int:
+        """Most bytes alive during the forward pass, where `kept` is kept for the backward pass."""
+        return max(
+            (step.fixed_bytes + self.bytes_of(kept & mask) for step, mask in self._forward_masks),
+            default=0,
+        )
+
+    @cached_property
+    def _forward_masks(self) -> tuple[tuple[ForwardMemory, int], ...]:
+        return tuple((step, sum(1 << v for v in step.optional)) for step in self.forward)
