@@ -108,9 +108,7 @@ def solve(
     return Solved(bound, closed, chosen)
 
 
-def _watch(
-    solver: Any, enough: int | None, on_progress: Callable[[float], None] | None
-) -> None:
+def _watch(solver: Any, enough: int | None, on_progress: Callable[[float], None] | None) -> None:
     def look(event: Any) -> None:
         dual = event.data_out.mip_dual_bound
         if on_progress is not None and not math.isinf(dual):

@@ -23,9 +23,10 @@ optimum. With p(v) the op that makes v:
     (7)  memory of the forward pass: what is always alive and Σ size(v)·S[first,v] over the v made
          before that no later forward op reads
 
-These are the variables of Jain et al., "Checkmate" (MLSys 2020), with rows for the backward ops alone
-(nothing runs twice in our forward passes), rows joined, and memory left out that depends on the order
-of runs within a span. Joining rows forgets constraints: the bound stays valid and gets weaker.
+These are the variables of Jain et al., "Checkmate" (MLSys 2020), with rows for the backward ops
+alone (nothing runs twice in our forward passes), rows joined, and memory left out that depends on
+the order of runs within a span. Joining rows forgets constraints: the bound stays valid and gets
+weaker.
 
 Sizes and costs are rounded down to whole numbers of a grain, which keeps all coefficients exact.
 """
@@ -205,9 +206,9 @@ class _Builder:
                     there = [(-1, entering.get(v)), (-1, self._made(a, v))]
                     constrain([(1, run), *there], None, 0)
         for row in range(self.starts[a], self.ends[a] + 1):
-            there = through if row == self.ends[a] else entering
+            until = through if row == self.ends[a] else entering
             for v in self.memory.reads[row]:
-                constrain([(1, there.get(v)), (1, self._made(a, v))], 1, None)
+                constrain([(1, until.get(v)), (1, self._made(a, v))], 1, None)
 
     def _backward_memory(self, a: int) -> None:
         for row in range(self.starts[a], self.ends[a] + 1):

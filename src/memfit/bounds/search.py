@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from memfit.bounds.highs import Solved, highs_version, solve
 from memfit.bounds.lower_bound import LowerBound
 from memfit.bounds.program import SpanProgram, build_program
-from memfit.row_memory import RowMemory
 from memfit.carried import CarriedValues, StepOrder
 from memfit.errors import UsageError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
+from memfit.row_memory import RowMemory
 from memfit.schedule import Schedule
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "bound_graph"]
@@ -61,9 +61,10 @@ class _Search:
     def offer(self, schedule: Schedule) -> None:
         """Remember a schedule if it fits and is the cheapest so far."""
         known = self.known
-        if known is None or schedule.overhead(self.graph) < known.overhead(self.graph):
-            if simulate(self.graph, schedule).peak_bytes <= self.budget_bytes:
-                self.known = schedule
+        if known is not None and schedule.overhead(self.graph) >= known.overhead(self.graph):
+            return
+        if simulate(self.graph, schedule).peak_bytes <= self.budget_bytes:
+            self.known = schedule
 
     @property
     def attained(self) -> bool:
@@ -176,7 +177,7 @@ def _chosen(program: SpanProgram, solution: Sequence[bool]) -> dict[int, int]:
 def _worst_rows(search: _Search, schedule: Schedule) -> list[tuple[int, int]]:
     """Rows in which a schedule breaks the budget, with its bytes there; the worst one first."""
     live = simulate(search.graph, schedule).live_bytes
-    row, worst = 1, {}
+    row, worst = 1, dict[int, int]()
     for step, alive in zip(
         schedule.steps[schedule.backward_start :], live[schedule.backward_start :], strict=True
     ):

@@ -38,6 +38,7 @@ __all__ = [
     "print_json",
     "print_notes",
     "progress",
+    "seconds",
     "stdout_console",
 ]
 
@@ -59,21 +60,22 @@ def add_time_limit_argument(parser: ArgumentParser) -> None:
     """`--time-limit`."""
     parser.add_argument(
         "--time-limit",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="stop planning after this long with the best plan so far, which says so (default: "
         "no limit)",
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A number of seconds, for `argparse`."""
     try:
-        seconds = float(text)
+        found = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+        found = -1.0
+    if not 0 <= found < float("inf"):
         raise ArgumentTypeError(f"{text!r} is no number of seconds; give 0 or more")
-    return seconds
+    return found
 
 
 def print_json(payload: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from memfit.bounds import LowerBound, bound_graph, bound_plan
+from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
@@ -90,6 +92,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o", "--output", type=Path, metavar="PLAN.json", help="write plan and graph to this file"
     )
     add_time_limit_argument(parser)
+    add_bound_arguments(parser)
     add_output_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -111,16 +114,21 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
     if args.curve and args.output is not None:
         raise UsageError("-o writes a plan, and --curve makes none; give --budget")
+    if args.curve and args.bound:
+        raise UsageError("--bound is for one budget, and --curve is for all; give --budget")
+    limit_s = bound_limit(args)
     options = PlannerOptions(
         mode=args.mode,
         family=args.family,
         max_lower_sets=args.max_lower_sets,
         time_limit_s=args.time_limit,
     )
-    return _curve(args, options) if args.curve else _plan(args, planner, options)
+    return _curve(args, options) if args.curve else _plan(args, planner, options, limit_s)
 
 
-def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -> int:
+def _plan(
+    args: argparse.Namespace, planner: Planner, options: PlannerOptions, bound_s: float | None
+) -> int:
     budget = parse_budget(args.budget)
     if budget.auto:
         raise UsageError(
@@ -130,15 +138,27 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
     graph = read_graph(args.graph)
     plain_peak = simulate(graph, store_all_schedule(graph)).peak_bytes
     budget_bytes = budget.resolve(plain_peak_bytes=plain_peak, free_bytes=0)
+    shown = not (args.json or args.quiet)
+    bound: LowerBound | None = None
     try:
-        with progress("planning", shown=not (args.json or args.quiet)) as report:
+        with progress("planning", shown=shown) as report:
             plan = planner(graph, budget_bytes, replace(options, progress=report))
     except InfeasibleBudgetError as error:
+        if bound_s is not None:
+            with progress("bounding", shown=shown) as report:
+                bound = bound_graph(graph, budget_bytes, time_limit_s=bound_s, progress=report)
+            error = _with_bound(error, bound)
         if not args.json:
-            raise
+            raise error from None
         name = "nested" if args.planner == "auto" else args.planner
-        print_json(_infeasible_json(error, graph, name, args.mode))
+        result = _infeasible_json(error, graph, name, args.mode)
+        if bound is not None:
+            result["bound"] = bound.to_dict()
+        print_json(result)
         return EXIT_INFEASIBLE
+    if bound_s is not None:
+        with progress("bounding", shown=shown) as report:
+            plan, bound = bound_plan(graph, plan, time_limit_s=bound_s, progress=report)
     if args.output is not None:
         save_plan_file(args.output, plan, graph)
     result = solve_json(plan, graph)
@@ -146,8 +166,11 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
         print_json(result)
     else:
         console = stdout_console()
-        print_tables(console, _table(result))
-        print_notes(console, result["notes"])
+        table = _table(result)
+        for row in bound_rows(bound, plan.overhead) if bound is not None else ():
+            table.add_row(*row)
+        print_tables(console, table)
+        print_notes(console, [*result["notes"], *(bound.notes if bound is not None else ())])
     return 0
 
 
@@ -215,7 +238,21 @@ def solve_json(plan: Plan, graph: TrainingGraph) -> dict[str, Any]:
         "smallest_feasible_budget": plan.smallest_feasible_budget_bytes,
         "notes": list(plan.provenance.get("notes", ())),
         "graph_fingerprint": plan.graph_fingerprint,
+        **({"bound": plan.provenance["bound"]} if "bound" in plan.provenance else {}),
     }
+
+
+def _with_bound(error: InfeasibleBudgetError, bound: LowerBound) -> InfeasibleBudgetError:
+    """The same error, which says whether any schedule at all may fit."""
+    detail = "it is proven that no schedule in program order fits"
+    if not bound.infeasible:
+        detail = "that no schedule at all fits is not proven"
+    return InfeasibleBudgetError(
+        budget_bytes=error.budget_bytes,
+        minimum_bytes=error.minimum_bytes,
+        binding_op=error.binding_op,
+        detail=detail,
+    )
 
 
 def _infeasible_json(

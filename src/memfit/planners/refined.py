@@ -32,8 +32,8 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         provenance = {**base.provenance, "notes": [*notes, "local search found nothing better"]}
         seconds = time.perf_counter() - began
         return replace(base, planner="refined", seconds=seconds, provenance=provenance)
-    unit = " units" if graph.cost_unit == "unit" else f" {graph.cost_unit}"
-    notes.append(f"local search saved {saved}{unit} over the plan of {base.planner}")
+    unit = "" if graph.cost_unit == "unit" else f" {graph.cost_unit}"
+    notes.append(f"local search took {saved}{unit} off the overhead of the plan of {base.planner}")
     return make_plan(
         graph,
         schedule,

@@ -19,6 +19,7 @@ PLANNERS: dict[str, str] = {
     "exact": "memfit.planners.exact_dp",
     "approximate": "memfit.planners.approximate_dp",
     "nested": "memfit.planners.nested_dp",
+    "refined": "memfit.planners.refined",
     "chen": "memfit.planners.chen",
     "revolve": "memfit.planners.revolve",
     "store-all": "memfit.planners.store_all",
