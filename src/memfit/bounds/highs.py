@@ -24,7 +24,7 @@ class Solved:
 
     Attributes:
         bound: no solution costs less, in the program's grains; None where there is no solution.
-        closed: the solver proved that its solution is the best one.
+        closed: the solver proved that its solution is the best one, up to the gap asked for.
         solution: the best solution found; None if there is none.
     """
 
@@ -69,6 +69,7 @@ def solve(
     program: BinaryProgram,
     time_limit_s: float,
     *,
+    gap: float = 0.0,
     enough: int | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Solved:
@@ -77,6 +78,7 @@ def solve(
     Args:
         program: the program.
         time_limit_s: seconds after which the best bound so far is taken.
+        gap: the search stops once the best solution costs so many grains more than the bound.
         enough: the search stops once the bound has reached this.
         on_progress: called now and then with the bound so far, in grains.
 
@@ -90,7 +92,7 @@ def solve(
     solver.setOptionValue("threads", 1)
     solver.setOptionValue("time_limit", max(0.0, time_limit_s))
     solver.setOptionValue("mip_rel_gap", 0.0)
-    solver.setOptionValue("mip_abs_gap", 1.0 - 2 * _SLACK)
+    solver.setOptionValue("mip_abs_gap", max(gap, 1.0 - 2 * _SLACK))
     solver.passModel(_model(highspy, program))
     if enough is not None or on_progress is not None:
         _watch(solver, enough, on_progress)

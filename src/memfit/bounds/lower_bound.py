@@ -7,7 +7,10 @@ from typing import Any
 
 from memfit.schedule import Schedule
 
-__all__ = ["LowerBound"]
+__all__ = ["CLOSE", "LowerBound"]
+
+CLOSE = 10_000
+"""A schedule attains a bound up to this part of a forward pass (no part where that is below 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class LowerBound:
     Attributes:
         overhead: no such schedule recomputes for less, in the graph's cost unit; None where it is
             proven that no such schedule fits the budget at all.
-        proven_optimum: a schedule with just this overhead is known and fits the budget.
+        proven_optimum: a schedule is known that fits the budget and has this overhead, up to a
+            ten-thousandth of a forward pass where costs are as fine as that.
         witness: that schedule.
         budget_bytes: the budget, peak of the whole step.
         cost_unit: unit of the overhead.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memfit.bounds.highs import Solved, highs_version, solve
-from memfit.bounds.lower_bound import LowerBound
+from memfit.bounds.lower_bound import CLOSE, LowerBound
 from memfit.bounds.program import SpanProgram, build_program
 from memfit.carried import CarriedValues, StepOrder
 from memfit.errors import UsageError
@@ -67,16 +67,26 @@ class _Search:
             self.known = schedule
 
     @property
+    def close(self) -> int:
+        """An overhead so little above the bound attains it."""
+        return self.graph.forward_cost // CLOSE
+
+    @property
     def attained(self) -> bool:
-        return self.known is not None and self.known.overhead(self.graph) <= self.best
+        return self.known is not None and self.above(self.known) <= self.close
+
+    def above(self, schedule: Schedule) -> int:
+        return schedule.overhead(self.graph) - self.best
 
     def solve(self, program: SpanProgram) -> Solved:
         enough = None
         if self.known is not None:
-            enough = -(-self.known.overhead(self.graph) // program.cost_grain)
+            wanted = self.known.overhead(self.graph) - self.close
+            enough = -(-wanted // program.cost_grain)
         return solve(
             program.program,
             self.limit_s - self.elapsed_s,
+            gap=self.close / program.cost_grain / 2,
             enough=enough,
             on_progress=self.report,
         )

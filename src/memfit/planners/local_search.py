@@ -26,7 +26,7 @@ from memfit.schedule import Schedule
 
 __all__ = ["MOST_ROWS", "improve"]
 
-MOST_ROWS = 1_500_000
+MOST_ROWS = 500_000
 """Rows of schedules that are looked at, at most."""
 
 _DROPS_DEEP = 3
