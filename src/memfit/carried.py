@@ -10,11 +10,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.schedule import Compute, Schedule
 
-__all__ = ["CarriedValues", "StepOrder"]
+__all__ = ["CarriedValues", "Row", "StepOrder"]
+
+
+class Row(NamedTuple):
+    """What runs again between two backward ops.
+
+    Attributes:
+        ops: ids of the forward ops, in order.
+        made: for each of them, the values that it writes and that were not there (a bitmask); of
+            those that were, nothing reads the new copy.
+    """
+
+    ops: list[int]
+    made: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +136,7 @@ class CarriedValues:
 
     @cached_property
     def always(self) -> int:
-        """Values carried as long as they can be of use: of no bytes, or not to be made again."""
+        """Values that are there as long as something reads them: of no bytes, or made only once."""
         values, producer, ops = self.graph.values, self.graph.producer, self.graph.ops
         return sum(
             1 << v
@@ -145,8 +159,8 @@ class CarriedValues:
                 missing = (missing | self.inputs[op]) & ~have
         return sorted(todo, key=self.place.__getitem__)
 
-    def rows(self, carried: Mapping[int, int]) -> list[list[int]]:
-        """For each backward op, the forward ops that run right before it.
+    def rows(self, carried: Mapping[int, int]) -> list[Row]:
+        """For each backward op, what runs right before it.
 
         Args:
             carried: for rows by number, what is there after it, 0 for the forward pass; after other
@@ -160,17 +174,19 @@ class CarriedValues:
             if stays is not None:
                 wanted |= stays & self.useful[row]
             again = self.runs(wanted, have)
+            made = []
             for forward_op in again:
-                have |= self.outputs[forward_op]
+                made.append(self.outputs[forward_op] & self.made & ~have)
+                have |= made[-1]
             if stays is not None:
                 have &= stays | self.always
-            found.append(again)
+            found.append(Row(again, made))
         return found
 
     def cost(self, carried: Mapping[int, int]) -> int:
         """Cost of all recomputations, in the graph's cost unit."""
         ops = self.graph.ops
-        return sum(ops[op].cost for row in self.rows(carried) for op in row)
+        return sum(ops[op].cost for row in self.rows(carried) for op in row.ops)
 
     def schedule(self, carried: Mapping[int, int]) -> Schedule:
         """The schedule; arguments as for `rows`."""
@@ -179,20 +195,14 @@ class CarriedValues:
         start = len(steps)
         copy = [0] * len(self.graph.values)
         count = [1] * self.graph.forward_count
-        have = carried[0] & self.made | self.always
-        rows = self.rows(carried)
-        for row, (op, again) in enumerate(zip(self.order.backward, rows, strict=True), 1):
-            for forward_op in again:
+        for op, row in zip(self.order.backward, self.rows(carried), strict=True):
+            for forward_op, made in zip(row.ops, row.made, strict=True):
                 reads = tuple([copy[v] for v in ops[forward_op].inputs])
                 steps.append(Compute(forward_op, count[forward_op], reads))
-                for v in _bits(self.outputs[forward_op] & self.made & ~have):
+                for v in _bits(made):
                     copy[v] = count[forward_op]
-                have |= self.outputs[forward_op]
                 count[forward_op] += 1
             steps.append(Compute(op, 0, tuple([copy[v] for v in ops[op].inputs])))
-            stays = carried.get(row)
-            if stays is not None:
-                have &= stays | self.always
         return Schedule(tuple(steps), start)
 
     def of_schedule(self, schedule: Schedule) -> dict[int, int]:

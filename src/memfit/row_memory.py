@@ -5,11 +5,10 @@ Rows are those of `memfit.carried`: what runs after one backward op up to the ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from memfit.carried import CarriedValues
+from memfit.carried import CarriedValues, Row
 from memfit.graph import ValueKind
 
 __all__ = ["ForwardMemory", "RowMemory"]
@@ -168,22 +167,21 @@ class RowMemory:
             for op in self.carried.graph.forward_ops
         )
 
-    def row_bytes(self, row: int, again: Sequence[int], stays: int) -> int:
+    def row_bytes(self, number: int, row: Row, stays: int) -> int:
         """Most bytes alive during a row.
 
         Args:
-            row: number of the row.
-            again: the forward ops that run in it, in order.
+            number: number of the row.
+            row: what runs again in it.
             stays: the values carried over it, all of use later, as a bitmask.
         """
-        carried = self.carried
-        inputs, outputs = carried.inputs, carried.outputs
-        reads = inputs[carried.order.backward[row - 1]]
-        most = self.at_backward[row] + self.bytes_of(stays & ~reads)
+        inputs = self.carried.inputs
+        reads = inputs[self.carried.order.backward[number - 1]]
+        most = self.at_backward[number] + self.bytes_of(stays & ~reads)
         alive = stays | reads
-        for op in reversed(again):
-            alive = alive & ~outputs[op] | inputs[op]
-            here = self.before_backward[row] + self._run_fixed[op] + self.bytes_of(alive)
+        for op, made in zip(reversed(row.ops), reversed(row.made), strict=True):
+            alive = alive & ~made | inputs[op]
+            here = self.before_backward[number] + self._run_fixed[op] + self.bytes_of(alive)
             most = max(most, here)
         return most
 

@@ -162,13 +162,13 @@ class _Builder:
         )
 
     def _variables(self) -> None:
-        last, always = self.carried.last_row, self.carried.always
+        last, sizes = self.carried.last_row, self.memory.sizes
         for start, end in zip(self.starts, self.ends, strict=True):
             entering: dict[int, Term] = {}
             through: dict[int, Term] = {}
             for v in self.values:
                 if last[v] >= start:
-                    fixed = always >> v & 1
+                    fixed = sizes[v] == 0  # it might as well be there
                     entering[v] = "one" if fixed else self.program.variable()
                     if last[v] >= end:
                         through[v] = "one" if fixed else self.program.variable()

@@ -15,7 +15,7 @@ from memfit.bounds.highs import Solved, highs_version, solve
 from memfit.bounds.lower_bound import CLOSE, LowerBound
 from memfit.bounds.program import SpanProgram, build_program
 from memfit.carried import CarriedValues, StepOrder
-from memfit.errors import UsageError
+from memfit.errors import ExecutionError, UsageError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.row_memory import RowMemory
@@ -75,6 +75,15 @@ class _Search:
     def attained(self) -> bool:
         return self.known is not None and self.above(self.known) <= self.close
 
+    def check(self, version: str) -> None:
+        """Refuse a bound that a known schedule disproves."""
+        if self.known is not None and self.above(self.known) < 0:
+            raise ExecutionError(
+                f"HiGHS {version} claims that no schedule costs less than {self.best} "
+                f"{self.graph.cost_unit}, and one that costs {self.known.overhead(self.graph)} is "
+                "known; please report this graph as a bug"
+            )
+
     def above(self, schedule: Schedule) -> int:
         return schedule.overhead(self.graph) - self.best
 
@@ -127,6 +136,7 @@ def bound_graph(
 
     Raises:
         UsageError: highspy is not installed; `known` is in another order.
+        ExecutionError: the solver's bound is above the overhead of a schedule that fits.
     """
     began = time.perf_counter()
     carried = CarriedValues(graph, order or StepOrder.of_program(graph))
@@ -156,6 +166,7 @@ def _refine(search: _Search, rows: Sequence[tuple[int, int]]) -> LowerBound:
         if solved.bound is None:
             return search.result(None, method)
         search.best = max(search.best, solved.bound * program.cost_grain)
+        search.check(version)
         if search.attained:
             break
         if not solved.closed or search.elapsed_s >= search.limit_s or solved.solution is None:

@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from memfit.carried import CarriedValues, StepOrder
+from memfit.carried import CarriedValues, Row, StepOrder
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.planners.base import Progress, TimeIsUp
 from memfit.row_memory import RowMemory
 from memfit.schedule import Schedule
 
-__all__ = ["MOST_ROWS", "improve"]
+__all__ = ["MOST_ROWS", "Choice", "Search", "improve"]
 
 MOST_ROWS = 500_000
 """Rows of schedules that are looked at, at most."""
@@ -37,18 +37,18 @@ Carried = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class Choice:
     """What is carried, with what follows from it.
 
     Attributes:
         carried: the values carried over each row; each of them is used later.
-        rows: for each row from 1 on, at index row - 1, the ops that run again in it.
+        rows: for each row from 1 on, at index row - 1, what runs again in it.
         overhead: cost of these runs.
         row_bytes: most bytes alive during each row, 0 for the forward pass.
     """
 
     carried: Carried
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[Row, ...]
     overhead: int
     row_bytes: tuple[int, ...]
 
@@ -61,7 +61,7 @@ class _AllTried(Exception):
     """As many rows have been looked at as the search may."""
 
 
-class _Search:
+class Search:
     def __init__(
         self, values: CarriedValues, budget_bytes: int, most_rows: int, report: Progress
     ) -> None:
@@ -72,8 +72,8 @@ class _Search:
         self.report = report
         self.tried: set[Carried] = set()
 
-    def choice(self, wanted: Sequence[int]) -> _Choice:
-        """What follows from carrying `wanted`; what nothing uses is not carried."""
+    def choice(self, wanted: Sequence[int]) -> Choice:
+        """What follows from carrying `wanted`; what nothing uses is neither carried nor made."""
         self.rows_left -= len(wanted)
         if self.rows_left < 0:
             raise _AllTried
@@ -84,20 +84,23 @@ class _Search:
         used = 0  # by later rows, and not made again before
         carried = [0] * len(wanted)
         row_bytes = [0] * len(wanted)
-        for row in range(len(rows), 0, -1):
-            again = rows[row - 1]
-            stays = (wanted[row] | values.always) & used
-            carried[row] = stays
-            row_bytes[row] = memory.row_bytes(row, again, stays)
-            used = stays | values.inputs[values.order.backward[row - 1]]
-            for op in reversed(again):
-                used = used & ~values.outputs[op] | values.inputs[op]
-                overhead += ops[op].cost
+        for number in range(len(rows), 0, -1):
+            row = Row([], [])
+            carried[number] = (wanted[number] | values.always) & used
+            used = carried[number] | values.inputs[values.order.backward[number - 1]]
+            for op, made in zip(*map(reversed, rows[number - 1]), strict=True):
+                if made & used:
+                    row.ops.insert(0, op)
+                    row.made.insert(0, made)
+                    used = used & ~made | values.inputs[op]
+                    overhead += ops[op].cost
+            rows[number - 1] = row
+            row_bytes[number] = memory.row_bytes(number, row, carried[number])
         carried[0] = (wanted[0] | values.always) & used
         row_bytes[0] = memory.forward_bytes(carried[0])
-        return _Choice(tuple(carried), tuple(map(tuple, rows)), overhead, tuple(row_bytes))
+        return Choice(tuple(carried), tuple(rows), overhead, tuple(row_bytes))
 
-    def better(self, best: _Choice) -> _Choice | None:
+    def better(self, best: Choice) -> Choice | None:
         """The first choice found that fits the budget for less than `best`."""
         starts = [best.carried, *self.every_drop(best)]
         for at, carried in enumerate(starts):
@@ -115,7 +118,7 @@ class _Search:
                             return found
         return None
 
-    def relieved(self, choice: _Choice, depth: int) -> _Choice | None:
+    def relieved(self, choice: Choice, depth: int) -> Choice | None:
         """A choice that fits the budget, some drops away."""
         if choice.peak_bytes <= self.budget:
             return choice
@@ -141,7 +144,7 @@ class _Search:
             gone = had & ~has
         return found
 
-    def filled(self, choice: _Choice, barred: dict[int, int], *, dense: bool) -> _Choice:
+    def filled(self, choice: Choice, barred: dict[int, int], *, dense: bool) -> Choice:
         """With one keep after another, as long as they fit.
 
         Args:
@@ -162,18 +165,18 @@ class _Search:
                 return choice
             now, taken = choice.overhead, sum(choice.row_bytes)
 
-            def rank(c: _Choice, now: int = now, taken: int = taken) -> tuple[float, int, Carried]:
+            def rank(c: Choice, now: int = now, taken: int = taken) -> tuple[float, int, Carried]:
                 more = sum(c.row_bytes) - taken
                 worth = (now - c.overhead) / max(1, more) if dense else now - c.overhead
                 return -worth, more, c.carried
 
             choice = min(options, key=rank)
 
-    def keeps(self, choice: _Choice) -> Iterator[Carried]:
+    def keeps(self, choice: Choice) -> Iterator[Carried]:
         """What is carried after each keep, and after keeping all that a row computes again."""
         made, useful = self.values.made, self.values.useful
         there = [0] * len(self.graph.values)  # the last row in which a value was there
-        for row, again in enumerate(choice.rows, 1):
+        for row, (again, _) in enumerate(choice.rows, 1):
             outputs = [v for op in again for v in self.graph.ops[op].outputs if made >> v & 1]
             whole = list(choice.carried)
             wanted = choice.carried[row] | self.values.inputs[self.values.order.backward[row - 1]]
@@ -189,7 +192,7 @@ class _Search:
             for v in (*outputs, *_bits(choice.carried[row])):
                 there[v] = row
 
-    def every_drop(self, choice: _Choice) -> Iterator[Carried]:
+    def every_drop(self, choice: Choice) -> Iterator[Carried]:
         """What is carried after each drop."""
         touched = self.touched(choice)
         seen: set[Carried] = set()
@@ -202,10 +205,10 @@ class _Search:
                     seen.add(carried)
                     yield carried
 
-    def worst_row(self, choice: _Choice) -> int:
+    def worst_row(self, choice: Choice) -> int:
         return max(range(len(choice.row_bytes)), key=lambda row: (choice.row_bytes[row], -row))
 
-    def drops_at(self, choice: _Choice, row: int) -> Iterator[Carried]:
+    def drops_at(self, choice: Choice, row: int) -> Iterator[Carried]:
         """What is carried after each drop that may relieve a row: over it or into it."""
         touched = self.touched(choice)
         seen: set[Carried] = set()
@@ -216,7 +219,7 @@ class _Search:
                     yield carried
 
     def _drops(
-        self, choice: _Choice, over: int, candidates: int, touched: Sequence[int]
+        self, choice: Choice, over: int, candidates: int, touched: Sequence[int]
     ) -> Iterator[Carried]:
         rows = len(choice.carried)
         for v in _bits(candidates & ~self.values.always):
@@ -233,11 +236,11 @@ class _Search:
                 carried[between] &= ~bit
             yield tuple(carried)
 
-    def touched(self, choice: _Choice) -> list[int]:
+    def touched(self, choice: Choice) -> list[int]:
         """For each row, the values that are read or made in it."""
         inputs, outputs = self.values.inputs, self.values.outputs
         result = [self.values.made]
-        for op, again in zip(self.values.order.backward, choice.rows, strict=True):
+        for op, (again, _) in zip(self.values.order.backward, choice.rows, strict=True):
             mask = inputs[op]
             for forward_op in again:
                 mask |= inputs[forward_op] | outputs[forward_op]
@@ -250,7 +253,7 @@ class _Search:
         useful = self.values.useful
         ran: dict[int, int] = {}
         result = list(choice.carried)
-        for row, again in enumerate(choice.rows, 1):
+        for row, (again, _) in enumerate(choice.rows, 1):
             wanted = choice.carried[row] | self.values.inputs[self.values.order.backward[row - 1]]
             for op in again:
                 if op in ran:
@@ -282,7 +285,7 @@ def improve(
         most_rows: rows of schedules that are looked at, at most.
     """
     values = CarriedValues(graph, StepOrder.of_schedule(graph, schedule))
-    search = _Search(values, budget_bytes, most_rows, report or (lambda *_: None))
+    search = Search(values, budget_bytes, most_rows, report or (lambda *_: None))
     carried = values.of_schedule(schedule)
     best_overhead = schedule.overhead(graph)
     try:
