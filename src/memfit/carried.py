@@ -146,9 +146,11 @@ class CarriedValues:
 
     def runs(self, want: int, have: int) -> list[int]:
         """The ops that have to run for `want` where `have` is there, in the order of the pass."""
+        missing = want & ~have
+        if not missing:
+            return []
         producer = self.graph.producer
         todo: set[int] = set()
-        missing = want & ~have
         while missing:
             low = missing & -missing
             op = producer[low.bit_length() - 1]

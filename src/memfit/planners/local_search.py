@@ -14,6 +14,7 @@ depends on how many schedules it may try, not on the time that takes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ __all__ = ["MOST_ROWS", "Choice", "Search", "improve"]
 MOST_ROWS = 500_000
 """Rows of schedules that are looked at, at most."""
 
+_MOST_KNOWN = 1 << 18
 _DROPS_DEEP = 3
 _DROPS_WIDE = 4
 
@@ -71,14 +73,15 @@ class Search:
         self.most_rows = self.rows_left = most_rows
         self.report = report
         self.tried: set[Carried] = set()
+        # Neighbours share most of their rows.
+        self.known: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], int] = {}
 
     def choice(self, wanted: Sequence[int]) -> Choice:
         """What follows from carrying `wanted`; what nothing uses is neither carried nor made."""
         self.rows_left -= len(wanted)
         if self.rows_left < 0:
             raise _AllTried
-        values, memory = self.values, self.memory
-        ops = self.graph.ops
+        values, ops = self.values, self.graph.ops
         rows = values.rows(dict(enumerate(wanted)))
         overhead = 0
         used = 0  # by later rows, and not made again before
@@ -95,10 +98,22 @@ class Search:
                     used = used & ~made | values.inputs[op]
                     overhead += ops[op].cost
             rows[number - 1] = row
-            row_bytes[number] = memory.row_bytes(number, row, carried[number])
+            row_bytes[number] = self.row_bytes(number, row, carried[number])
         carried[0] = (wanted[0] | values.always) & used
-        row_bytes[0] = memory.forward_bytes(carried[0])
+        row_bytes[0] = self.row_bytes(0, None, carried[0])
         return Choice(tuple(carried), tuple(rows), overhead, tuple(row_bytes))
+
+    def row_bytes(self, number: int, row: Row | None, stays: int) -> int:
+        """Most bytes alive during a row, or during the forward pass where there is no row."""
+        key = (number, stays, tuple(row.ops) if row else (), tuple(row.made) if row else ())
+        found = self.known.get(key)
+        if found is None:
+            if len(self.known) > _MOST_KNOWN:
+                self.known.clear()
+            memory = self.memory
+            found = memory.row_bytes(number, row, stays) if row else memory.forward_bytes(stays)
+            self.known[key] = found
+        return found
 
     def better(self, best: Choice) -> Choice | None:
         """The first choice found that fits the budget for less than `best`."""
@@ -170,7 +185,13 @@ class Search:
                 worth = (now - c.overhead) / max(1, more) if dense else now - c.overhead
                 return -worth, more, c.carried
 
-            choice = min(options, key=rank)
+            options.sort(key=rank)
+            choice = options[0]
+            for option in options[1:]:
+                together = map(operator.or_, choice.carried, option.carried)
+                kept = self.choice(tuple(together))
+                if kept.overhead < choice.overhead and kept.peak_bytes <= self.budget:
+                    choice = kept
 
     def keeps(self, choice: Choice) -> Iterator[Carried]:
         """What is carried after each keep, and after keeping all that a row computes again."""
