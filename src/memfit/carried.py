@@ -128,10 +128,12 @@ class CarriedValues:
     @cached_property
     def useful(self) -> tuple[int, ...]:
         """For each row, from 0 on, those of `made` that a later row can have a use for."""
-        useful = [0] * (self.row_count + 1)
+        ending = [0] * (self.row_count + 1)
         for v in _bits(self.made):
-            for row in range(self.last_row[v]):
-                useful[row] |= 1 << v
+            ending[self.last_row[v]] |= 1 << v
+        useful = [0] * (self.row_count + 1)
+        for row in range(self.row_count, 0, -1):
+            useful[row - 1] = useful[row] | ending[row]
         return tuple(useful)
 
     @cached_property

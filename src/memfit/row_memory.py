@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 from memfit.carried import CarriedValues, Row
 from memfit.graph import ValueKind
@@ -93,19 +94,24 @@ class RowMemory:
         for row, b in enumerate(carried.order.backward, 1):
             found[row] = self._base_bytes + carried.graph.ops[b].workspace_bytes
             found[row] += sum(self.sizes[v] for v in self.reads[row])
-        for size, first, last in self._gradient_rows:
-            for row in range(first, min(last, carried.row_count) + 1):
-                found[row] += size
-        return tuple(found)
+        gradients = self._running(0)
+        return tuple(size + gradients[row] for row, size in enumerate(found))
 
     @cached_property
     def before_backward(self) -> tuple[int, ...]:
         """For each row from 1 on, bytes alive from its begin until its backward op starts."""
-        found = [self._base_bytes] * (self.carried.row_count + 1)
+        return tuple(self._base_bytes + size for size in self._running(1))
+
+    def _running(self, later: int) -> list[int]:
+        """By row, bytes of the gradients that are alive from so many rows after their first one."""
+        count = self.carried.row_count
+        change = [0] * (count + 3)
         for size, first, last in self._gradient_rows:
-            for row in range(first + 1, min(last, self.carried.row_count) + 1):
-                found[row] += size
-        return tuple(found)
+            begin, end = min(first + later, count + 1), min(last, count) + 1
+            if begin < end:
+                change[begin] += size
+                change[end] -= size
+        return list(accumulate(change[: count + 1]))
 
     @cached_property
     def forward(self) -> tuple[ForwardMemory, ...]:

@@ -6,9 +6,7 @@ Rows of a schedule are joined to *spans*: a span ends at one of the chosen rows.
     K[a,v] = 1  such a copy is still there when the span's last backward op runs,
     R[a,i] = 1  op i runs again in the span, once or more,
 
-and least Σ cost(i)·R[a,i] is wanted. Any schedule gives such S, K, R that obey the constraints
-below, and its overhead is no less than that sum; so no schedule is cheaper than the program's
-optimum. With p(v) the op that makes v:
+and least Σ cost(i)·R[a,i] is wanted. With p(v) the op that makes v:
 
     (1)  K[a,v] ≤ S[a,v]
     (2)  S[a+1,v] ≤ K[a,v] + R[a,p(v)]              what is carried on was there or is made
@@ -29,6 +27,26 @@ the order of runs within a span. Joining rows forgets constraints: the bound sta
 weaker.
 
 Sizes and costs are rounded down to whole numbers of a grain, which keeps all coefficients exact.
+
+Why no schedule of the order that fits is cheaper than the optimum: read S, K and R off the
+schedule, as they are defined. They obey all constraints, and its overhead is no less than Σ
+cost(i)·R[a,i], because each op that runs again in a span is paid for there once or more.
+
+- (1) is the definition. (2): a copy that is there when span a + 1 begins was made in span a or
+  before it, and then it was there at the last backward op of a. (3), (4): what is read was there
+  when the span began, and is read in it, or was made in it; where the last backward op reads a
+  copy from before the span, that copy is K.
+- (5): the simulator counts a copy from the step that makes it to the last one that reads it.
+  Gradients, outputs and tangents live as long in every schedule of the order. What the op reads
+  is alive. The v with S[a+1,v] = 1 were made before and are read after the span's last op, so
+  they are alive too; so are those with K[a,v] = 1 while anything in the span runs.
+- (6): likewise, with what i reads and writes. Its outputs are new copies, so they count beside a
+  copy of the same v that is carried through.
+- (7): the forward pass runs each op once, so what is alive is known but for what is kept.
+- An op is left out of a span (no R) where nothing that it makes can be of use from there on, even
+  to make something else, and a value likewise (no S, no K): without such runs the schedule is a
+  schedule still, takes no more memory and costs no more. A value of no bytes may as well be
+  there.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import argparse
 from memfit.bounds import DEFAULT_TIME_LIMIT_S, LowerBound, highs_version
 from memfit.cli.output import seconds
 from memfit.errors import UsageError
+from memfit.units import format_time_ns
 
 __all__ = ["add_bound_arguments", "bound_limit", "bound_rows"]
 
@@ -44,15 +45,18 @@ def bound_limit(args: argparse.Namespace) -> float | None:
 
 def bound_rows(bound: LowerBound, overhead: int) -> list[tuple[str, str]]:
     """Rows for a table: the bound, the gap of a plan's overhead, and how the bound was found."""
-    unit = "" if bound.cost_unit == "unit" else f" {bound.cost_unit}"
+
+    def cost(amount: int) -> str:
+        return str(amount) if bound.cost_unit == "unit" else format_time_ns(amount)
+
     assert bound.overhead is not None, "a plan fits, so something fits"
     proven = " (the optimum)" if bound.proven_optimum else ""
     above = overhead - bound.overhead
     return [
         (
             "lower bound",
-            f"{bound.overhead}{unit}, {bound.overhead_percent:.1f}% of a forward pass{proven}",
+            f"{cost(bound.overhead)}, {bound.overhead_percent:.1f}% of a forward pass{proven}",
         ),
-        ("gap", f"{above}{unit}, {bound.gap_percent(overhead):.1f}% of a forward pass"),
+        ("gap", f"{cost(above)}, {bound.gap_percent(overhead):.1f}% of a forward pass"),
         ("bound found by", f"{bound.method}, {bound.seconds:.2f} s"),
     ]

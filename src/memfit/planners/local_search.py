@@ -17,6 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from memfit.carried import CarriedValues, Row, StepOrder
 from memfit.graph import TrainingGraph
@@ -25,11 +26,12 @@ from memfit.planners.base import Progress, TimeIsUp
 from memfit.row_memory import RowMemory
 from memfit.schedule import Schedule
 
-__all__ = ["MOST_ROWS", "Choice", "Search", "improve"]
+__all__ = ["MOST_ROWS", "Choice", "Search", "improve", "too_large"]
 
 MOST_ROWS = 500_000
 """Rows of schedules that are looked at, at most."""
 
+_MOST_BITS = 1 << 24
 _MOST_KNOWN = 1 << 18
 _DROPS_DEEP = 3
 _DROPS_WIDE = 4
@@ -117,9 +119,8 @@ class Search:
 
     def better(self, best: Choice) -> Choice | None:
         """The first choice found that fits the budget for less than `best`."""
-        starts = [best.carried, *self.every_drop(best)]
-        for at, carried in enumerate(starts):
-            self.report("refining", at / len(starts))
+        for carried in chain([best.carried], self.every_drop(best)):
+            self.report("refining", 1.0 - self.rows_left / self.most_rows)
             for start in (carried, self.merged(carried)):
                 if start is None or start in self.tried:
                     continue
@@ -288,6 +289,11 @@ def _bits(mask: int) -> Iterable[int]:
     return [at for at, bit in enumerate(bin(mask)[:1:-1]) if bit == "1"]
 
 
+def too_large(graph: TrainingGraph) -> bool:
+    """Whether what is carried takes too much memory to write down for many schedules."""
+    return len(graph.backward_ops) * len(graph.values) > _MOST_BITS
+
+
 def improve(
     graph: TrainingGraph,
     schedule: Schedule,
@@ -296,7 +302,9 @@ def improve(
     report: Progress | None = None,
     most_rows: int = MOST_ROWS,
 ) -> Schedule:
-    """The cheapest schedule found near `schedule` that fits the budget; itself if there is none.
+    """The cheapest schedule found near `schedule` that fits the budget.
+
+    It is `schedule` itself where none is found, or where the graph is `too_large`.
 
     Args:
         graph: the graph.
@@ -305,6 +313,8 @@ def improve(
         report: called with a label and the share done; the search ends when it raises `TimeIsUp`.
         most_rows: rows of schedules that are looked at, at most.
     """
+    if too_large(graph):
+        return schedule
     values = CarriedValues(graph, StepOrder.of_schedule(graph, schedule))
     search = Search(values, budget_bytes, most_rows, report or (lambda *_: None))
     carried = values.of_schedule(schedule)

@@ -9,7 +9,7 @@ from memfit.graph import TrainingGraph
 from memfit.plan import Plan, Stage, make_plan
 from memfit.planners import auto
 from memfit.planners.base import PlannerOptions, limited
-from memfit.planners.local_search import improve
+from memfit.planners.local_search import improve, too_large
 from memfit.schedule import Schedule
 
 __all__ = ["plan"]
@@ -29,7 +29,9 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     notes = list(base.provenance.get("notes", ()))
     saved = base.overhead - schedule.overhead(graph)
     if not saved:
-        provenance = {**base.provenance, "notes": [*notes, "local search found nothing better"]}
+        large = "the graph is too large for local search"
+        note = large if too_large(graph) else "local search found nothing better"
+        provenance = {**base.provenance, "notes": [*notes, note]}
         seconds = time.perf_counter() - began
         return replace(base, planner="refined", seconds=seconds, provenance=provenance)
     unit = "" if graph.cost_unit == "unit" else f" {graph.cost_unit}"
