@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,8 @@ __all__ = ["Solved", "highs_version", "solve"]
 
 _SLACK = 1e-4
 """HiGHS works in floating point: so many grains of its bound on the cost are not trusted."""
+
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def solve(
     *,
     gap: float = 0.0,
     enough: int | None = None,
-    on_progress: Callable[[float], None] | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> Solved:
     """Solve a program, or bound its optimum.
 
@@ -80,7 +83,8 @@ def solve(
         time_limit_s: seconds after which the best bound so far is taken.
         gap: the search stops once the best solution costs so many grains more than the bound.
         enough: the search stops once the bound has reached this.
-        on_progress: called now and then with the bound so far, in grains.
+        waiting: called now and then while the solver runs, in this thread; the search stops where
+            it raises.
 
     Raises:
         UsageError: highspy is not installed.
@@ -94,9 +98,7 @@ def solve(
     solver.setOptionValue("mip_rel_gap", 0.0)
     solver.setOptionValue("mip_abs_gap", max(gap, 1.0 - 2 * _SLACK))
     solver.passModel(_model(highspy, program))
-    if enough is not None or on_progress is not None:
-        _watch(solver, enough, on_progress)
-    solver.run()
+    _run(solver, enough, waiting)
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return Solved(None, True, None)
@@ -110,15 +112,31 @@ def solve(
     return Solved(bound, closed, chosen)
 
 
-def _watch(solver: Any, enough: int | None, on_progress: Callable[[float], None] | None) -> None:
+def _run(solver: Any, enough: int | None, waiting: Callable[[], None] | None) -> None:
+    """Run in a thread of its own, so that an interrupt from the keyboard is not lost in HiGHS."""
+    stop = threading.Event()
+
     def look(event: Any) -> None:
-        dual = event.data_out.mip_dual_bound
-        if on_progress is not None and not math.isinf(dual):
-            on_progress(dual)
-        if enough is not None and dual >= enough - _SLACK:
+        if stop.is_set() or (
+            enough is not None and event.data_out.mip_dual_bound >= enough - _SLACK
+        ):
             event.interrupt()
 
     solver.cbMipInterrupt.subscribe(look)
+    thread = threading.Thread(target=solver.run, name="HiGHS", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_LOOK_EVERY_S)
+            if waiting is not None:
+                waiting()
+    except BaseException:
+        stop.set()
+        thread.join()
+        raise
+    finally:
+        # The threads of its scheduler must not outlive the one that started them.
+        type(solver).resetGlobalScheduler(True)
 
 
 def _model(highspy: ModuleType, program: BinaryProgram) -> Any:

@@ -52,7 +52,7 @@ class _Search:
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.began
 
-    def report(self, _: float = 0.0) -> None:
+    def report(self) -> None:
         now = self.elapsed_s
         if self.progress is not None and now - self.reported >= _REPORT_EVERY_S:
             self.reported = now
@@ -97,7 +97,7 @@ class _Search:
             self.limit_s - self.elapsed_s,
             gap=self.close / program.cost_grain / 2,
             enough=enough,
-            on_progress=self.report,
+            waiting=self.report,
         )
 
     def result(self, overhead: int | None, method: str) -> LowerBound:
