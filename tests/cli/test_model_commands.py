@@ -107,6 +107,20 @@ def test_plan_for_people(capsys: pytest.CaptureFixture[str], folder: Path) -> No
     assert "plan written to plan.json" in out
 
 
+def test_plan_with_its_bound(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    pytest.importorskip("highspy")
+    words = ("plan", "command_models:Net", *INPUT, "--budget", "70%", "--cost", "analytic")
+    limit = ("--bound", "--bound-time-limit", "5")
+    assert main([*words, *limit, "-o", "plan.json"]) == 0
+    out, _ = capsys.readouterr()
+    plan = Plan.load(folder / "plan.json")
+    bound = plan.provenance["bound"]
+    assert 0 <= bound["overhead"] <= plan.overhead
+    assert bound["budget_bytes"] == plan.budget_bytes
+    assert "lower bound" in out
+    assert f"{bound['gap_percent']:.1f}% of a forward pass" in out
+
+
 def test_an_optimizer_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("plan", "command_models:Net", *INPUT, "--budget", "1GiB", "--json")
     assert main([*words, "--optimizer", "adam"]) == 0
