@@ -223,10 +223,9 @@ def verify(
 
     All three start from the same parameters, buffers and random state. Afterwards the model is as
     it was. Without a loss, the model's `loss` output or the sum of its outputs is differentiated.
+    Arguments that are not listed here are those of `memfit.plan`.
 
     Args:
-        model, example_inputs, loss_fn, budget, planner, mode, cost, optimizer, example_kwargs,
-            progress: as for `memfit.plan`.
         rounds: timed steps of each kind, interleaved.
 
     Raises:
