@@ -41,7 +41,7 @@ LANGUAGES = ("console", "json", "python", "sh", "text")
 _NOT_RUN = re.compile(r"^# Not run by the tests: (.*)$", re.MULTILINE)
 _FILE = re.compile(r"# (\w+\.py)\n")
 _TIME = re.compile(r"[\d.]+ s\b")
-_LINE = re.compile(r"\.py:\d+")
+_PLACE = re.compile(r"\.py:\d+|\b[0-9a-f]{32}\b")  # lines, fingerprints of graphs
 _NUMBER = re.compile(r"[+-]?\d[\d.]*(e-\d+)?%?( [KMG]iB| ns| us| ms| s\b)?")
 _VARIES = "# figures vary"
 
@@ -108,8 +108,9 @@ def not_run(block: Block) -> str | None:
 
 
 def _masked(text: str, varies: bool) -> list[str]:
-    """Lines to compare: without times and places, and without any figure where they vary."""
-    text = _LINE.sub(".py:#", text)
+    """Lines to compare: without times, lines of code and fingerprints; without any figure where
+    they vary."""
+    text = _PLACE.sub("#", text)
     return [
         " ".join((_NUMBER.sub("#", line) if varies else _TIME.sub("# s", line)).split())
         for line in text.splitlines()
@@ -164,7 +165,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], bool]] = {
 
 
 def _chain_graph() -> str:
-    """A chain of nine ops as JSON, the `chain.json` of the pages."""
+    """A chain of nine ops as JSON."""
     before = [[v - 1] if v else [] for v in range(9)]
     reads = [[*before[v], v] for v in range(9)]
     return graph_to_json(bare_graph(before, [100] * 9, [2] * 9, reads, name="chain"))
@@ -197,7 +198,8 @@ class Page:
         """In the folder, with one thread, a cost cache of its own and modules that are forgotten."""
         before, threads, known = Path.cwd(), torch.get_num_threads(), set(sys.modules)
         environment = dict(os.environ)
-        (self.folder / "chain.json").write_text(_chain_graph())
+        for name in ("chain.json", "graph.json"):  # which pages take as known
+            (self.folder / name).write_text(_chain_graph())
         os.environ.update(MEMFIT_CACHE_DIR=str(self.folder / "cache"), COLUMNS="100")
         os.environ.pop("MEMFIT_DEBUG", None)
         os.chdir(self.folder)
@@ -232,7 +234,7 @@ class Page:
         code = compile("\n" * (block.line - 1) + block.text, str(file), "exec")
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(code, self.module.__dict__)
-        return _stripped(out.getvalue())
+        return self._stripped(out.getvalue())
 
     def command(self, text: str) -> str:
         """Run a `memfit` command; what it prints, stderr after stdout."""
@@ -241,7 +243,12 @@ class Page:
         torch.compiler.reset()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             self.code = main(words[1:])
-        return _stripped(out.getvalue() + err.getvalue())
+        return self._stripped(out.getvalue() + err.getvalue())
+
+    def _stripped(self, text: str) -> str:
+        """Without blanks at the ends of lines, and without the folder before its files."""
+        text = text.replace(f"{self.folder}/", "")
+        return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
     def printed(self, command: str, shown: str) -> str | None:
         """What a command prints; None where it is not run.
@@ -298,9 +305,11 @@ class Page:
     def renewed(self) -> str:
         """The page with what its examples print now."""
         text = self.path.read_text(encoding="utf-8")
+        lines, given = text.splitlines(keepends=True), blocks_of(text)
+        changes: list[tuple[Block, str]] = []
         said = ""
         with self.opened():
-            for block in blocks_of(text):
+            for block in given:
                 new = block.text
                 if block.printed:
                     new = said
@@ -311,12 +320,11 @@ class Page:
                     for command, shown in block.commands:
                         now = self.printed(command, shown)
                         new += f"$ {command}\n{shown if now is None else now}"
-                text = text.replace(f"{block.text}```", f"{new}```", 1)
-        return text
-
-
-def _stripped(text: str) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+                changes.append((block, new))
+        for block, new in reversed(changes):  # so that lines before stay where they are
+            at = block.line - 1
+            lines[at : at + block.text.count("\n")] = [new]
+        return "".join(lines)
 
 
 def write_page(path: Path, folder: Path, setup: str = "") -> None:

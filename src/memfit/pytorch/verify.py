@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memfit.errors import UsageError
+from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.api import fit
@@ -182,6 +182,32 @@ def _largest_difference(
     return (float("inf"), missing[0]) if missing else (largest, where)
 
 
+def _observed(
+    bench: _Bench, runs: Mapping[str, Callable[[], torch.Tensor]], name: str
+) -> _Observed:
+    """What a step computes.
+
+    Raises:
+        UsageError: it fails, and the plain step does, too.
+    """
+    try:
+        return bench.observe(runs[name])
+    except MemfitError:
+        raise
+    except Exception as error:
+        bench.reset()
+        try:
+            runs["plain"]()
+        except Exception as own:
+            said = " ".join(str(own).split())
+            raise UsageError(
+                f"{type(bench.model).__name__} fails on these inputs without memfit too: "
+                f"{type(own).__name__}: {said.rstrip('.')}; check values, shapes and dtypes of the "
+                "inputs, and of the target if there is one"
+            ) from own
+        raise error
+
+
 def _run_all(
     bench: _Bench,
     runs: Mapping[str, Callable[[], torch.Tensor]],
@@ -194,7 +220,7 @@ def _run_all(
     peaks: dict[str, int] = {}
     for i, name in enumerate(("planned", "plain", "captured")):
         say(f"running the {name} step", i / 4)
-        seen[name] = bench.observe(runs[name])
+        seen[name] = _observed(bench, runs, name)
         # Observing has warmed it up.
         peaks[name] = measure_step(
             runs[name], device=device, warmup=0, reset=bench.reset
@@ -231,6 +257,7 @@ def verify(
     Raises:
         InfeasibleBudgetError: no plan fits.
         CaptureError: the model cannot be captured.
+        UsageError: the plain step fails, too.
     """
     bench = _Bench(model, example_inputs, example_kwargs or {})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
