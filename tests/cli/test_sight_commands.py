@@ -250,7 +250,7 @@ def test_explain(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect plan.json", ("memfit report draws a plan", "memfit solve plans a graph")),
         ("inspect sight_models:Net --inputs 2x8x8x8", ("no option --inputs", "write --input")),
         ("inspect sight_models:Net --input 2x8x8x8 --memory 8 GiB", ("'GiB'", "in quotes")),
-        ("inspect sight_models:Net --input 2x8x8x8 --budget 1MB", ("leave it out", "inspect --help")),
+        ("inspect sight_models:Net --input 2x8x8x8 --budget 1MB", ("leave it out", "--help")),
         ("demo --budget 50%", ("no option --budget", "leave it out", "memfit demo --help")),
         ("solve plan.json --budget 50%", ("is a plan, not a graph", "memfit report")),
         ("solve g.json --budget 50% --family every", ("known families: auto, all",)),

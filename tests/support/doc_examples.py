@@ -117,7 +117,7 @@ def _masked(text: str, varies: bool) -> list[str]:
     ]
 
 
-# --- commands that are not run ----------------------------------------------------------------------
+# --- commands that are not run --------------------------------------------------------------------
 
 
 def _make(words: Sequence[str]) -> bool:
@@ -161,7 +161,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], bool]] = {
 """For each program that is not run, whether what stands after it can be right."""
 
 
-# --- a page -----------------------------------------------------------------------------------------
+# --- a page ---------------------------------------------------------------------------------------
 
 
 def _chain_graph() -> str:
@@ -195,7 +195,7 @@ class Page:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """In the folder, with one thread, a cost cache of its own and modules that are forgotten."""
+        """In the folder, with one thread and a cost cache of its own; modules are forgotten."""
         before, threads, known = Path.cwd(), torch.get_num_threads(), set(sys.modules)
         environment = dict(os.environ)
         for name in ("chain.json", "graph.json"):  # which pages take as known
