@@ -37,11 +37,15 @@ class VerifyResult:
             relative to the largest entry of that gradient.
         plain_largest_difference_in: name of the parameter where it occurs, None if there is none.
         buffers_equal: buffers (running statistics) after the step equal plain PyTorch's.
-        plain_peak_bytes, captured_peak_bytes, planned_peak_bytes: measured.
+        plain_peak_bytes: measured peak of the plain step.
+        captured_peak_bytes: that of the captured step that keeps everything.
+        planned_peak_bytes: that of the planned step.
         predicted_peak_bytes: simulated peak of the plan.
         prediction_error_percent: (predicted - measured) / measured above resident memory.
         resident_bytes: parameters, buffers and inputs, part of all peaks.
-        plain_time_ns, captured_time_ns, planned_time_ns: median times of a step.
+        plain_time_ns: median time of a plain step.
+        captured_time_ns: that of a captured step that keeps everything.
+        planned_time_ns: that of a planned step.
         measured_overhead_percent: planned against captured.
         predicted_overhead_percent: from the plan.
     """
