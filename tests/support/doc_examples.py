@@ -180,12 +180,14 @@ class Page:
         folder: an empty folder.
         setup: Python that runs before the first block, for names that the page takes as known.
         skip: commands that contain one of these are left out.
+        cache: folder of measured costs; one of its own where None.
     """
 
     path: Path
     folder: Path
     setup: str = ""
     skip: tuple[str, ...] = ()
+    cache: Path | None = None
     code: int = 0
     module: ModuleType = field(init=False)
 
@@ -195,12 +197,13 @@ class Page:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """In the folder, with one thread and a cost cache of its own; modules are forgotten."""
+        """In the folder, with one thread; modules are forgotten."""
         before, threads, known = Path.cwd(), torch.get_num_threads(), set(sys.modules)
         environment = dict(os.environ)
         for name in ("chain.json", "graph.json"):  # which pages take as known
             (self.folder / name).write_text(_chain_graph())
-        os.environ.update(MEMFIT_CACHE_DIR=str(self.folder / "cache"), COLUMNS="100")
+        cache = self.cache or self.folder / "cache"
+        os.environ.update(MEMFIT_CACHE_DIR=str(cache), COLUMNS="100")
         os.environ.pop("MEMFIT_DEBUG", None)
         os.chdir(self.folder)
         torch.set_num_threads(1)
