@@ -2,6 +2,7 @@
 #   make demo        set up and run the built-in demonstration
 #   make test        set up with the development tools; lint, types, layers, tests
 #   make test-slow   the tests that take longer
+#   make docs        the documentation site, into build/site, with warnings as errors
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
 #   make clean       remove what was built
 PYTHON ?= python3
@@ -20,7 +21,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow fuzz clean
+.PHONY: demo test test-slow docs fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -35,6 +36,10 @@ test: $(VENV)/.stamp-dev
 
 test-slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.stamp-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html, or run $(BIN)/python -m mkdocs serve"
 
 fuzz:
 	$(CMAKE) -S native/fuzz -B build/fuzz

@@ -229,14 +229,18 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     pytest.importorskip("matplotlib")
+    assert demo_command.SHARES == (80, 60, 40)
+    monkeypatch.setattr(demo_command, "SHARES", (80, 40))
     assert main(["demo", "--json", "-o", "deep/er"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     payload = json.loads(out)
     assert payload["status"] == "OK"
-    assert [row["share_percent"] for row in payload["budgets"]] == [80, 60, 40]
+    assert [row["share_percent"] for row in payload["budgets"]] == [80, 40]
     for row in payload["budgets"]:
         assert row["asked_bytes"] == payload["plain_peak_bytes"] * row["share_percent"] // 100
         assert row["raised_to_smallest_feasible"] == (row["budget_bytes"] > row["asked_bytes"])
@@ -252,6 +256,7 @@ def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert 'id="data"' in (folder / "deep/er/report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 def test_demo_raises_a_budget_that_is_too_small(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
@@ -17,6 +19,7 @@ from memfit.planners import (
     get_curve,
     get_planner,
     paper_dp,
+    search_all,
 )
 from memfit.planners.chen import articulation_cuts, segmentations
 
@@ -324,3 +327,22 @@ def test_a_plan_over_its_budget_says_so() -> None:
     assert plan.peak_bytes == 510
     assert "the simulated peak is 510 bytes, over the budget" in plan.provenance["notes"][0]
     assert smallest("exact", graph) == 510
+
+
+@pytest.mark.parametrize("name", ["auto", "liveness", "nested", "exact", "approximate"])
+def test_one_search_gives_the_plans_of_many(name: str, core: str) -> None:
+    graph = chain(20)
+    found = search_all(name, graph, PlannerOptions())
+    assert replace(found.trade_off, seconds=0.0) == replace(
+        get_curve(name)(graph, PlannerOptions()), seconds=0.0
+    )
+    # `auto` leaves nested strategies out where a budget is roomy; one search has them anyway.
+    planner = get_planner("nested" if name == "auto" else name)
+    for point in found.trade_off.points:
+        once = found.plan(point.budget_bytes)
+        alone = planner(graph, point.budget_bytes, PlannerOptions())
+        assert replace(once, seconds=0.0) == replace(alone, seconds=0.0)
+        assert once.peak_bytes <= point.budget_bytes
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        found.plan(1)
+    assert caught.value.minimum_bytes == smallest(name, graph)

@@ -12,6 +12,7 @@ from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     foreign_prints_to_stderr,
     print_json,
     progress,
@@ -31,7 +32,6 @@ __all__ = [
     "OPTIMIZERS",
     "add_parser",
     "add_planning_arguments",
-    "check_output_file",
     "check_planning_arguments",
     "make_optimizer",
     "run",
@@ -182,13 +182,3 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         console.print(f"plan written to {args.output}", soft_wrap=True, markup=False)
     return 0
-
-
-def check_output_file(path: Path) -> None:
-    """Refuse a place that cannot be written before minutes are spent on a plan."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"cannot write {path}: there is no folder {path.parent}; choose one that exists"
-        )

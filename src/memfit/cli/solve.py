@@ -14,6 +14,7 @@ from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     one_line,
     print_json,
     print_notes,
@@ -110,6 +111,10 @@ def run(args: argparse.Namespace) -> int:
     planner = get_planner(args.planner)
     if args.mode not in MODES:
         raise UsageError(f"unknown mode {args.mode!r}; known modes: {', '.join(MODES)}")
+    if args.family not in ("auto", *FAMILIES):
+        raise UsageError(
+            f"unknown family {args.family!r}; known families: auto, {', '.join(FAMILIES)}"
+        )
     if args.max_lower_sets is not None and args.max_lower_sets < 2:
         raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
     if args.curve and args.output is not None:
@@ -117,6 +122,12 @@ def run(args: argparse.Namespace) -> int:
     if args.curve and args.bound:
         raise UsageError("--bound is for one budget, and --curve is for all; give --budget")
     limit_s = bound_limit(args)
+    if args.output is not None:
+        check_output_file(args.output)
+    if ":" in args.graph and not Path(args.graph).exists():
+        raise UsageError(
+            f"there is no graph file {args.graph}; if it is a model, plan it with memfit plan"
+        )
     options = PlannerOptions(
         mode=args.mode,
         family=args.family,

@@ -9,12 +9,12 @@ from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, lo
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     print_json,
     print_notes,
     progress,
     stdout_console,
 )
-from memfit.cli.plan_command import check_output_file
 from memfit.errors import UsageError
 from memfit.files import write_text_whole
 from memfit.liveness import simulate

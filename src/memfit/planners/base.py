@@ -16,6 +16,7 @@ __all__ = [
     "Planner",
     "PlannerOptions",
     "Progress",
+    "Searched",
     "TimeIsUp",
     "TradeOff",
     "TradeOffPoint",
@@ -91,6 +92,19 @@ class TradeOff:
         """The overhead within a budget; None if it is smaller than the smallest feasible one."""
         at = bisect_right(self.points, budget_bytes, key=lambda point: point.budget_bytes)
         return self.points[at - 1].overhead if at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What one search found: the trade-off, and the plan for any budget.
+
+    Attributes:
+        trade_off: the trade-off over all budgets.
+        plan: takes a budget in bytes and gives what the planner's `plan` would, errors included.
+    """
+
+    trade_off: TradeOff
+    plan: Callable[[int], Plan]
 
 
 class TimeIsUp(Exception):
