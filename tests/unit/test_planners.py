@@ -41,6 +41,9 @@ def test_names() -> None:
         "approximate",
         "nested",
         "chen",
+        "salimans-memory",
+        "salimans-speed",
+        "salimans-collection",
         "revolve",
         "store-all",
     ]
@@ -49,7 +52,7 @@ def test_names() -> None:
         get_planner("fastest")
     assert str(caught.value) == (
         "unknown planner 'fastest'; known planners: auto, liveness, exact, approximate, nested, "
-        "chen, revolve, store-all"
+        "chen, salimans-memory, salimans-speed, salimans-collection, revolve, store-all"
     )
 
 
@@ -156,7 +159,14 @@ def test_curves_by_name() -> None:
         else:
             with_curve.append(name)
     assert {"exact", "approximate"} <= set(with_curve)
-    assert [name for name, _ in without] == ["chen", "revolve", "store-all"]
+    assert [name for name, _ in without] == [
+        "chen",
+        "salimans-memory",
+        "salimans-speed",
+        "salimans-collection",
+        "revolve",
+        "store-all",
+    ]
     for name, message in without:
         assert message == (
             f"planner '{name}' has no trade-off over budgets; these have: {', '.join(with_curve)}"

@@ -20,6 +20,9 @@ PLANNERS: dict[str, str] = {
     "approximate": "memfit.planners.approximate_dp",
     "nested": "memfit.planners.nested_dp",
     "chen": "memfit.planners.chen",
+    "salimans-memory": "memfit.planners.salimans_memory",
+    "salimans-speed": "memfit.planners.salimans_speed",
+    "salimans-collection": "memfit.planners.salimans_collection",
     "revolve": "memfit.planners.revolve",
     "store-all": "memfit.planners.store_all",
 }
