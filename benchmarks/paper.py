@@ -230,11 +230,14 @@ def main() -> int:
     from paper_page import verdicts, write_page
 
     write_page(results, DOCS)
-    for verdict in verdicts(results):
+    judged = list(verdicts(results))
+    if not judged:
+        print("limits are judged once all seven published graphs are there")
+    for verdict in judged:
         print(f"{verdict['verdict']:5} {verdict['what']}: {verdict['figure']}, {verdict['limit']}")
         if verdict["verdict"] != "PASS":
             wrong.append(verdict["what"])
-    print("\n".join(wrong) if wrong else "all answers right, all limits met")
+    print("\n".join(wrong) if wrong else "all answers right")
     return 1 if wrong else 0
 
 
