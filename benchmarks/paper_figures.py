@@ -62,8 +62,9 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                     [100 * overhead / cost for _, overhead, _ in points],
                     color=colour,
                     marker=marker,
-                    markersize=3,
-                    linewidth=0.8,
+                    markevery=max(1, len(points) // 25),
+                    markersize=3.5,
+                    linewidth=0.9,
                     label=f"the paper, {family}",
                 )
             pairs = {p: o for f in _FAMILIES for p, _, o in row[f]["equal_peak"]}
@@ -79,7 +80,8 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                 [100 * mine / cost for _, mine in ours],
                 color="#0072b2",
                 marker="o",
-                markersize=3,
+                markevery=max(1, len(ours) // 25),
+                markersize=3.5,
                 linewidth=1.4,
                 label="memfit at the same peaks and below",
             )

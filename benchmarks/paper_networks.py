@@ -148,15 +148,15 @@ _PSPNET = _library("pspnet", "pspnet_resnetd101b_cityscapes", fixed_size=False)
 
 NETWORKS: dict[str, Network] = {
     "pspnet": Network("PSPNet", "pspnet", 2, 713, 2, 145, _PSPNET, _pspnet_inputs, _pspnet_loss),
-    "unet": Network("U-Net", "unet", 8, 572, 1, 252, UNet, _unet_inputs, F.cross_entropy),
+    "unet": Network("U-Net", "unet", 8, 572, 1, 444, UNet, _unet_inputs, F.cross_entropy),
     "resnet50": _classifier("ResNet50", "resnet50", 96, 4, _library("resnet", "resnet50")),
     "resnet152": _classifier("ResNet152", "resnet152", 48, 2, _library("resnet", "resnet152")),
-    "vgg19": _classifier("VGG19", "vgg19", 64, 2, _library("vgg", "vgg19")),
+    "vgg19": _classifier("VGG19", "vgg19", 64, 8, _library("vgg", "vgg19")),
     "densenet161": _classifier(
         "DenseNet161", "densenet", 32, 2, _library("densenet", "densenet161")
     ),
     "googlenet": Network(
-        "GoogLeNet", "googlenet", 256, 224, 4, 224, GoogLeNet, _images, googlenet_loss
+        "GoogLeNet", "googlenet", 256, 224, 16, 224, GoogLeNet, _images, googlenet_loss
     ),
 }
 """By name on the command line, in the paper's order."""

@@ -206,8 +206,7 @@ def _table_1(rows: dict[str, Any]) -> str:
         "`python benchmarks/paper.py --planned`. GB, the overhead there in percent of a step in",
         "brackets. The first four columns are the paper's own, measured on a K40 (table 1, with",
         "liveness analysis); all others are simulated on the graph that memfit captures from",
-        "PyTorch",
-        "(parameters, their gradients and inputs included), and no model got any memory.",
+        "PyTorch (parameters, their gradients and inputs included), and no model got any memory.",
         "",
         "| network (batch) | paper: approximate | exact | Chen | vanilla | here: approximate "
         "| exact | Chen | Salimans | `liveness` | `nested` | vanilla |",
@@ -221,8 +220,7 @@ def _table_1(rows: dict[str, Any]) -> str:
     lines += [
         "",
         "As a share of vanilla, the paper's best against ours, and with the workspaces that a",
-        "CPU's",
-        "kernels (oneDNN) likely take, where the bytes of one op alone may bind:",
+        "CPU's kernels (oneDNN) likely take, where the bytes of one op alone may bind:",
         "",
         "| network | paper, best | here: theirs, best | `liveness` | `nested` | vanilla with CPU "
         "workspaces, GB | `liveness` | `nested` |",
@@ -240,10 +238,8 @@ def _table_1(rows: dict[str, Any]) -> str:
     lines += [
         "",
         "The same comparison as on the published graphs (nominal budgets a hundredth of the",
-        "vanilla",
-        "peak apart). Costs are estimates in nanoseconds; where they had to be rounded or",
-        "fewer lower",
-        "sets were searched, the last column says so.",
+        "vanilla peak apart). Costs are estimates in nanoseconds; where they had to be rounded or",
+        "fewer lower sets were searched, the last column says so.",
         "",
         "| network | nodes | ops | theirs | family, lower sets | smallest peak: `liveness` "
         "lower by "
@@ -268,11 +264,8 @@ def _liveness(results: dict[str, Any]) -> str:
     lines = [
         "## With and without liveness analysis",
         "",
-        "The smallest peak of their plans by the paper's formula, Eq. (2), and simulated with",
-        "every",
-        "value freed at its last use; GB. Where the formula is below the simulation, it",
-        "misses what",
-        "it does not know: parameter gradients, and gradients that leave a stage.",
+        "The smallest peak of their plans by the paper's formula, Eq. (2), and simulated, every",
+        "value freed at its last use; GB, with the overhead in percent of a step in brackets.",
         "",
         "| graphs | network | exact, formula | exact, time | exact, memory | approximate, formula "
         "| approximate, time | approximate, memory |",
@@ -283,10 +276,7 @@ def _liveness(results: dict[str, Any]) -> str:
             cells = []
             for family in FAMILIES:
                 cells.append(f"{row[family]['formula_smallest_bytes'] / GB:.3f}")
-                cells += [
-                    f"{row['smallest'][f'{family}, {mode}']['peak_bytes'] / GB:.3f}"
-                    for mode in ("time", "memory")
-                ]
+                cells += [_cell(row, f"{family}, {mode}") for mode in ("time", "memory")]
             kind = "PyTorch" if part == "planned" else part
             lines.append(f"| {kind} | {TITLES[name][0]} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
@@ -339,8 +329,7 @@ def _batches(rows: dict[str, Any]) -> str:
         f"## The largest batch within {budget / GB:g} GB",
         "",
         "`python benchmarks/paper.py --batches`. For each planner the largest batch whose",
-        "plan fits,",
-        "found by bisection, and the time per sample there from plans (analytic costs),",
+        "plan fits, found by bisection, and the time per sample there from plans (analytic costs),",
         "beside that",
         "of the plain step at the same batch. The graph at a batch size is read between two",
         "captured ones.",
@@ -367,14 +356,12 @@ def _times(rows: dict[str, Any]) -> str:
         "## Planning time",
         "",
         "`python benchmarks/paper.py --times`. Seconds for one plan at half of the vanilla",
-        "peak, or at",
-        "the smallest budget where that is larger; the best of 3. On PyTorch costs are",
+        "peak, or at the smallest budget where that is larger; the best of 3. On PyTorch costs are",
         "nanoseconds,",
         "nearly all different, which makes Pareto fronts longer than the paper's cost model",
         "does. The",
         "paper's own figures: exact over 80 s on GoogLeNet and PSPNet, approximate within 1",
-        "s. More",
-        "in [planning times](planning.md).",
+        "s. More in [planning times](planning.md).",
         "",
         "| graphs | network | " + " | ".join(planners) + " |",
         "|---|---|" + "---:|" * len(planners),
