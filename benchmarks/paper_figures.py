@@ -65,6 +65,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                     markevery=max(1, len(points) // 25),
                     markersize=3.5,
                     linewidth=0.9,
+                    drawstyle="steps-post",
                     label=f"the paper, {family}",
                 )
             pairs = {p: o for f in _FAMILIES for p, _, o in row[f]["equal_peak"]}
@@ -83,6 +84,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                 markevery=max(1, len(ours) // 25),
                 markersize=3.5,
                 linewidth=1.4,
+                drawstyle="steps-post",
                 label="memfit at the same peaks and below",
             )
             axes.set_title(_TITLES[name], fontsize=11)
