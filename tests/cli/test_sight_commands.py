@@ -98,7 +98,7 @@ def test_sweep_of_a_model(run: Any, folder: Path) -> None:
     assert points[-1]["peak_bytes"] == found["smallest_feasible_budget"]
     assert [p["overhead"] for p in points] == sorted(p["overhead"] for p in points)
     assert {p["series"] for p in peers} == {
-        "chen", "sqrt(n)", "per module", "paper, time", "paper, memory",
+        "chen", "sqrt(n)", "per module", "paper, time", "paper, memory", "salimans",
     }  # fmt: skip
     for peer in peers:  # no peer does better within the same memory
         best = min(p["overhead"] for p in points if p["peak_bytes"] <= peer["peak_bytes"])

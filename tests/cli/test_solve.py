@@ -70,6 +70,20 @@ def test_overhead_is_the_papers_for_its_planners_only(run: Run) -> None:
     assert chen["cached_bytes"] == chen["kept_bytes"]
 
 
+def test_checkpoints_by_name(run: Run) -> None:
+    words = ("--planner", "salimans-collection", "--budget", "100%", "--json")
+    plain = json.loads(run(*words)[1])
+    assert plain["overhead"] == 0
+    code, out, _ = run(*words, "--checkpoint", "op_3", "--checkpoint", "op_6")
+    names = json.loads(out)
+    assert code == 0
+    assert (len(names["stages"]), names["executed_overhead"] > 0) == (3, True)
+    assert names["peak_bytes"] < plain["peak_bytes"]
+    code, _, err = run(*words[:-1], "--checkpoint", "nowhere")
+    assert code == 2
+    assert "checkpoint 'nowhere' is no forward op of a-chain" in err
+
+
 def test_an_infeasible_budget(run: Run) -> None:
     code, out, err = run("--planner", "exact", "--mode", "time", "--budget", "20", "--json")
     result = json.loads(out)

@@ -45,6 +45,9 @@ def test_names() -> None:
         "nested",
         "refined",
         "chen",
+        "salimans-memory",
+        "salimans-speed",
+        "salimans-collection",
         "revolve",
         "store-all",
     ]
@@ -53,7 +56,7 @@ def test_names() -> None:
         get_planner("fastest")
     assert str(caught.value) == (
         "unknown planner 'fastest'; known planners: auto, liveness, exact, approximate, nested, "
-        "refined, chen, revolve, store-all"
+        "refined, chen, salimans-memory, salimans-speed, salimans-collection, revolve, store-all"
     )
 
 
@@ -160,7 +163,15 @@ def test_curves_by_name() -> None:
         else:
             with_curve.append(name)
     assert {"exact", "approximate"} <= set(with_curve)
-    assert [name for name, _ in without] == ["refined", "chen", "revolve", "store-all"]
+    assert [name for name, _ in without] == [
+        "refined",
+        "chen",
+        "salimans-memory",
+        "salimans-speed",
+        "salimans-collection",
+        "revolve",
+        "store-all",
+    ]
     for name, message in without:
         assert message == (
             f"planner '{name}' has no trade-off over budgets; these have: {', '.join(with_curve)}"

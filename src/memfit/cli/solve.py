@@ -65,6 +65,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="for exact and approximate: time (least overhead), memory (most overhead on the "
         "Pareto front), auto (time, then memory, both with liveness analysis; default)",
     )
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="for salimans-collection: a forward op, or a value of one, to keep; may be repeated",
+    )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument(
         "--curve",
@@ -133,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         family=args.family,
         max_lower_sets=args.max_lower_sets,
         time_limit_s=args.time_limit,
+        checkpoints=tuple(args.checkpoint),
     )
     return _curve(args, options) if args.curve else _plan(args, planner, options, limit_s)
 

@@ -39,6 +39,7 @@ class PlannerOptions:
         time_limit_s: seconds after which the search stops with the best plan so far, which says so;
             None for no limit.
         progress: called with a label and the share done, 0 to 1.
+        checkpoints: names of forward ops, or of values, to keep (`salimans-collection`).
     """
 
     mode: str = "auto"
@@ -46,6 +47,7 @@ class PlannerOptions:
     max_lower_sets: int | None = None
     time_limit_s: float | None = None
     progress: Progress | None = None
+    checkpoints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ PLANNERS: dict[str, str] = {
     "nested": "memfit.planners.nested_dp",
     "refined": "memfit.planners.refined",
     "chen": "memfit.planners.chen",
+    "salimans-memory": "memfit.planners.salimans_memory",
+    "salimans-speed": "memfit.planners.salimans_speed",
+    "salimans-collection": "memfit.planners.salimans_collection",
     "revolve": "memfit.planners.revolve",
     "store-all": "memfit.planners.store_all",
 }
