@@ -3,6 +3,8 @@
 #   make test        set up with the development tools; lint, types, layers, tests
 #   make test-slow   the tests that take longer
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
+#   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
+#   make bench-full  all benchmarks whole, for hours
 #   make clean       remove what was built
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +22,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow fuzz clean
+.PHONY: demo test test-slow fuzz bench bench-full clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -40,6 +42,12 @@ fuzz:
 	$(CMAKE) -S native/fuzz -B build/fuzz
 	$(CMAKE) --build build/fuzz --parallel
 	build/fuzz/fuzz --seconds $(SECONDS) --seed $(SEED)
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/run_all.py
+
+bench-full: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/run_all.py --full
 
 # torch comes first and by its exact version, so that no later step picks another one.
 $(VENV)/.stamp-torch: Makefile
