@@ -321,9 +321,10 @@ def kept_from(known: Result, facts: Result, fresh: set[str]) -> tuple[list[Resul
     if known.get("machine") != facts:
         return [], []
     results, far = known["results"], known["distances"]
-    return [r for r in results if r["case"] not in fresh], [
-        r for r in far if r["case"] not in fresh
-    ]
+    return (
+        [r for r in results if r["case"] not in fresh],
+        [r for r in far if r["case"] not in fresh],
+    )
 
 
 def in_order(rows: list[Result]) -> list[Result]:
