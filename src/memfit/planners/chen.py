@@ -1,7 +1,7 @@
 """Sublinear memory after Chen et al. 2016 (arXiv 1604.06174), on general graphs.
 
 Their segments are cut where one value alone leads on: here after prefixes of the program order of
-which a single op is read outside. Segments are of about equal bytes; how many there are is searched
+which a single op is read outside (`articulation_cuts`). Segments are of about equal bytes; how many there are is searched
 for around the square root of the number of ops, as their Algorithm 3 searches for its budget.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import time
 
+from memfit.coarsening import negligible_bytes
+from memfit.cutting import passing_values
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
@@ -33,17 +35,43 @@ _REACH = 4
 
 
 def articulation_cuts(graph: TrainingGraph) -> list[int]:
-    """Prefixes of the program order with exactly one op in their boundary, as bitmasks."""
-    last_reader = [max(after, default=-1) for after in graph.forward_successors]
+    """Prefixes of the program order with exactly one op that leads on, as bitmasks.
+
+    An op leads on where an op after the prefix reads an output of it. Not counted are readers from
+    which nothing leads to an output or to the backward pass (the update of a running statistic,
+    which a captured graph has at its end), and values that are small beside what is computed until
+    they are last read (a causal mask that every layer reads).
+    """
+    aside, passing = _aside(graph), passing_values(graph, negligible_bytes(graph))
+    count = graph.forward_count
     cuts = []
-    open_ops: set[int] = set()
-    for v in range(graph.forward_count):
-        open_ops = {p for p in open_ops if last_reader[p] > v}
-        if last_reader[v] > v:
-            open_ops.add(v)
-        if len(open_ops) == 1:
+    last_reader: dict[int, int] = {}
+    for v, op in enumerate(graph.forward_ops):
+        readers = [
+            reader
+            for s in op.outputs
+            if not passing[s]
+            for reader in graph.consumers[s]
+            if reader < count and not aside[reader]
+        ]
+        last_reader = {p: r for p, r in last_reader.items() if r > v}
+        if readers:
+            last_reader[v] = max(readers)
+        if len(last_reader) == 1:
             cuts.append((2 << v) - 1)
     return cuts
+
+
+def _aside(graph: TrainingGraph) -> list[bool]:
+    """Forward ops from which nothing leads to an output or to the backward pass."""
+    found = [False] * graph.forward_count
+    for v in reversed(range(graph.forward_count)):
+        found[v] = all(
+            not graph.values[s].is_output
+            and all(r < graph.forward_count and found[r] for r in graph.consumers[s])
+            for s in graph.ops[v].outputs
+        )
+    return found
 
 
 def segmentations(graph: TrainingGraph) -> list[tuple[int, ...]]:
