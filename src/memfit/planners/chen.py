@@ -1,8 +1,9 @@
 """Sublinear memory after Chen et al. 2016 (arXiv 1604.06174), on general graphs.
 
 Their segments are cut where one value alone leads on: here after prefixes of the program order of
-which a single op is read outside (`articulation_cuts`). Segments are of about equal bytes; how many there are is searched
-for around the square root of the number of ops, as their Algorithm 3 searches for its budget.
+which a single op is read outside (`articulation_cuts`). Segments are of about equal bytes; how many
+there are is searched for around the square root of the number of ops, as their Algorithm 3 searches
+for its budget.
 """
 
 from __future__ import annotations
