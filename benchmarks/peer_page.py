@@ -25,7 +25,8 @@ MEANING = """\
   `.grad` is None at the start.
 - *step*: median of the rounds, in ms; forward, loss and backward, without optimizer. All steps of
   one network run in one process, interleaved, every second round in reverse order, with the C
-  allocator kept from handing memory back.
+  allocator kept from handing memory back. It is the processor time of one thread, which is what a
+  step takes on an idle machine: the machine that made this page was not idle.
 - *gradients*: of the first step, against plain PyTorch's from the same parameters and random state.
   `bitwise`, or the largest difference relative to the largest entry of that gradient; `WRONG` above
   1e-3.
@@ -36,7 +37,8 @@ MEANING = """\
 - *planned*: recomputation that the plan predicts, of the whole step.
 - A verdict compares a peer with the run of memfit's that has the largest peak among those with at
   most the peer's. Times are compared round by round; the figure is the median of the ratios,
-  in brackets their quartiles. `no slower`: at most 1.05. Above that: `SLOWER`."""
+  in brackets their quartiles; *elapsed* is the same for elapsed time. `no slower`: at most 1.05.
+  Above that: `SLOWER`."""
 
 ROCKMATE = """\
 ## Not in the tables: Rockmate
@@ -124,8 +126,8 @@ def _verdicts(network: Network) -> Iterator[str]:
             continue
         yield (
             f"- {v['peer']}: {v['word']}; {v['ours']} takes {v['time_ratio']:.3f} "
-            f"[{v['low']:.3f}, {v['high']:.3f}] of its time at {v['peak_ratio']:.3f} of its peak"
-            f"{note}"
+            f"[{v['low']:.3f}, {v['high']:.3f}] of its time (elapsed {v['wall_ratio']:.3f}) "
+            f"at {v['peak_ratio']:.3f} of its peak{note}"
         )
 
 
@@ -192,7 +194,7 @@ def page(networks: Mapping[str, Network], about: str) -> str:
         "",
         f"memfit {first['memfit']} ({first['core']} core), torch {first['torch']}, transformers "
         f"{first['transformers']}, pytorchcv {first['pytorchcv']}, Python {first['python']}, "
-        f"{first['system']}, {first['machine']}, {first['threads']} threads. Random weights, real "
+        f"{first['system']}, {first['machine']}, {first['threads']} thread. Random weights, real "
         "losses, dropout where the model has it. Everything here runs PyTorch's ordinary kernels, "
         "op by op; under Inductor see [Inductor](inductor.md).",
         "",

@@ -31,12 +31,14 @@ class Timed:
     Attributes:
         name: as shown.
         peak_bytes: measured peak.
-        times_ms: of each round; equal indices are of the same round.
+        times_ms: processor time of each round; equal indices are of the same round.
+        wall_ms: elapsed time of each round.
     """
 
     name: str
     peak_bytes: int
     times_ms: tuple[float, ...]
+    wall_ms: tuple[float, ...] = ()
 
     @property
     def median_ms(self) -> float:
@@ -53,6 +55,7 @@ class Verdict:
         peak_ratio: our peak over the peer's.
         time_ratio: median over the rounds of our time over the peer's in the same round.
         low, high: quartiles of these ratios.
+        wall_ratio: the same median for elapsed times, which other processes disturb.
         word: "no slower", "SLOWER", or "OUT OF REACH" where memfit has no such peak.
     """
 
@@ -62,6 +65,7 @@ class Verdict:
     time_ratio: float
     low: float
     high: float
+    wall_ratio: float
     word: str
 
 
@@ -91,11 +95,11 @@ def judge(peer: Timed, ours: Sequence[Timed]) -> Verdict:
     run = opponent(peer, ours)
     if run is None:
         smallest = min(ours, key=lambda r: r.peak_bytes)
-        nothing = float("nan")
         peaks = smallest.peak_bytes / peer.peak_bytes
-        return Verdict(peer.name, None, peaks, nothing, nothing, nothing, "OUT OF REACH")
+        return Verdict(peer.name, None, peaks, *[float("nan")] * 4, word="OUT OF REACH")
     ratios = [a / b for a, b in zip(run.times_ms, peer.times_ms, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    wall = [a / b for a, b in zip(run.wall_ms, peer.wall_ms, strict=True)]
     return Verdict(
         peer=peer.name,
         ours=run.name,
@@ -103,6 +107,7 @@ def judge(peer: Timed, ours: Sequence[Timed]) -> Verdict:
         time_ratio=middle,
         low=low,
         high=high,
+        wall_ratio=statistics.median(wall) if wall else float("nan"),
         word="no slower" if middle <= NOISE else "SLOWER",
     )
 

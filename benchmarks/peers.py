@@ -7,7 +7,8 @@ of each other share one), and is also run at the smallest budget that it can mee
 
 Every run gets a copy of the model. Its first step, from the same parameters, buffers and random
 state, is compared with plain PyTorch's: gradients, buffers. Then its peak is measured, and then all
-steps of a network are timed in one process, interleaved, every second round in reverse order.
+steps of a network are timed in one process, interleaved, every second round in reverse order. One
+thread, and processor time: what a step takes on an idle machine, also where others use it too.
 
 Asserts of memfit's runs: gradients equal plain PyTorch's bit for bit, or to 1e-6 where the order of
 a sum differs; buffers equal; measured peak within the budget. Exit code 1 if anything is broken. A
@@ -141,7 +142,7 @@ def set_up(subject: Subject, way: Way, expected: Seen | None) -> tuple[Run, Seen
 
 
 def one_round(runs: Sequence[Run]) -> list[tuple[float, float]]:
-    """Wall and processor milliseconds of one step of each, in this order."""
+    """Elapsed and processor milliseconds of one step of each, in this order."""
     found = []
     for run in runs:
         run.reset()
@@ -157,20 +158,27 @@ def timed(runs: list[Run], rounds: int) -> None:
     """Time all runs, interleaved, after one round that does not count."""
     order = list(range(len(runs)))
     for run in runs:
-        run.row.update(times_ms=[], processor_ms=[])
+        run.row.update(times_ms=[], wall_ms=[])
     with steady_allocator():
         for index in range(rounds + 1):
             for at, (wall, busy) in zip(order, one_round([runs[i] for i in order]), strict=True):
                 if index:
-                    runs[at].row["times_ms"].append(round(wall, 3))
-                    runs[at].row["processor_ms"].append(round(busy, 3))
+                    runs[at].row["times_ms"].append(round(busy, 3))
+                    runs[at].row["wall_ms"].append(round(wall, 3))
             order.reverse()
     for run in runs:
         run.row["step_ms"] = statistics.median(run.row["times_ms"])
 
 
-def as_timed(run: Run) -> Timed:
-    return Timed(run.name, run.row["peak_bytes"], tuple(run.row["times_ms"]))
+def as_timed(row: dict[str, Any]) -> Timed:
+    times, wall = tuple(row["times_ms"]), tuple(row["wall_ms"])
+    return Timed(row["name"], row["peak_bytes"], times, wall)
+
+
+def verdicts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """memfit against each peer."""
+    ours = [as_timed(row) for row in rows if row["kind"] == "memfit"]
+    return [asdict(judge(as_timed(row), ours)) for row in rows if row["kind"] != "memfit"]
 
 
 def captured(subject: Subject) -> tuple[TrainingGraph, float]:
@@ -237,7 +245,7 @@ def set_up_peers(subject: Subject, budgets: Sequence[float]) -> tuple[list[Run],
     tried = [r for r in runs if r.kind == "sequential"]
     if tried:
         timed(tried, 2)
-        kept = kept_segmentations([as_timed(r) for r in tried])
+        kept = kept_segmentations([as_timed(r.row) for r in tried])
         runs = [r for r in runs if r.kind != "sequential" or r.name in kept]
         say(f"{subject.case.name:11} kept of the segmentations: {', '.join(kept)}")
     return runs, expected
@@ -268,8 +276,9 @@ def measure(key: str, rounds: int, budgets: Sequence[float]) -> tuple[dict[str, 
     ours.append(fitted(subject, "memfit, smallest", "memfit", smallest, expected, graph))
     timed([*peers, *ours], rounds)
     wrong = [w for run in ours for w in broken(network, run)]
-    verdicts = [asdict(judge(as_timed(p), [as_timed(o) for o in ours])) for p in peers]
-    for v in verdicts:
+    rows = [run.row for run in [*peers, *ours]]
+    found = verdicts(rows)
+    for v in found:
         say(f"{network:11} {v['peer']:28} {v['time_ratio']:.3f} of its time: {v['word']}")
     result = {
         "network": network,
@@ -280,8 +289,8 @@ def measure(key: str, rounds: int, budgets: Sequence[float]) -> tuple[dict[str, 
         "ops": len(graph.ops),
         "resident_bytes": resident,
         "seconds": round(time.perf_counter() - began, 1),
-        "rows": [run.row for run in [*peers, *ours]],
-        "verdicts": verdicts,
+        "rows": rows,
+        "verdicts": found,
     }
     return result, wrong
 
@@ -303,6 +312,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     known = json.loads(RESULTS.read_text())["networks"] if RESULTS.exists() else {}
     if options.report:
+        for network in known.values():
+            network["verdicts"] = verdicts(network["rows"])
         write(known)
         return 0
     names = options.networks or list(QUICK if options.quick else SUBJECTS)
@@ -312,7 +323,7 @@ def main(arguments: Sequence[str]) -> int:
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     if rounds < 2:
         parser.error(f"{rounds} rounds; time at least 2")
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)
     wrong: list[str] = []
     for name in names:
         # A cache of its own, so that planning is timed as a first user meets it.

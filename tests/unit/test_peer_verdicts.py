@@ -39,9 +39,9 @@ def test_no_peaks_need_no_budget(verdicts: ModuleType) -> None:
 
 
 def test_a_peer_meets_our_largest_run_within_its_peak(verdicts: ModuleType) -> None:
-    peer = verdicts.Timed("peer", 100, (10.0, 20.0, 40.0))
+    peer = verdicts.Timed("peer", 100, (10.0, 20.0, 40.0), (20.0, 40.0, 80.0))
     larger = verdicts.Timed("larger", 101, (1.0, 1.0, 1.0))
-    fitting = verdicts.Timed("fitting", 100, (10.5, 20.0, 44.0))
+    fitting = verdicts.Timed("fitting", 100, (10.5, 20.0, 44.0), (18.0, 36.0, 88.0))
     small = verdicts.Timed("small", 60, (5.0, 5.0, 5.0))
     found = verdicts.judge(peer, [larger, small, fitting])
     assert found.ours == "fitting"
@@ -49,6 +49,7 @@ def test_a_peer_meets_our_largest_run_within_its_peak(verdicts: ModuleType) -> N
     # Round by round: 1.05, 1.00, 1.10. Not the ratio of the medians, 1.00.
     assert found.time_ratio == pytest.approx(1.05)
     assert (found.low, found.high) == (pytest.approx(1.025), pytest.approx(1.075))
+    assert found.wall_ratio == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(("ours", "word"), [(105.0, "no slower"), (105.1, "SLOWER")])
