@@ -28,7 +28,7 @@ from memfit.pytorch.compat import capture_settings, whole_ops
 
 __all__ = ["BUDGETS", "DESCRIPTIONS", "SAVED_OPS", "Way", "segment_counts", "ways"]
 
-BUDGETS = (1.0, 0.7, 0.5, 0.3, 0.1, 0.0)
+BUDGETS = (1.0, 0.7, 0.5, 0.2, 0.0)
 SAVED_OPS = (
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -74,9 +74,8 @@ class Way:
 
 
 def segment_counts(length: int) -> list[int]:
-    """Segment counts to try for a chain: 2 and 3, then around √n, up to each function alone."""
-    root = max(2, round(math.sqrt(length)))
-    tried = {2, 3, 4, root, 2 * root, length // 2, length}
+    """Segment counts to try for a chain: 2, about √n, half the functions, each function alone."""
+    tried = {2, round(math.sqrt(length)), length // 2, length}
     return sorted(n for n in tried if 2 <= n <= length)
 
 
