@@ -166,6 +166,7 @@ def timed(runs: list[Run], rounds: int) -> None:
                     runs[at].row["times_ms"].append(round(busy, 3))
                     runs[at].row["wall_ms"].append(round(wall, 3))
             order.reverse()
+            say(f"round {index} of {rounds} of {len(runs)} steps")
     for run in runs:
         run.row["step_ms"] = statistics.median(run.row["times_ms"])
 
