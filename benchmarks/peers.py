@@ -48,7 +48,7 @@ from memfit.planners import PlannerOptions, get_planner
 from memfit.pytorch.api import capture
 from memfit.pytorch.measure import measure_step, steady_allocator
 
-ROUNDS, QUICK_ROUNDS = 11, 5
+ROUNDS, QUICK_ROUNDS = 7, 3
 QUICK_BUDGETS = (1.0, 0.5, 0.0)
 TOLERANCE = 1e-6
 HERE = Path(__file__).parent
@@ -154,21 +154,29 @@ def one_round(runs: Sequence[Run]) -> list[tuple[float, float]]:
     return found
 
 
-def timed(runs: list[Run], rounds: int) -> None:
-    """Time all runs, interleaved, after one round that does not count."""
+def timed(runs: list[Run], rounds: int, keep: Callable[[], None] = lambda: None) -> None:
+    """Time all runs, interleaved, after one round that does not count.
+
+    Args:
+        runs: the runs; their rows get the times.
+        rounds: rounds that count.
+        keep: called after each round from the second on: a run that is stopped keeps its rounds.
+    """
     order = list(range(len(runs)))
     for run in runs:
         run.row.update(times_ms=[], wall_ms=[])
     with steady_allocator():
         for index in range(rounds + 1):
-            for at, (wall, busy) in zip(order, one_round([runs[i] for i in order]), strict=True):
-                if index:
+            found = one_round([runs[i] for i in order])
+            if index:
+                for at, (wall, busy) in zip(order, found, strict=True):
                     runs[at].row["times_ms"].append(round(busy, 3))
                     runs[at].row["wall_ms"].append(round(wall, 3))
+                    runs[at].row["step_ms"] = statistics.median(runs[at].row["times_ms"])
             order.reverse()
             say(f"round {index} of {rounds} of {len(runs)} steps")
-    for run in runs:
-        run.row["step_ms"] = statistics.median(run.row["times_ms"])
+            if index >= 2:
+                keep()
 
 
 def as_timed(row: dict[str, Any]) -> Timed:
@@ -252,8 +260,10 @@ def set_up_peers(subject: Subject, budgets: Sequence[float]) -> tuple[list[Run],
     return runs, expected
 
 
-def measure(key: str, rounds: int, budgets: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
-    """One network's rows and verdicts, and what memfit broke."""
+def measure(
+    key: str, rounds: int, budgets: Sequence[float], keep: Callable[[dict[str, Any]], None]
+) -> list[str]:
+    """One network: hands its rows and verdicts to `keep`, returns what memfit broke."""
     began = time.perf_counter()
     subject = SUBJECTS[key]()
     network = subject.case.name
@@ -261,11 +271,11 @@ def measure(key: str, rounds: int, budgets: Sequence[float]) -> tuple[dict[str, 
     graph, capture_s = captured(subject)
     resident = graph.resident_bytes
     smallest = smallest_budget(graph, "auto")
-    chens = smallest_budget(graph, "chen")
     say(
         f"{network:11} captured and measured in {capture_s:.1f} s; smallest budget above resident "
         f"{(smallest - resident) / 2**20:.2f} MiB"
     )
+    chens = smallest_budget(graph, "chen")
     peers.append(fitted(subject, "Chen, smallest peak", "chen", chens, expected, graph))
     ours = []
     for index, peak in enumerate(budgets_to_meet(p.row["peak_bytes"] for p in peers)):
@@ -275,25 +285,28 @@ def measure(key: str, rounds: int, budgets: Sequence[float]) -> tuple[dict[str, 
         name = f"memfit {chr(ord('A') + index)}"
         ours.append(fitted(subject, name, "memfit", peak + resident, expected, graph))
     ours.append(fitted(subject, "memfit, smallest", "memfit", smallest, expected, graph))
-    timed([*peers, *ours], rounds)
-    wrong = [w for run in ours for w in broken(network, run)]
     rows = [run.row for run in [*peers, *ours]]
-    found = verdicts(rows)
-    for v in found:
+
+    def hand_over() -> None:
+        keep(
+            {
+                "network": network,
+                "block": subject.block,
+                "rounds": len(rows[0]["times_ms"]),
+                "conditions": conditions(),
+                "capture_and_measure_s": round(capture_s, 2),
+                "ops": len(graph.ops),
+                "resident_bytes": resident,
+                "seconds": round(time.perf_counter() - began, 1),
+                "rows": rows,
+                "verdicts": verdicts(rows),
+            }
+        )
+
+    timed([*peers, *ours], rounds, hand_over)
+    for v in verdicts(rows):
         say(f"{network:11} {v['peer']:28} {v['time_ratio']:.3f} of its time: {v['word']}")
-    result = {
-        "network": network,
-        "block": subject.block,
-        "rounds": rounds,
-        "conditions": conditions(),
-        "capture_and_measure_s": round(capture_s, 2),
-        "ops": len(graph.ops),
-        "resident_bytes": resident,
-        "seconds": round(time.perf_counter() - began, 1),
-        "rows": rows,
-        "verdicts": found,
-    }
-    return result, wrong
+    return [w for run in ours for w in broken(network, run)]
 
 
 def write(networks: dict[str, Any]) -> None:
@@ -327,12 +340,15 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(1)
     wrong: list[str] = []
     for name in names:
+
+        def keep(found: dict[str, Any], name: str = name) -> None:
+            known[name] = found
+            write(known)
+
         # A cache of its own, so that planning is timed as a first user meets it.
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MEMFIT_CACHE_DIR"] = folder
-            known[name], found = measure(name, rounds, QUICK_BUDGETS if options.quick else BUDGETS)
-        wrong += found
-        write(known)
+            wrong += measure(name, rounds, QUICK_BUDGETS if options.quick else BUDGETS, keep)
     print("\n".join(wrong) if wrong else "gradients, buffers and peaks of memfit: all right")
     return 1 if wrong else 0
 
