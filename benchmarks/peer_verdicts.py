@@ -54,7 +54,7 @@ class Verdict:
         ours: the run of memfit's it is compared with; None where none has as small a peak.
         peak_ratio: our peak over the peer's.
         time_ratio: median over the rounds of our time over the peer's in the same round.
-        low, high: quartiles of these ratios.
+        low, high: quartiles of these ratios. As all ratios of times, None without a run of ours.
         wall_ratio: the same median for elapsed times, which other processes disturb.
         word: "no slower", "SLOWER", or "OUT OF REACH" where memfit has no such peak.
     """
@@ -62,10 +62,10 @@ class Verdict:
     peer: str
     ours: str | None
     peak_ratio: float
-    time_ratio: float
-    low: float
-    high: float
-    wall_ratio: float
+    time_ratio: float | None
+    low: float | None
+    high: float | None
+    wall_ratio: float | None
     word: str
 
 
@@ -96,7 +96,7 @@ def judge(peer: Timed, ours: Sequence[Timed]) -> Verdict:
     if run is None:
         smallest = min(ours, key=lambda r: r.peak_bytes)
         peaks = smallest.peak_bytes / peer.peak_bytes
-        return Verdict(peer.name, None, peaks, *[float("nan")] * 4, word="OUT OF REACH")
+        return Verdict(peer.name, None, peaks, None, None, None, None, "OUT OF REACH")
     ratios = [a / b for a, b in zip(run.times_ms, peer.times_ms, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     wall = [a / b for a, b in zip(run.wall_ms, peer.wall_ms, strict=True)]
@@ -107,7 +107,7 @@ def judge(peer: Timed, ours: Sequence[Timed]) -> Verdict:
         time_ratio=middle,
         low=low,
         high=high,
-        wall_ratio=statistics.median(wall) if wall else float("nan"),
+        wall_ratio=statistics.median(wall) if wall else None,
         word="no slower" if middle <= NOISE else "SLOWER",
     )
 

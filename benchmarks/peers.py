@@ -305,7 +305,8 @@ def measure(
 
     timed([*peers, *ours], rounds, hand_over)
     for v in verdicts(rows):
-        say(f"{network:11} {v['peer']:28} {v['time_ratio']:.3f} of its time: {v['word']}")
+        times = "" if v["time_ratio"] is None else f"{v['time_ratio']:.3f} of its time: "
+        say(f"{network:11} {v['peer']:28} {times}{v['word']}")
     return [w for run in ours for w in broken(network, run)]
 
 

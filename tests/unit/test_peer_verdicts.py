@@ -64,6 +64,7 @@ def test_a_peak_that_none_of_ours_reaches_is_said_to_be_so(verdicts: ModuleType)
     peer = verdicts.Timed("peer", 100, (10.0, 10.0))
     found = verdicts.judge(peer, [verdicts.Timed("ours", 150, (1.0, 1.0))])
     assert (found.word, found.ours, found.peak_ratio) == ("OUT OF REACH", None, 1.5)
+    assert found.time_ratio is None
 
 
 def test_the_smallest_and_the_fastest_segmentation_are_kept(verdicts: ModuleType) -> None:
