@@ -4,6 +4,8 @@
 #   make test-slow   the tests that take longer
 #   make docs        the documentation site, into build/site, with warnings as errors
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
+#   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
+#   make bench-full  all benchmarks whole, for hours
 #   make clean       remove what was built
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +23,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow docs fuzz clean
+.PHONY: demo test test-slow docs fuzz bench bench-full clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -45,6 +47,12 @@ fuzz:
 	$(CMAKE) -S native/fuzz -B build/fuzz
 	$(CMAKE) --build build/fuzz --parallel
 	build/fuzz/fuzz --seconds $(SECONDS) --seed $(SEED)
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/run_all.py
+
+bench-full: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/run_all.py --full
 
 # torch comes first and by its exact version, so that no later step picks another one.
 $(VENV)/.stamp-torch: Makefile

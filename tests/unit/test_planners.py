@@ -293,6 +293,27 @@ def test_chen_cuts_where_one_op_leads_on() -> None:
     assert articulation_cuts(chain(4)) == [0b0001, 0b0011, 0b0111]
 
 
+#   0 -- 1 -- 2 -- 3 -- 4      5 updates a running statistic with what 1 found; nothing reads it
+#         \
+#          ------------------5
+def test_chen_cuts_although_a_statistic_is_updated_at_the_end() -> None:
+    before = [[], [0], [1], [2], [3], [1]]
+    graph = bare_graph(before, [10] * 6, [1] * 6, [[0], [1], [2], [3], [4], []])
+    assert articulation_cuts(graph) == [0b1, 0b11, 0b111, 0b1111]
+
+
+#   0 -- 2 -- 3 -- 4 -- 5      1 is a mask that each of 2 to 5 reads
+#       /    /    /    /
+#   1 ------------------
+def test_chen_cuts_although_all_layers_read_a_small_mask() -> None:
+    before = [[], [], [0, 1], [2, 1], [3, 1], [4, 1]]
+    reads = [[v] for v in range(6)]
+    small = bare_graph(before, [100, 1, 100, 100, 100, 100], [1] * 6, reads)
+    assert articulation_cuts(small) == [0b1, 0b11, 0b111, 0b1111, 0b11111]
+    large = bare_graph(before, [100] * 6, [1] * 6, reads)
+    assert articulation_cuts(large) == [0b1]
+
+
 def test_chen_tries_segments_of_about_equal_bytes() -> None:
     found = segmentations(chain(9))
     assert found[0] == ((1 << 9) - 1,)
