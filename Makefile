@@ -2,7 +2,10 @@
 #   make demo        set up and run the built-in demonstration
 #   make test        set up with the development tools; lint, types, layers, tests in JOBS processes
 #   make test-slow   the tests that take longer
+#   make docs        the documentation site, into build/site, with warnings as errors
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
+#   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
+#   make bench-full  all benchmarks whole, for hours
 #   make clean       remove what was built
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +24,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow fuzz clean
+.PHONY: demo test test-slow docs fuzz bench bench-full clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -37,10 +40,20 @@ test: $(VENV)/.stamp-dev
 test-slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow
 
+docs: $(VENV)/.stamp-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html, or run $(BIN)/python -m mkdocs serve"
+
 fuzz:
 	$(CMAKE) -S native/fuzz -B build/fuzz
 	$(CMAKE) --build build/fuzz --parallel
 	build/fuzz/fuzz --seconds $(SECONDS) --seed $(SEED)
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/run_all.py
+
+bench-full: $(VENV)/.stamp-dev
+	$(BIN)/python benchmarks/run_all.py --full
 
 # torch comes first and by its exact version, so that no later step picks another one.
 $(VENV)/.stamp-torch: Makefile

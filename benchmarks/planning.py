@@ -14,7 +14,9 @@ in every run; the smallest feasible budget refused when it is one byte less; and
 `limits` below lists, each printed with PASS or MISS. Exit code 1 if anything is missed or wrong.
 
 Run `python benchmarks/planning.py [--quick] [--planner NAME] [--json PATH] [CASE ...]`. A whole run
-writes results/planning.json beside this file, docs/benchmarks/planning.md and its picture.
+writes results/planning.json beside this file, docs/benchmarks/planning.md and its picture. So does
+a quick one: graphs that it leaves out keep their results where those are of the same machine and
+the same memfit.
 """
 
 from __future__ import annotations
@@ -311,6 +313,31 @@ def collect(
     return results, far
 
 
+def kept_from(known: Result, facts: Result, fresh: set[str]) -> tuple[list[Result], list[Result]]:
+    """Results and distances of an earlier run, without those of the graphs in `fresh`.
+
+    Empty where that run was on another machine or of another memfit.
+    """
+    if known.get("machine") != facts:
+        return [], []
+    results, far = known["results"], known["distances"]
+    return (
+        [r for r in results if r["case"] not in fresh],
+        [r for r in far if r["case"] not in fresh],
+    )
+
+
+def in_order(rows: list[Result]) -> list[Result]:
+    """Rows in the order of the graphs."""
+    place = {name: at for at, name in enumerate(CASES)}
+    return sorted(rows, key=lambda r: place[r["case"]])
+
+
+def earlier_run(path: Path) -> Result:
+    """The document of the last run, empty where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
 def main(words: list[str]) -> int:
     """Run and report; 1 if anything is missed or wrong."""
     arguments = parse(words)
@@ -327,6 +354,11 @@ def main(words: list[str]) -> int:
         points = r.pop("points", None)
         if points is not None:  # some are enough to draw it
             r["curve"]["sample"] = points[:: max(1, len(points) // 64)]
+    path = HERE / "results" / "planning.json"
+    kept: list[Result] = []
+    if arguments.quick:
+        kept, kept_far = kept_from(earlier_run(path), facts, {c.name for c in cases})
+        results, far = in_order([*results, *kept]), in_order([*far, *kept_far])
     verdicts = list(limits(results))
     document = {
         "machine": facts,
@@ -335,19 +367,20 @@ def main(words: list[str]) -> int:
         "repeats": repeats,
         "quick": arguments.quick,
         "left_out": sorted(set(CASES) - {r["case"] for r in results}),
+        "kept": sorted({r["case"] for r in kept}),
         "verdicts": verdicts,
         "distances": far,
         "results": results,
     }
     raw = json.dumps(document, indent=1) + "\n"
     wanted = sum(len(planners_for(case, arguments.planner)) for case in cases)
-    interrupted = len(results) < wanted
-    whole = not (arguments.cases or arguments.quick or arguments.planner or interrupted)
+    interrupted = len(results) - len(kept) < wanted
+    whole = not (arguments.cases or arguments.planner or interrupted)
     if arguments.json is not None:
         write_text_whole(arguments.json, raw)
     elif whole:
         (HERE / "results").mkdir(exist_ok=True)
-        write_text_whole(HERE / "results" / "planning.json", raw)
+        write_text_whole(path, raw)
         write_page(document)
     title = f"{facts['core']} core ({facts['compiler'] or 'no compiler'}), {facts['cpus']} CPUs"
     console.print(results_table(results, title))

@@ -270,9 +270,12 @@ def page(document: Result) -> str:
 
 
 def _left_out(document: Result) -> list[str]:
-    """Which graphs the run was asked to leave out, if any."""
-    names = document.get("left_out", ())
-    return ["", f"Not in this run: {', '.join(names)}."] if names else []
+    """Which graphs the run was asked to leave out, if any, and which figures are older."""
+    found = []
+    for key, text in (("left_out", "Not in this run"), ("kept", "Kept from an earlier run")):
+        names = document.get(key, ())
+        found += ["", f"{text}: {', '.join(names)}."] if names else []
+    return found
 
 
 _HEAD = (

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memfit.bounds.lower_bound import LowerBound
     from memfit.errors import (
         CaptureError,
         ExecutionError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from memfit.plan import Plan
     from memfit.planners.base import TradeOff
     from memfit.pytorch.api import fit, plan, trade_off
+    from memfit.pytorch.bound import bound
     from memfit.pytorch.effects import allow_recompute
     from memfit.pytorch.fit_blocks import fit_blocks
     from memfit.pytorch.verify import verify
@@ -39,6 +41,7 @@ __all__ = [
     "GraphFileError",
     "InfeasibleBudgetError",
     "InvalidBudgetError",
+    "LowerBound",
     "MemfitError",
     "Plan",
     "PlanMismatchError",
@@ -49,6 +52,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "allow_recompute",
+    "bound",
     "build_info",
     "fit",
     "fit_blocks",
@@ -60,9 +64,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "LowerBound": "memfit.bounds.lower_bound",
     "Plan": "memfit.plan",
     "TradeOff": "memfit.planners.base",
     "allow_recompute": "memfit.pytorch.effects",
+    "bound": "memfit.pytorch.bound",
     "fit": "memfit.pytorch.api",
     "fit_blocks": "memfit.pytorch.fit_blocks",
     "plan": "memfit.pytorch.api",

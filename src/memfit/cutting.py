@@ -22,6 +22,7 @@ __all__ = [
     "articulations",
     "barred_ends",
     "choose_cuts",
+    "passing_values",
     "rank_backward",
 ]
 
@@ -176,6 +177,17 @@ def _crossing(graph: TrainingGraph, negligible_bytes: int, share: int) -> _Cross
         if v:
             reach[v] = max(reach[v], reach[v - 1])
     return _Crossing(passing, reach, alone, crossing_bytes)
+
+
+def passing_values(graph: TrainingGraph, negligible_bytes: int) -> list[bool]:
+    """For each value, whether it is small beside what is computed between its making and its last
+    forward reader, as a causal mask that every layer reads: no reason against a cut in between.
+
+    Args:
+        graph: the graph.
+        negligible_bytes: values of at most this size always are.
+    """
+    return _crossing(graph, negligible_bytes, _PASSING_SHARE).passing
 
 
 def barred_ends(graph: TrainingGraph, backward: BackwardRanks) -> list[bool]:

@@ -88,15 +88,22 @@ class InfeasibleBudgetError(MemfitError):
     """
 
     def __init__(
-        self, *, budget_bytes: int, minimum_bytes: int, binding_op: str | None, detail: str = ""
+        self,
+        *,
+        budget_bytes: int,
+        minimum_bytes: int,
+        binding_op: str | None,
+        detail: str = "",
+        remedy: str = "make the batch smaller",
     ) -> None:
         self.budget_bytes = budget_bytes
         self.minimum_bytes = minimum_bytes
         self.binding_op = binding_op
         where = f", reached at {binding_op}" if binding_op else ""
         extra = f" ({detail})" if detail else ""
+        share = f'; a share is written "{budget_bytes}%"' if 0 < budget_bytes <= 100 else ""
         super().__init__(
             f"budget {format_bytes(budget_bytes)} ({budget_bytes} bytes) is below the smallest "
             f"feasible budget {format_bytes(minimum_bytes)} ({minimum_bytes} bytes){where}{extra}; "
-            f"raise the budget to at least {minimum_bytes} bytes or make the batch smaller"
+            f"raise the budget to at least {minimum_bytes} bytes or {remedy}{share}"
         )

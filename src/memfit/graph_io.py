@@ -183,9 +183,15 @@ def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
         ) from None
     top = _Fields.of(data, where)
     form = top.optional_text("format")
+    if form != GRAPH_FORMAT and "graph_fingerprint" in data:
+        raise GraphFileError(
+            f"{where} is a plan, not a graph; give the graph that it was made for (memfit report "
+            "draws plans)"
+        )
     if form != GRAPH_FORMAT:
         raise GraphFileError(
-            f"{where} has format {form!r}; a graph file has format {GRAPH_FORMAT!r}"
+            f"{where} has format {form!r}; a graph file has format {GRAPH_FORMAT!r}: give one "
+            "written by memfit.graph_io.write_graph"
         )
     version = top.number("schema_version")
     if version != GRAPH_SCHEMA_VERSION:

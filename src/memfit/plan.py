@@ -36,7 +36,8 @@ class Stage:
 
     Attributes:
         forward_ops: number of ops in V_i = L_i minus L_{i-1}.
-        first_op, last_op: names of the first and last of them in program order.
+        first_op: name of the first of them in program order.
+        last_op: name of the last of them.
         kept_bytes: bytes of V_i's values that are kept for the backward pass.
         recompute_cost: cost of the ops of V_i that run again, in the graph's cost unit.
     """
@@ -74,8 +75,10 @@ class Plan:
         schedule: the exact order of computations.
         graph_fingerprint: digest of the graph it belongs to.
         seconds: time planning took.
-        formula_overhead, formula_peak_bytes, formula_cached_bytes: the paper's overhead, peak and
-            M(U_k), for canonical strategies of the paper's planners; None otherwise.
+        formula_overhead: the paper's overhead, for canonical strategies of the paper's planners;
+            None otherwise.
+        formula_peak_bytes: the paper's peak, likewise.
+        formula_cached_bytes: the paper's M(U_k), likewise.
         provenance: versions, device, cost source, notes (such as a family that was reduced).
     """
 

@@ -30,6 +30,7 @@ __all__ = [
     "formula_peak_bytes",
     "formula_peaks",
     "formula_stages",
+    "missing_ops",
     "node_bytes",
     "node_costs",
     "peak_op",
@@ -43,8 +44,8 @@ def node_bytes(graph: TrainingGraph) -> list[int]:
 
 
 def node_costs(graph: TrainingGraph) -> list[int]:
-    """T of each forward op, in the graph's cost unit."""
-    return [op.cost for op in graph.forward_ops]
+    """T of each forward op, in the graph's cost unit; 0 for ops that never run again."""
+    return [op.cost if op.recomputable else 0 for op in graph.forward_ops]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,9 @@ def canonical_order(
 ) -> OpOrder:
     """The order of computations of a canonical strategy, of which `make_schedule` makes a schedule.
 
-    Kept are the values of each L_i that an op outside it reads, forward outputs, outputs of ops
-    that must not run again, and all of the last stage, whose backward comes right after it. Stage i
+    Kept are the values of each L_i that an op outside it reads, with other outputs of the same op
+    that are no larger, forward outputs, outputs of ops that must not run again, and all of the last
+    stage, whose backward comes right after it. Stage i
     runs the backward ops R(L_{i-1}) minus R(L_i), in program order (`BackwardStages`). A forward
     value that a backward op reads though its stage is still to come is computed again right there.
 
@@ -159,7 +161,7 @@ def canonical_order(
 
     def provide(values: Sequence[int]) -> None:
         if not available.issuperset(values):
-            for op_id in _missing_ops(graph, values, available):
+            for op_id in missing_ops(graph, values, available):
                 run_again(op_id)
 
     for i in range(len(pairs), 0, -1):
@@ -265,15 +267,20 @@ def _kept_values(graph: TrainingGraph, pairs: Sequence[tuple[int, int]]) -> set[
                 keep.update(op.outputs)
                 continue
             leaves = after[op_id] & outside
-            for v in op.outputs:
-                if values[v].is_output or (
-                    leaves and any(c < count and outside >> c & 1 for c in consumers[v])
-                ):
-                    keep.add(v)
+            found = [
+                v
+                for v in op.outputs
+                if values[v].is_output
+                or (leaves and any(c < count and outside >> c & 1 for c in consumers[v]))
+            ]
+            # Its other outputs (a mask, statistics) too: without them it would run again. Not
+            # those that are larger (indices of a pooling).
+            most = max((values[v].size_bytes for v in found), default=-1)
+            keep.update(v for v in op.outputs if values[v].size_bytes <= most)
     return keep
 
 
-def _missing_ops(graph: TrainingGraph, values: Iterable[int], available: set[int]) -> list[int]:
+def missing_ops(graph: TrainingGraph, values: Iterable[int], available: set[int]) -> list[int]:
     """Forward ops to run again, in program order, so that `values` are there.
 
     `available` holds all values that no forward op makes.

@@ -90,6 +90,11 @@ def parse_budget(text: str | int | Budget) -> Budget:
 
     if isinstance(text, Budget):
         return text
+    if isinstance(text, float):
+        raise InvalidBudgetError(
+            f"budget {text!r} is a float; write bytes as an int, or text: a share of the plain "
+            'step\'s peak such as "60%", or "3GiB"'
+        )
     if isinstance(text, str):
         if text.strip().lower() == "auto":
             return Budget(auto=True)
@@ -101,6 +106,11 @@ def parse_budget(text: str | int | Budget) -> Budget:
                     'write a share of the plain step\'s peak such as "60%"'
                 )
             return Budget(share=parts[0] / 100)
+        if parts is not None and parts[1] == "" and 0 < parts[0] < 1:
+            raise InvalidBudgetError(
+                f"budget {text!r} is less than a byte; write a share of the plain step's peak with "
+                f'a percent sign, "{float(parts[0] * 100):g}%", or bytes with a unit, "3GiB"'
+            )
         if parts is None or parts[1] not in _UNITS:
             raise InvalidBudgetError(
                 f'budget {text!r} cannot be read; write bytes ("3GiB", "800MB", 3221225472), '

@@ -260,7 +260,12 @@ def test_the_time_left_is_shown_where_it_is_known(
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(
-    "words", [("solve", "--budget", "80%"), ("sweep",), ("explain", "--budget", "9")]
+    "words",
+    [
+        ("solve", "--budget", "80%"),
+        pytest.param(("sweep",), marks=pytest.mark.slow),
+        pytest.param(("explain", "--budget", "9"), marks=pytest.mark.slow),
+    ],
 )
 def test_terminals_get_colours_pipes_and_no_color_do_not(
     words: tuple[str, ...], chain: Path
@@ -288,19 +293,3 @@ def test_terminals_get_colours_pipes_and_no_color_do_not(
     coloured = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;[0-9;]+)m")
     assert not coloured.search(shown["none"])
     assert shown["none"].split()  # it says the same, without colours
-
-
-def test_quiet_and_json_say_nothing_on_stderr(
-    chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(output, "PROGRESS_AFTER_S", 0.0)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    for extra in (["--quiet"], ["--json"]):
-        assert main(["sweep", str(chain), *extra]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        assert out
-        if extra == ["--json"]:
-            json.loads(out)

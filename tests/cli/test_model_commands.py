@@ -107,6 +107,20 @@ def test_plan_for_people(capsys: pytest.CaptureFixture[str], folder: Path) -> No
     assert "plan written to plan.json" in out
 
 
+def test_plan_with_its_bound(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    pytest.importorskip("highspy")
+    words = ("plan", "command_models:Net", *INPUT, "--budget", "70%", "--cost", "analytic")
+    limit = ("--bound", "--bound-time-limit", "5")
+    assert main([*words, *limit, "-o", "plan.json"]) == 0
+    out, _ = capsys.readouterr()
+    plan = Plan.load(folder / "plan.json")
+    bound = plan.provenance["bound"]
+    assert 0 <= bound["overhead"] <= plan.overhead
+    assert bound["budget_bytes"] == plan.budget_bytes
+    assert "lower bound" in out
+    assert f"{bound['gap_percent']:.1f}% of a forward pass" in out
+
+
 def test_an_optimizer_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("plan", "command_models:Net", *INPUT, "--budget", "1GiB", "--json")
     assert main([*words, "--optimizer", "adam"]) == 0
@@ -215,14 +229,18 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+def test_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
     pytest.importorskip("matplotlib")
+    assert demo_command.SHARES == (80, 60, 40)
+    monkeypatch.setattr(demo_command, "SHARES", (80, 40))
     assert main(["demo", "--json", "-o", "deep/er"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     payload = json.loads(out)
     assert payload["status"] == "OK"
-    assert [row["share_percent"] for row in payload["budgets"]] == [80, 60, 40]
+    assert [row["share_percent"] for row in payload["budgets"]] == [80, 40]
     for row in payload["budgets"]:
         assert row["asked_bytes"] == payload["plain_peak_bytes"] * row["share_percent"] // 100
         assert row["raised_to_smallest_feasible"] == (row["budget_bytes"] > row["asked_bytes"])
@@ -238,6 +256,7 @@ def test_demo(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert 'id="data"' in (folder / "deep/er/report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 @pytest.mark.slow
 def test_demo_raises_a_budget_that_is_too_small(

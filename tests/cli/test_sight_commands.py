@@ -98,7 +98,7 @@ def test_sweep_of_a_model(run: Any, folder: Path) -> None:
     assert points[-1]["peak_bytes"] == found["smallest_feasible_budget"]
     assert [p["overhead"] for p in points] == sorted(p["overhead"] for p in points)
     assert {p["series"] for p in peers} == {
-        "chen", "sqrt(n)", "per module", "paper, time", "paper, memory",
+        "chen", "sqrt(n)", "per module", "paper, time", "paper, memory", "salimans",
     }  # fmt: skip
     for peer in peers:  # no peer does better within the same memory
         best = min(p["overhead"] for p in points if p["peak_bytes"] <= peer["peak_bytes"])
@@ -208,6 +208,7 @@ def test_max_batch_where_not_even_one_fits(run: Any) -> None:
     assert code == 3
     assert found["smallest_feasible_budget"] > 10_000
     assert "of a batch of 1" in err
+    assert "the batch smaller" not in err
 
 
 # --- explain --------------------------------------------------------------------------------------
@@ -243,6 +244,19 @@ def test_explain(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect sight_models:Net --input 2x3x4x4", ("check number, shapes",)),
         ("inspect sight_models:Net --input 2x8x8x8 --memory 50%", ("write bytes",)),
         ("inspect sight_models:Net --input 2x8x8x8 --device tpu", ("write cpu, cuda",)),
+        ("inspect ./sight_models.py:Net --input 2x3", ("write sight_models:Net",)),
+        ("inspect lib/sight_models.py --input 2x3", ("write lib.sight_models:NAME",)),
+        ("inspect sight_models.Net --input 2x3", ("write sight_models:Net",)),
+        ("inspect plan.json", ("memfit report draws a plan", "memfit solve plans a graph")),
+        ("inspect sight_models:Net --inputs 2x8x8x8", ("no option --inputs", "write --input")),
+        ("inspect sight_models:Net --input 2x8x8x8 --memory 8 GiB", ("'GiB'", "in quotes")),
+        ("inspect sight_models:Net --input 2x8x8x8 --budget 1MB", ("leave it out", "--help")),
+        ("demo --budget 50%", ("no option --budget", "leave it out", "memfit demo --help")),
+        ("solve plan.json --budget 50%", ("is a plan, not a graph", "memfit report")),
+        ("solve g.json --budget 50% --family every", ("known families: auto, all",)),
+        ("solve g.json --budget 50% -o no-such/plan.json", ("no folder no-such",)),
+        ("solve g.json --budget 0.5", ('percent sign, "50%"',)),
+        ("solve sight_models:Net --budget 50%", ("memfit plan",)),
         ("sweep no-such.json", ("no-such.json", "check the path")),
         ("sweep sight_models.py", ("no known format", "memfit JSON graph")),
         ("sweep g.json --input 2x3", ("graph file", "leave it out")),

@@ -46,7 +46,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(
-    "planner", ["auto", "liveness", "exact", "approximate", "chen", "store-all"]
+    "planner", ["auto", "liveness", "exact", "approximate", "refined", "chen", "store-all"]
 )
 def test_json(planner: str, run: Run) -> None:
     code, out, err = run("--planner", planner, "--budget", "100%", "--json")
@@ -68,6 +68,20 @@ def test_overhead_is_the_papers_for_its_planners_only(run: Run) -> None:
     chen = json.loads(run("--planner", "chen", "--budget", "80", "--json")[1])
     assert chen["overhead"] == chen["executed_overhead"] < chen["formula_overhead"]
     assert chen["cached_bytes"] == chen["kept_bytes"]
+
+
+def test_checkpoints_by_name(run: Run) -> None:
+    words = ("--planner", "salimans-collection", "--budget", "100%", "--json")
+    plain = json.loads(run(*words)[1])
+    assert plain["overhead"] == 0
+    code, out, _ = run(*words, "--checkpoint", "op_3", "--checkpoint", "op_6")
+    names = json.loads(out)
+    assert code == 0
+    assert (len(names["stages"]), names["executed_overhead"] > 0) == (3, True)
+    assert names["peak_bytes"] < plain["peak_bytes"]
+    code, _, err = run(*words[:-1], "--checkpoint", "nowhere")
+    assert code == 2
+    assert "checkpoint 'nowhere' is no forward op of a-chain" in err
 
 
 def test_an_infeasible_budget(run: Run) -> None:
@@ -145,3 +159,53 @@ def test_a_wrong_file(text: str | None, run: Run, tmp_path: Path) -> None:
     code, out, err = run("--budget", "1", graph=file)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert str(file) in err
+
+
+def test_bound_and_gap(run: Run) -> None:
+    pytest.importorskip("highspy")
+    code, out, err = run("--budget", "80%", "--bound", "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    bound = result["bound"]
+    assert 0 < bound["overhead"] <= result["executed_overhead"]
+    assert bound["budget_bytes"] == result["budget_bytes"]
+    assert bound["gap_percent"] == pytest.approx(
+        100 * (result["executed_overhead"] - bound["overhead"]) / result["total_time"]
+    )
+    code, out, err = run("--budget", "80%", "--bound")
+    assert (code, err) == (0, "")
+    lines = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+    assert (
+        f"{bound['overhead']}, {bound['overhead_percent']:.1f}% of a forward pass"
+        in (lines["lower bound"])
+    )
+    assert "% of a forward pass" in lines["gap"]
+    assert "HiGHS" in lines["bound found by"]
+    assert "bound" not in json.loads(run("--budget", "80%", "--json")[1])
+
+
+def test_bound_of_an_infeasible_budget(run: Run) -> None:
+    pytest.importorskip("highspy")
+    code, out, _ = run("--budget", "20", "--bound", "--json")
+    assert code == 3
+    assert json.loads(out)["bound"]["infeasible"]
+    code, out, err = run("--budget", "20", "--bound")
+    assert (code, out) == (3, "")
+    assert "(it is proven that no schedule in program order fits)" in err
+
+
+def test_a_plan_file_holds_the_bound(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("highspy")
+    assert run("--budget", "80%", "--bound", "-o", str(tmp_path / "plan.json"))[0] == 0
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["provenance"]["bound"]["proven_optimum"] in (True, False)
+
+
+def test_wrong_uses_of_bound(run: Run) -> None:
+    pytest.importorskip("highspy")
+    code, out, err = run("--budget", "80%", "--bound-time-limit", "5")
+    assert (code, out) == (2, "")
+    assert err == "memfit: error: --bound-time-limit 5 has no bound to limit; give --bound\n"
+    code, out, err = run("--curve", "--bound")
+    assert (code, out) == (2, "")
+    assert "--bound is for one budget" in err

@@ -194,7 +194,7 @@ def test_what_a_target_returns_is_used() -> None:
         (("target_lacking:f",), "install no_such_package_at_all"),
         (("target_broken:f",), "ZeroDivisionError"),
         (("target_models:Nett",), "did you mean Net"),
-        (("target_models:NUMBER",), "is a int"),
+        (("target_models:NUMBER",), "of type int, cannot be called"),
         (("target_models:needs",), "--arg NAME=VALUE"),
         (("target_models:Net", "--arg", "depth=3"), "depth=3"),
         (("target_models:Net", "--arg", "depth"), "NAME=VALUE"),

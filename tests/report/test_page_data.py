@@ -71,7 +71,7 @@ def test_a_long_step_keeps_its_peak_and_its_time(wanted: int) -> None:
         assert height == max(trace.timeline.live_bytes[i] for i in inside)
 
 
-@pytest.mark.parametrize("planner", ["chen", "liveness", "nested", "store-all"])
+@pytest.mark.parametrize("planner", ["chen", "liveness", "nested", "salimans-memory", "store-all"])
 def test_a_view_is_its_plan(planner: str) -> None:
     graph = network(3)
     plain = simulate(graph, store_all_schedule(graph)).peak_bytes

@@ -13,7 +13,10 @@ from memfit.planners.chen import segmentations
 from memfit.stages import store_all_schedule
 from memfit.strategy import canonical_schedule, canonical_stages
 
-__all__ = ["BLOCK_OPS", "network", "segmented_plan"]
+__all__ = ["BLOCK_OPS", "LARGE", "SMALL", "network", "segmented_plan"]
+
+SMALL, LARGE = 3, 357
+"""Blocks of a network of 43 forward ops, and of one of 4,999."""
 
 # Name in its block, target, what it reads (distance back), kilobytes, microseconds.
 _BLOCK = (

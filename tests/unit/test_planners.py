@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
@@ -17,6 +19,7 @@ from memfit.planners import (
     get_curve,
     get_planner,
     paper_dp,
+    search_all,
 )
 from memfit.planners.chen import articulation_cuts, segmentations
 
@@ -40,7 +43,11 @@ def test_names() -> None:
         "exact",
         "approximate",
         "nested",
+        "refined",
         "chen",
+        "salimans-memory",
+        "salimans-speed",
+        "salimans-collection",
         "revolve",
         "store-all",
     ]
@@ -49,7 +56,7 @@ def test_names() -> None:
         get_planner("fastest")
     assert str(caught.value) == (
         "unknown planner 'fastest'; known planners: auto, liveness, exact, approximate, nested, "
-        "chen, revolve, store-all"
+        "refined, chen, salimans-memory, salimans-speed, salimans-collection, revolve, store-all"
     )
 
 
@@ -156,7 +163,15 @@ def test_curves_by_name() -> None:
         else:
             with_curve.append(name)
     assert {"exact", "approximate"} <= set(with_curve)
-    assert [name for name, _ in without] == ["chen", "revolve", "store-all"]
+    assert [name for name, _ in without] == [
+        "refined",
+        "chen",
+        "salimans-memory",
+        "salimans-speed",
+        "salimans-collection",
+        "revolve",
+        "store-all",
+    ]
     for name, message in without:
         assert message == (
             f"planner '{name}' has no trade-off over budgets; these have: {', '.join(with_curve)}"
@@ -278,6 +293,27 @@ def test_chen_cuts_where_one_op_leads_on() -> None:
     assert articulation_cuts(chain(4)) == [0b0001, 0b0011, 0b0111]
 
 
+#   0 -- 1 -- 2 -- 3 -- 4      5 updates a running statistic with what 1 found; nothing reads it
+#         \
+#          ------------------5
+def test_chen_cuts_although_a_statistic_is_updated_at_the_end() -> None:
+    before = [[], [0], [1], [2], [3], [1]]
+    graph = bare_graph(before, [10] * 6, [1] * 6, [[0], [1], [2], [3], [4], []])
+    assert articulation_cuts(graph) == [0b1, 0b11, 0b111, 0b1111]
+
+
+#   0 -- 2 -- 3 -- 4 -- 5      1 is a mask that each of 2 to 5 reads
+#       /    /    /    /
+#   1 ------------------
+def test_chen_cuts_although_all_layers_read_a_small_mask() -> None:
+    before = [[], [], [0, 1], [2, 1], [3, 1], [4, 1]]
+    reads = [[v] for v in range(6)]
+    small = bare_graph(before, [100, 1, 100, 100, 100, 100], [1] * 6, reads)
+    assert articulation_cuts(small) == [0b1, 0b11, 0b111, 0b1111, 0b11111]
+    large = bare_graph(before, [100] * 6, [1] * 6, reads)
+    assert articulation_cuts(large) == [0b1]
+
+
 def test_chen_tries_segments_of_about_equal_bytes() -> None:
     found = segmentations(chain(9))
     assert found[0] == ((1 << 9) - 1,)
@@ -323,3 +359,22 @@ def test_a_plan_over_its_budget_says_so() -> None:
     assert plan.peak_bytes == 510
     assert "the simulated peak is 510 bytes, over the budget" in plan.provenance["notes"][0]
     assert smallest("exact", graph) == 510
+
+
+@pytest.mark.parametrize("name", ["auto", "liveness", "nested", "exact", "approximate"])
+def test_one_search_gives_the_plans_of_many(name: str, core: str) -> None:
+    graph = chain(20)
+    found = search_all(name, graph, PlannerOptions())
+    assert replace(found.trade_off, seconds=0.0) == replace(
+        get_curve(name)(graph, PlannerOptions()), seconds=0.0
+    )
+    # `auto` leaves nested strategies out where a budget is roomy; one search has them anyway.
+    planner = get_planner("nested" if name == "auto" else name)
+    for point in found.trade_off.points:
+        once = found.plan(point.budget_bytes)
+        alone = planner(graph, point.budget_bytes, PlannerOptions())
+        assert replace(once, seconds=0.0) == replace(alone, seconds=0.0)
+        assert once.peak_bytes <= point.budget_bytes
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        found.plan(1)
+    assert caught.value.minimum_bytes == smallest(name, graph)

@@ -68,6 +68,16 @@ def test_what_is_no_size_is_refused_with_a_remedy(text: object) -> None:
     assert isinstance(caught.value, UsageError)
 
 
+@pytest.mark.parametrize(
+    ("budget", "remedy"), [("0.6", '"60%"'), (".25", '"25%"'), (0.6, '"60%"'), ("6G", '"3GiB"')]
+)
+def test_a_budget_that_may_be_a_share(budget: object, remedy: str) -> None:
+    with pytest.raises(InvalidBudgetError) as caught:
+        parse_budget(budget)  # type: ignore[arg-type]
+    assert remedy in str(caught.value)
+    assert repr(budget) in str(caught.value)
+
+
 def test_gib_is_not_gb() -> None:
     assert parse_bytes("1GiB") - parse_bytes("1GB") == 73_741_824
 

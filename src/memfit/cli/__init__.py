@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import traceback
@@ -86,6 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         solve,
     ):
         command.add_parser(commands)
+    for chosen in commands.choices.values():
+        chosen.set_defaults(parser=chosen)
     return parser
 
 
@@ -110,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        args = build_parser().parse_args(arguments)
+        args, unknown = build_parser().parse_known_args(arguments)
+        if unknown:
+            raise UsageError(_unexpected(unknown[0], args.parser))
         run: Callable[[argparse.Namespace], int] = args.run
         code = run(args)
         sys.stdout.flush()
@@ -128,6 +133,20 @@ def _run(arguments: Sequence[str]) -> int:
             "and please report it"
         )
         return _fail(error, text, arguments)
+
+
+def _unexpected(word: str, parser: argparse.ArgumentParser) -> str:
+    """What to do about an argument that a command does not know."""
+    help_of = f"see {parser.prog} --help"
+    if not word.startswith("-"):
+        return (
+            f"unexpected argument {word!r}; leave it out, or put what belongs together in quotes "
+            f'(--budget "3 GiB"); {help_of}'
+        )
+    option = word.partition("=")[0]
+    near = difflib.get_close_matches(option, parser._option_string_actions, n=1, cutoff=0.75)
+    hint = f"write {near[0]}, or leave it out" if near else "leave it out"
+    return f"{parser.prog} has no option {option}; {hint}; {help_of}"
 
 
 def _fail(error: Exception, text: str, arguments: Sequence[str]) -> int:

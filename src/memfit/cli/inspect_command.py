@@ -19,8 +19,8 @@ from memfit.cli.output import (
     stdout_console,
 )
 from memfit.cli.target import add_target_arguments, check_target_arguments
-from memfit.errors import UsageError
-from memfit.units import format_bytes, parse_budget
+from memfit.errors import InvalidBudgetError, UsageError
+from memfit.units import format_bytes, parse_bytes
 
 __all__ = ["add_parser", "run"]
 
@@ -72,8 +72,13 @@ def run(args: argparse.Namespace) -> int:
     check_target_arguments(args)
     if args.rows < 1:
         raise UsageError(f"--rows is {args.rows}; it must be 1 or more")
-    if args.memory is not None and parse_budget(args.memory).absolute_bytes is None:
-        raise UsageError(f"--memory {args.memory} is no size; write bytes, such as 24GiB")
+    if args.memory is not None:
+        try:
+            parse_bytes(args.memory)
+        except InvalidBudgetError:
+            raise UsageError(
+                f"--memory {args.memory!r} is no size; write bytes, such as 24GiB"
+            ) from None
     with (
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
@@ -135,7 +140,7 @@ def _advice(args: argparse.Namespace, peak: int, available: int, floor: int) -> 
 def _available_bytes(args: argparse.Namespace) -> tuple[int | None, str]:
     """What there is for the whole step, and whose figure that is."""
     if args.memory is not None:
-        return parse_budget(args.memory).absolute_bytes, "memory of the device, as given"
+        return parse_bytes(args.memory), "memory of the device, as given"
     from memfit.cli.target import parse_device
     from memfit.pytorch.measure import free_bytes
     from memfit.pytorch.unallocated import device_is_there

@@ -243,8 +243,9 @@ def _too_large(found: Found, budget_bytes: int) -> InfeasibleBudgetError:
         budget_bytes=budget_bytes,
         minimum_bytes=smallest.need_bytes,
         binding_op=None,
-        detail="of a batch of 1; a smaller input, fewer trained parameters or a smaller optimizer "
-        "state would lower it, and memfit explain says what binds",
+        detail="of a batch of 1",
+        remedy="make the input, the trained parameters or the optimizer's state smaller; memfit "
+        "explain says what binds",
     )
 
 

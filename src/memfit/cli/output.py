@@ -9,6 +9,7 @@ import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,12 +26,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from memfit.errors import InfeasibleBudgetError
+from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.planners.base import Progress as Report
 
 __all__ = [
     "add_output_arguments",
     "add_time_limit_argument",
+    "check_output_file",
     "debugging",
     "error_payload",
     "foreign_prints_to_stderr",
@@ -38,6 +40,7 @@ __all__ = [
     "print_json",
     "print_notes",
     "progress",
+    "seconds",
     "stdout_console",
 ]
 
@@ -59,21 +62,32 @@ def add_time_limit_argument(parser: ArgumentParser) -> None:
     """`--time-limit`."""
     parser.add_argument(
         "--time-limit",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="stop planning after this long with the best plan so far, which says so (default: "
         "no limit)",
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A number of seconds, for `argparse`."""
     try:
-        seconds = float(text)
+        found = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+        found = -1.0
+    if not 0 <= found < float("inf"):
         raise ArgumentTypeError(f"{text!r} is no number of seconds; give 0 or more")
-    return seconds
+    return found
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse a place that cannot be written before minutes are spent on a plan."""
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"cannot write {path}: there is no folder {path.parent}; choose one that exists"
+        )
 
 
 def print_json(payload: Mapping[str, Any]) -> None:

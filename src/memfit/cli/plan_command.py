@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memfit.bounds import LowerBound, bound_plan
+from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     foreign_prints_to_stderr,
     print_json,
     progress,
@@ -29,7 +32,6 @@ __all__ = [
     "OPTIMIZERS",
     "add_parser",
     "add_planning_arguments",
-    "check_output_file",
     "check_planning_arguments",
     "make_optimizer",
     "run",
@@ -121,6 +123,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_target_arguments(parser)
     add_planning_arguments(parser)
     add_time_limit_argument(parser)
+    add_bound_arguments(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLAN.json", help="write plan and graph to this file"
     )
@@ -136,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
     """
     check_target_arguments(args)
     check_planning_arguments(args)
+    bound_s = bound_limit(args)
     if args.output is not None:
         check_output_file(args.output)
     with (
@@ -160,6 +164,9 @@ def run(args: argparse.Namespace) -> int:
             time_limit_s=args.time_limit,
             progress=report,
         )
+        bound: LowerBound | None = None
+        if bound_s is not None:
+            made, bound = bound_plan(step.graph, made, time_limit_s=bound_s, progress=report)
     if args.output is not None:
         save_plan_file(args.output, made, step.graph, op_shapes(step))
     if args.json:
@@ -168,17 +175,10 @@ def run(args: argparse.Namespace) -> int:
     from memfit.report.tables import plan_table, print_tables, stages_table
 
     console = stdout_console()
-    print_tables(console, plan_table(made), stages_table(made))
+    table = plan_table(made)
+    for row in bound_rows(bound, made.overhead) if bound is not None else ():
+        table.add_row(*row)
+    print_tables(console, table, stages_table(made))
     if args.output is not None:
         console.print(f"plan written to {args.output}", soft_wrap=True, markup=False)
     return 0
-
-
-def check_output_file(path: Path) -> None:
-    """Refuse a place that cannot be written before minutes are spent on a plan."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"cannot write {path}: there is no folder {path.parent}; choose one that exists"
-        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     print_json,
     progress,
     stdout_console,
@@ -125,11 +126,6 @@ def _with_graph(file: PlanFile, plan_path: Path, graph_path: Path | None) -> Pla
 
 def _check_output(path: Path, plan: Path) -> None:
     """Refuse a place that cannot be written before a trade-off is searched."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"cannot write {path}: there is no folder {path.parent}; choose one that exists"
-        )
+    check_output_file(path)
     if path.exists() and plan.exists() and path.samefile(plan):
         raise UsageError(f"cannot write {path}: it is the plan; name another file with -o")

@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
+from memfit.bounds import LowerBound, bound_graph, bound_plan
+from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     one_line,
     print_json,
     print_notes,
@@ -62,6 +65,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="for exact and approximate: time (least overhead), memory (most overhead on the "
         "Pareto front), auto (time, then memory, both with liveness analysis; default)",
     )
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="for salimans-collection: a forward op, or a value of one, to keep; may be repeated",
+    )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument(
         "--curve",
@@ -90,6 +100,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o", "--output", type=Path, metavar="PLAN.json", help="write plan and graph to this file"
     )
     add_time_limit_argument(parser)
+    add_bound_arguments(parser)
     add_output_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -107,20 +118,36 @@ def run(args: argparse.Namespace) -> int:
     planner = get_planner(args.planner)
     if args.mode not in MODES:
         raise UsageError(f"unknown mode {args.mode!r}; known modes: {', '.join(MODES)}")
+    if args.family not in ("auto", *FAMILIES):
+        raise UsageError(
+            f"unknown family {args.family!r}; known families: auto, {', '.join(FAMILIES)}"
+        )
     if args.max_lower_sets is not None and args.max_lower_sets < 2:
         raise UsageError(f"--max-lower-sets is {args.max_lower_sets}; it must be 2 or more")
     if args.curve and args.output is not None:
         raise UsageError("-o writes a plan, and --curve makes none; give --budget")
+    if args.curve and args.bound:
+        raise UsageError("--bound is for one budget, and --curve is for all; give --budget")
+    limit_s = bound_limit(args)
+    if args.output is not None:
+        check_output_file(args.output)
+    if ":" in args.graph and not Path(args.graph).exists():
+        raise UsageError(
+            f"there is no graph file {args.graph}; if it is a model, plan it with memfit plan"
+        )
     options = PlannerOptions(
         mode=args.mode,
         family=args.family,
         max_lower_sets=args.max_lower_sets,
         time_limit_s=args.time_limit,
+        checkpoints=tuple(args.checkpoint),
     )
-    return _curve(args, options) if args.curve else _plan(args, planner, options)
+    return _curve(args, options) if args.curve else _plan(args, planner, options, limit_s)
 
 
-def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -> int:
+def _plan(
+    args: argparse.Namespace, planner: Planner, options: PlannerOptions, bound_s: float | None
+) -> int:
     budget = parse_budget(args.budget)
     if budget.auto:
         raise UsageError(
@@ -130,15 +157,27 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
     graph = read_graph(args.graph)
     plain_peak = simulate(graph, store_all_schedule(graph)).peak_bytes
     budget_bytes = budget.resolve(plain_peak_bytes=plain_peak, free_bytes=0)
+    shown = not (args.json or args.quiet)
+    bound: LowerBound | None = None
     try:
-        with progress("planning", shown=not (args.json or args.quiet)) as report:
+        with progress("planning", shown=shown) as report:
             plan = planner(graph, budget_bytes, replace(options, progress=report))
     except InfeasibleBudgetError as error:
+        if bound_s is not None:
+            with progress("bounding", shown=shown) as report:
+                bound = bound_graph(graph, budget_bytes, time_limit_s=bound_s, progress=report)
+            error = _with_bound(error, bound)
         if not args.json:
-            raise
+            raise error from None
         name = "nested" if args.planner == "auto" else args.planner
-        print_json(_infeasible_json(error, graph, name, args.mode))
+        result = _infeasible_json(error, graph, name, args.mode)
+        if bound is not None:
+            result["bound"] = bound.to_dict()
+        print_json(result)
         return EXIT_INFEASIBLE
+    if bound_s is not None:
+        with progress("bounding", shown=shown) as report:
+            plan, bound = bound_plan(graph, plan, time_limit_s=bound_s, progress=report)
     if args.output is not None:
         save_plan_file(args.output, plan, graph)
     result = solve_json(plan, graph)
@@ -146,8 +185,11 @@ def _plan(args: argparse.Namespace, planner: Planner, options: PlannerOptions) -
         print_json(result)
     else:
         console = stdout_console()
-        print_tables(console, _table(result))
-        print_notes(console, result["notes"])
+        table = _table(result)
+        for row in bound_rows(bound, plan.overhead) if bound is not None else ():
+            table.add_row(*row)
+        print_tables(console, table)
+        print_notes(console, [*result["notes"], *(bound.notes if bound is not None else ())])
     return 0
 
 
@@ -215,7 +257,21 @@ def solve_json(plan: Plan, graph: TrainingGraph) -> dict[str, Any]:
         "smallest_feasible_budget": plan.smallest_feasible_budget_bytes,
         "notes": list(plan.provenance.get("notes", ())),
         "graph_fingerprint": plan.graph_fingerprint,
+        **({"bound": plan.provenance["bound"]} if "bound" in plan.provenance else {}),
     }
+
+
+def _with_bound(error: InfeasibleBudgetError, bound: LowerBound) -> InfeasibleBudgetError:
+    """The same error, which says whether any schedule at all may fit."""
+    detail = "it is proven that no schedule in program order fits"
+    if not bound.infeasible:
+        detail = "that no schedule at all fits is not proven"
+    return InfeasibleBudgetError(
+        budget_bytes=error.budget_bytes,
+        minimum_bytes=error.minimum_bytes,
+        binding_op=error.binding_op,
+        detail=detail,
+    )
 
 
 def _infeasible_json(

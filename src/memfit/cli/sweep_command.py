@@ -9,12 +9,12 @@ from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, lo
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    check_output_file,
     print_json,
     print_notes,
     progress,
     stdout_console,
 )
-from memfit.cli.plan_command import check_output_file
 from memfit.errors import UsageError
 from memfit.files import write_text_whole
 from memfit.liveness import simulate
@@ -26,7 +26,8 @@ __all__ = ["add_parser", "run"]
 _DESCRIPTION = """\
 What every budget costs: the trade-off between the peak of a training step and the time of what is
 computed again, from the plain step to the smallest feasible budget, and what other strategies reach
-on the same graph (Chen et al., √n, a checkpoint around each module, the paper's two modes).
+on the same graph (Chen et al., √n, a checkpoint around each module, the paper's two modes, Salimans
+and Bulatov).
 
   memfit sweep pytorchcv.models.resnet:resnet50 --input 8x3x224x224 --figure resnet50.svg
   memfit sweep graph.json --csv graph.csv

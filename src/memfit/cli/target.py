@@ -381,11 +381,27 @@ def _split_target(text: str, what: str) -> tuple[str, str]:
     module, _, name = text.partition(":")
     parts = (*module.split("."), *name.split("."))
     if not all(part.isidentifier() for part in parts):
-        raise UsageError(
-            f"{what} {text!r} is not of the form module:callable; write something like "
-            "pytorchcv.models.resnet:resnet50 or my_file:make_model"
-        )
+        raise UsageError(f"{what} {text!r} is not of the form module:callable; {_right_form(text)}")
     return module, name
+
+
+def _right_form(text: str) -> str:
+    """What to write instead of a TARGET of another form."""
+    path, _, name = text.partition(":")
+    if not name and path.endswith((".json", ".txt")):
+        return (
+            "it looks like a plan or a graph, and a model is wanted here; memfit report draws a "
+            "plan, memfit solve plans a graph"
+        )
+    module = path.removeprefix("./").removesuffix(".py").strip("/").replace("/", ".")
+    if not name and module == path and "." in module:
+        module, _, name = module.rpartition(".")
+    parts = (*module.split("."), *name.split("."))
+    if name and all(part.isidentifier() for part in parts):
+        return f"write {module}:{name}"
+    if module != path and all(part.isidentifier() for part in module.split(".")):
+        return f"write {module}:NAME, where NAME makes the model"
+    return "write something like pytorchcv.models.resnet:resnet50 or my_file:make_model"
 
 
 def _parse_keyword(text: str) -> tuple[str, Any]:
@@ -433,7 +449,7 @@ def _resolve(text: str, what: str) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(
-            f"{what} {text!r} is a {type(found).__name__}, which cannot be called; name a function "
+            f"{what} {text!r}, of type {type(found).__name__}, cannot be called; name a function "
             "or class"
         )
     return found

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from memfit.planners.base import Planner, PlannerOptions, Progress, TradeOff, TradeOffPoint
-from memfit.planners.registry import DEFAULT_PLANNER, PLANNERS, get_curve, get_planner
+from memfit.planners.base import (
+    Planner,
+    PlannerOptions,
+    Progress,
+    Searched,
+    TradeOff,
+    TradeOffPoint,
+)
+from memfit.planners.registry import DEFAULT_PLANNER, PLANNERS, get_curve, get_planner, search_all
 
 __all__ = [
     "DEFAULT_PLANNER",
@@ -11,8 +18,10 @@ __all__ = [
     "Planner",
     "PlannerOptions",
     "Progress",
+    "Searched",
     "TradeOff",
     "TradeOffPoint",
     "get_curve",
     "get_planner",
+    "search_all",
 ]

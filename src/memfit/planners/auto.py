@@ -12,9 +12,9 @@ from dataclasses import replace
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.planners import liveness_dp, nested_dp
-from memfit.planners.base import PlannerOptions, TradeOff
+from memfit.planners.base import PlannerOptions, Searched, TradeOff
 
-__all__ = ["plan", "trade_off"]
+__all__ = ["plan", "search_all", "trade_off"]
 
 _ROOMY = 1.5
 """Beyond what is resident, so many times what single recomputations need at least is roomy."""
@@ -49,4 +49,16 @@ def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
     Raises:
         UsageError: an unknown family.
     """
-    return replace(nested_dp.trade_off(graph, options), planner="auto")
+    return search_all(graph, options).trade_off
+
+
+def search_all(graph: TrainingGraph, options: PlannerOptions) -> Searched:
+    """The trade-off, and the better of single and nested plans for any budget, from one run.
+
+    `plan` keeps to single recomputations where a budget is roomy; here both have been searched.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    found = nested_dp.search_all(graph, options)
+    return replace(found, trade_off=replace(found.trade_off, planner="auto"))

@@ -16,6 +16,7 @@ __all__ = [
     "Planner",
     "PlannerOptions",
     "Progress",
+    "Searched",
     "TimeIsUp",
     "TradeOff",
     "TradeOffPoint",
@@ -38,6 +39,7 @@ class PlannerOptions:
         time_limit_s: seconds after which the search stops with the best plan so far, which says so;
             None for no limit.
         progress: called with a label and the share done, 0 to 1.
+        checkpoints: names of forward ops, or of values, to keep (`salimans-collection`).
     """
 
     mode: str = "auto"
@@ -45,6 +47,7 @@ class PlannerOptions:
     max_lower_sets: int | None = None
     time_limit_s: float | None = None
     progress: Progress | None = None
+    checkpoints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,19 @@ class TradeOff:
         """The overhead within a budget; None if it is smaller than the smallest feasible one."""
         at = bisect_right(self.points, budget_bytes, key=lambda point: point.budget_bytes)
         return self.points[at - 1].overhead if at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What one search found: the trade-off, and the plan for any budget.
+
+    Attributes:
+        trade_off: the trade-off over all budgets.
+        plan: takes a budget in bytes and gives what the planner's `plan` would, errors included.
+    """
+
+    trade_off: TradeOff
+    plan: Callable[[int], Plan]
 
 
 class TimeIsUp(Exception):

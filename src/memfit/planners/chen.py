@@ -1,15 +1,20 @@
 """Sublinear memory after Chen et al. 2016 (arXiv 1604.06174), on general graphs.
 
 Their segments are cut where one value alone leads on: here after prefixes of the program order of
-which a single op is read outside. Segments are of about equal bytes; how many there are is searched
-for around the square root of the number of ops, as their Algorithm 3 searches for its budget.
+which a single op is read outside (an op with its bookkeeping, see `memfit.bookkeeping`). Segments
+are of about equal bytes; how many there are is searched for around the square root of the number of
+ops, as their Algorithm 3 searches for its budget.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 
+from memfit.bookkeeping import Functions, functions_of
+from memfit.coarsening import negligible_bytes
+from memfit.cutting import passing_values
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
@@ -27,42 +32,79 @@ from memfit.strategy import (
     peak_op,
 )
 
-__all__ = ["articulation_cuts", "plan", "segmentations"]
+__all__ = ["articulation_cuts", "articulations", "plan", "segmentations"]
 
 _REACH = 4
 
 
+def articulations(graph: TrainingGraph, functions: Functions) -> list[tuple[int, int]]:
+    """(end, f) where of the first `end` functions later ones read function f alone.
+
+    Functions are ops with their bookkeeping. Not counted are readers from which nothing leads to an
+    output or to the backward pass, and values that are small beside what is computed until they are
+    last read (a causal mask that every layer reads).
+    """
+    passing = passing_values(graph, negligible_bytes(graph))
+    aside = _aside(graph)
+    heads = {v for v in functions.heads if not aside[v]}
+    last_reader = [
+        max(
+            (
+                reader
+                for s in graph.ops[v].outputs
+                if not passing[s]
+                for reader in graph.consumers[s]
+                if reader in heads
+            ),
+            default=-1,
+        )
+        for v in functions.heads
+    ]
+    found = []
+    open_functions: set[int] = set()
+    for f, v in enumerate(functions.heads):
+        open_functions = {p for p in open_functions if last_reader[p] > v}
+        if last_reader[f] > v:
+            open_functions.add(f)
+        if len(open_functions) == 1:
+            found.append((f + 1, next(iter(open_functions))))
+    return found
+
+
+def _aside(graph: TrainingGraph) -> list[bool]:
+    """Forward ops from which nothing leads to an output or to the backward pass."""
+    found = [False] * graph.forward_count
+    for v in reversed(range(graph.forward_count)):
+        found[v] = all(
+            not graph.values[s].is_output
+            and all(r < graph.forward_count and found[r] for r in graph.consumers[s])
+            for s in graph.ops[v].outputs
+        )
+    return found
+
+
 def articulation_cuts(graph: TrainingGraph) -> list[int]:
     """Prefixes of the program order with exactly one op in their boundary, as bitmasks."""
-    last_reader = [max(after, default=-1) for after in graph.forward_successors]
-    cuts = []
-    open_ops: set[int] = set()
-    for v in range(graph.forward_count):
-        open_ops = {p for p in open_ops if last_reader[p] > v}
-        if last_reader[v] > v:
-            open_ops.add(v)
-        if len(open_ops) == 1:
-            cuts.append((2 << v) - 1)
-    return cuts
+    functions = functions_of(graph)
+    return [functions.widened((1 << end) - 1) for end, _ in articulations(graph, functions)]
 
 
 def segmentations(graph: TrainingGraph) -> list[tuple[int, ...]]:
     """Sequences of articulation cuts that end in V, for 1 to 4 √n segments of about equal bytes."""
     whole = (1 << graph.forward_count) - 1
-    sizes = node_bytes(graph)
-    sums = [0]
-    for size in sizes:
-        sums.append(sums[-1] + size)
-    cuts = articulation_cuts(graph)
+    functions = functions_of(graph)
+    sums = [0, *itertools.accumulate(functions.added(node_bytes(graph)))]
+    ends = [end for end, _ in articulations(graph, functions)]
+    cuts = {end: functions.widened((1 << end) - 1) for end in ends}
     found: dict[tuple[int, ...], None] = {}
-    for segments in range(1, _REACH * math.isqrt(graph.forward_count) + 2):
+    for segments in range(1, _REACH * math.isqrt(len(functions.heads)) + 2):
         sequence = []
         done = 0
-        for cut in cuts:
+        for end in ends:
             # A segment ends at the first cut at which it holds its share of the bytes.
-            at = sums[cut.bit_length()]
-            if (at - done) * segments >= sums[-1] and cut != whole:
-                sequence.append(cut)
+            at = sums[end]
+            if (at - done) * segments >= sums[-1] and cuts[end] != whole:
+                sequence.append(cuts[end])
                 done = at
         found[*sequence, whole] = None
     return list(found) if whole else [()]

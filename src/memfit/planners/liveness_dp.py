@@ -18,12 +18,26 @@ from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, peak_of_order, simulate
 from memfit.plan import Plan, PlanStatus, Stage, make_plan
-from memfit.planners.base import PlannerOptions, TimeIsUp, TradeOff, TradeOffPoint, limited
+from memfit.planners.base import (
+    PlannerOptions,
+    Searched,
+    TimeIsUp,
+    TradeOff,
+    TradeOffPoint,
+    limited,
+)
 from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
 from memfit.schedule import OpOrder, Schedule, make_schedule
 from memfit.stages import StagePath, store_all_order
 
-__all__ = ["plan", "plan_from_table", "table_for", "trade_off"]
+__all__ = [
+    "plan",
+    "plan_from_table",
+    "search_all",
+    "table_for",
+    "trade_off",
+    "trade_off_from_table",
+]
 
 _NOMINAL_TRIES = 7
 
@@ -96,7 +110,26 @@ def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
         UsageError: an unknown family.
     """
     began = time.perf_counter()
+    return trade_off_from_table(table_for(graph, options), began)
+
+
+def search_all(graph: TrainingGraph, options: PlannerOptions) -> Searched:
+    """The trade-off, and plans for any budget, from one run.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    began = time.perf_counter()
     table = table_for(graph, options)
+    return Searched(
+        trade_off_from_table(table, began),
+        lambda budget_bytes: plan_from_table(table, budget_bytes, time.perf_counter()),
+    )
+
+
+def trade_off_from_table(table: LivenessTable, began: float) -> TradeOff:
+    """As `trade_off`, from stages simulated before."""
+    graph = table.graph
     points = [
         TradeOffPoint(table.fixed_bytes + budget, cost)
         for cost, budget in reversed(table.stages.curve())

@@ -21,13 +21,20 @@ from memfit.liveness import MemoryTimeline, peak_of_order, simulate
 from memfit.nested import NestedPath
 from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners import liveness_dp
-from memfit.planners.base import PlannerOptions, TimeIsUp, TradeOff, TradeOffPoint, limited
+from memfit.planners.base import (
+    PlannerOptions,
+    Searched,
+    TimeIsUp,
+    TradeOff,
+    TradeOffPoint,
+    limited,
+)
 from memfit.planners.liveness_table import LivenessTable
 from memfit.planners.nested_table import EFFORT, NestedPlans, build_nested
 from memfit.schedule import Schedule
 from memfit.stages import store_all_order
 
-__all__ = ["nested_for", "plan", "plan_from_tables", "trade_off"]
+__all__ = ["nested_for", "plan", "plan_from_tables", "search_all", "trade_off"]
 
 _NOMINAL_TRIES = 7
 
@@ -107,9 +114,26 @@ def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
     Raises:
         UsageError: an unknown family.
     """
+    return search_all(graph, options).trade_off
+
+
+def search_all(graph: TrainingGraph, options: PlannerOptions) -> Searched:
+    """The trade-off, and plans for any budget, from one run.
+
+    Raises:
+        UsageError: an unknown family.
+    """
     began = time.perf_counter()
-    single = liveness_dp.trade_off(graph, options)
+    table = liveness_dp.table_for(graph, options)
     plans = nested_for(graph, options)
+    return Searched(
+        _trade_off(table, plans, began),
+        lambda budget_bytes: plan_from_tables(table, plans, budget_bytes, time.perf_counter()),
+    )
+
+
+def _trade_off(table: LivenessTable, plans: NestedPlans | None, began: float) -> TradeOff:
+    single = liveness_dp.trade_off_from_table(table, began)
     notes = list(single.notes)
     points = list(single.points)
     if plans is not None:

@@ -3,7 +3,8 @@
 Kusumoto et al. 2019, section 4. States (L, t, m): overhead t so far, cached bytes m so far; the
 Pareto front of (t, m) is kept for each L. A stage L -> L' may be taken where m and the paper's peak
 of the stage fit the budget. Budgets given to planners are those of the whole step, so the formulas
-get what is left of them beside the resident values.
+get what is left of them beside the resident values. The nodes are functions: ops with their
+bookkeeping (`memfit.bookkeeping`), as in the paper's graphs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from memfit import _core
+from memfit.bookkeeping import functions_of
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, peak_of_order, simulate
@@ -186,35 +188,35 @@ def _build(graph: TrainingGraph, wanted: str, limit: int, progress: Progress | N
             progress(label, share)
 
     report("listing lower sets", 0.0)
-    name, masks = choose_family(graph.forward_predecessors, wanted, limit)
+    functions = functions_of(graph)
+    count = len(functions.heads)
+    sizes, costs = (functions.added(of(graph)) for of in (node_bytes, node_costs))
+    name, masks = choose_family(functions.predecessors, wanted, limit)
     notes = []
     if name != wanted:
         notes.append(
             f"family {wanted} has more than {limit} lower sets; family {name} was searched instead"
         )
-    quantum = _cost_quantum(len(masks), graph.forward_count, graph.forward_cost)
-    if (
-        name == "all"
-        and quantum > 1
-        and quantum * _FINEST_SHARE * graph.forward_count > graph.forward_cost
-    ):
+    quantum = _cost_quantum(len(masks), count, sum(costs))
+    if name == "all" and quantum > 1 and quantum * _FINEST_SHARE * count > sum(costs):
         notes.append(
             f"family all has {len(masks)} lower sets, too many for costs as fine as these; family "
             "pruned+prefix was searched instead"
         )
-        name, masks = choose_family(graph.forward_predecessors, "pruned+prefix", limit)
-        quantum = _cost_quantum(len(masks), graph.forward_count, graph.forward_cost)
+        name, masks = choose_family(functions.predecessors, "pruned+prefix", limit)
+        quantum = _cost_quantum(len(masks), count, sum(costs))
     if quantum > 1:
         notes.append(f"costs were rounded up to multiples of {quantum} {graph.cost_unit}")
     stages = _core.canonical_table(
-        graph.forward_predecessors,
-        node_bytes(graph),
-        [-(-cost // quantum) for cost in node_costs(graph)],
+        functions.predecessors,
+        sizes,
+        [-(-cost // quantum) for cost in costs],
         masks,
         connected=name == "all",
         progress=lambda share: report("searching stages", share),
     )
-    return PaperTable(graph, name, tuple(masks), tuple(notes), stages, quantum)
+    lower_sets = tuple(masks if functions.trivial else map(functions.widened, masks))
+    return PaperTable(graph, name, lower_sets, tuple(notes), stages, quantum)
 
 
 def trade_off_paper(

@@ -1,7 +1,8 @@
 """What other strategies reach on the same graph: points beside a trade-off.
 
 Chen et al. 2016 (arXiv 1604.06174), cuts at every √n-th op, checkpoints around the modules of one
-depth, and the two modes of Kusumoto et al. 2019 on {L^v}. All are run by our simulator, with
+depth, the two modes of Kusumoto et al. 2019 on {L^v}, and the two automatic choices of Salimans and
+Bulatov 2018. All are run by our simulator, with
 liveness analysis, so that only the choice of what to keep differs.
 """
 
@@ -15,8 +16,12 @@ from dataclasses import dataclass
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.planners.base import PlannerOptions, Progress
+from memfit.planners.checkpointing import checkpoint_order
 from memfit.planners.chen import segmentations
 from memfit.planners.paper_dp import build_table
+from memfit.planners.salimans_memory import spaced_bottlenecks
+from memfit.planners.salimans_speed import costly_ops
+from memfit.schedule import make_schedule
 from memfit.strategy import canonical_schedule
 
 __all__ = [
@@ -26,6 +31,7 @@ __all__ = [
     "module_points",
     "paper_points",
     "peer_points",
+    "salimans_points",
     "sqrt_point",
     "undominated",
 ]
@@ -39,7 +45,8 @@ class PeerPoint:
     """A strategy of somebody else's on a graph.
 
     Attributes:
-        series: whose: `chen`, `sqrt(n)`, `per module`, `paper, time`, `paper, memory`.
+        series: whose: `chen`, `sqrt(n)`, `per module`, `paper, time`, `paper, memory`,
+            `salimans`.
         detail: which one of the series, for people.
         peak_bytes: simulated peak of the whole step.
         overhead: cost of recomputation, in the graph's cost unit.
@@ -68,6 +75,7 @@ def peer_points(
         lambda: [sqrt_point(graph)],
         lambda: module_points(graph),
         lambda: paper_points(graph, budgets),
+        lambda: salimans_points(graph),
     )
     found: list[PeerPoint] = []
     for i, make in enumerate(makers):
@@ -105,6 +113,24 @@ def sqrt_point(graph: TrainingGraph) -> PeerPoint:
     cuts = [(1 << end) - 1 for end in range(length, count, length)]
     cuts.append((1 << count) - 1)
     return _judged(graph, "sqrt(n)", f"{len(cuts)} segments of {length} ops", cuts)
+
+
+def salimans_points(graph: TrainingGraph) -> list[PeerPoint]:
+    """Checkpoints at bottlenecks √n ops apart, and at all convolutions and matrix products.
+
+    A graph without any has no such point.
+    """
+    found = []
+    for detail, kept in (
+        ("memory: {} bottlenecks", spaced_bottlenecks(graph)),
+        ("speed: {} costly ops", costly_ops(graph)),
+    ):
+        if kept:
+            schedule = make_schedule(graph, *checkpoint_order(graph, kept))
+            peak = simulate(graph, schedule).peak_bytes
+            overhead = schedule.overhead(graph)
+            found.append(PeerPoint("salimans", detail.format(len(kept)), peak, overhead))
+    return found
 
 
 def module_cuts(graph: TrainingGraph) -> Iterator[tuple[int, list[int]]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from types import ModuleType
 from typing import cast
 
 from memfit.errors import UnknownPlannerError, UsageError
-from memfit.planners.base import Curve, Planner
+from memfit.graph import TrainingGraph
+from memfit.planners.base import Curve, Planner, PlannerOptions, Searched
 
-__all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner"]
+__all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner", "search_all"]
 
 DEFAULT_PLANNER = "liveness"
 """What the name `auto` stands for where the budget leaves room; see `memfit.planners.auto`."""
@@ -19,11 +21,18 @@ PLANNERS: dict[str, str] = {
     "exact": "memfit.planners.exact_dp",
     "approximate": "memfit.planners.approximate_dp",
     "nested": "memfit.planners.nested_dp",
+    "refined": "memfit.planners.refined",
     "chen": "memfit.planners.chen",
+    "salimans-memory": "memfit.planners.salimans_memory",
+    "salimans-speed": "memfit.planners.salimans_speed",
+    "salimans-collection": "memfit.planners.salimans_collection",
     "revolve": "memfit.planners.revolve",
     "store-all": "memfit.planners.store_all",
 }
-"""Modules by planner name; each has a function `plan` and may have a function `trade_off`."""
+"""Modules by planner name; each has a function `plan` and may have a function `trade_off`.
+
+Where one run can serve both, it has `search_all`, too.
+"""
 
 
 def _module(name: str) -> ModuleType:
@@ -54,3 +63,20 @@ def get_curve(name: str) -> Curve:
         having = ", ".join(n for n in PLANNERS if hasattr(_module(n), "trade_off"))
         raise UsageError(f"planner {name!r} has no trade-off over budgets; these have: {having}")
     return cast(Curve, found)
+
+
+def search_all(name: str, graph: TrainingGraph, options: PlannerOptions) -> Searched:
+    """The trade-off of the planner of that name, and its plans for any budget.
+
+    From one run where the planner can; else each plan is searched for itself.
+
+    Raises:
+        UnknownPlannerError: there is no such planner; lists those that there are.
+        UsageError: the planner has no trade-off.
+    """
+    curve = get_curve(name)
+    at_once = getattr(_module(name), "search_all", None)
+    if at_once is not None:
+        return cast(Searched, at_once(graph, options))
+    planner, quiet = get_planner(name), replace(options, progress=None)
+    return Searched(curve(graph, options), lambda budget: planner(graph, budget, quiet))

@@ -170,9 +170,9 @@ def plan(
 ) -> Plan:
     """The plan that `fit` would make, without training anything.
 
+    Arguments that are not listed here are those of `fit`.
+
     Args:
-        model, loss_fn, budget, planner, mode, cost, optimizer, accumulate, loops, time_limit_s,
-            progress: as for `fit`.
         example_inputs: the positional arguments of one call of the fitted module: the model's
             inputs and, with a loss, the target.
         example_kwargs: keyword arguments of the model, if any.
@@ -263,11 +263,11 @@ def trade_off(
 ) -> TradeOff:
     """What every budget would cost, from one run, without training anything.
 
+    Arguments that are not listed here are those of `plan`.
+
     Args:
-        model, loss_fn, cost, optimizer, time_limit_s, progress: as for `fit`.
         planner: `"auto"` or a planner that has a trade-off: `liveness`, `nested`, `exact`,
             `approximate`.
-        example_inputs, example_kwargs: as for `plan`.
 
     Raises:
         UnknownPlannerError, UsageError: for a planner without a trade-off.

@@ -307,7 +307,8 @@ def size_hint(value: Any) -> Any:
     hint = value.node.hint
     if hint is None:
         raise CaptureError(
-            f"size {value} depends on the data and has no known value; "
-            "make the model's shapes independent of its data"
+            f"size {value} depends on the data and has no known value; make the model's shapes "
+            "independent of its data, by torch.where or a product instead of x[mask], nonzero or "
+            "unique"
         )
     return hint

@@ -6,6 +6,7 @@ import inspect
 import linecache
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -47,6 +48,7 @@ def no_code(name: str, error: BaseException) -> ExecutionError | None:
 
 
 _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
+_OWN_FILES = f"{Path(__file__).parents[1]}/"
 _OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 
 
@@ -77,14 +79,14 @@ def _why_not_captured(
     places = [
         m
         for m in _USER_LINE.findall(text)
-        if "/torch/" not in m[0] and not m[0].endswith("memfit/pytorch/backend.py")
+        if "/torch/" not in m[0] and not m[0].startswith(_OWN_FILES)
     ]
     where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
     own = _OWN_ERROR.search(text)
     if own is not None:
         return (
             f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, "
-            "shapes and dtypes of the inputs"
+            "shapes and dtypes of the inputs, and of the target if there is one"
         )
     if "as_proxy" in text and places and "generator" in linecache.getline(*_place(places[-1])):
         return (

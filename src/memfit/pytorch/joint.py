@@ -55,7 +55,11 @@ def storages(node: fx.Node) -> dict[int, int]:
                 "memory is not planned; use dense tensors and gradients (sparse=False)"
             )
         storage = tensor.untyped_storage()._cdata
-        result[storage] = allocated_bytes(node, position, tensor)
+        try:
+            result[storage] = allocated_bytes(node, position, tensor)
+        except CaptureError as error:
+            where = source_of(node)
+            raise CaptureError(f"{error}{f' (made by {where})' if where else ''}") from None
     return result
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memfit.errors import UsageError
+from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.api import fit
@@ -37,11 +37,15 @@ class VerifyResult:
             relative to the largest entry of that gradient.
         plain_largest_difference_in: name of the parameter where it occurs, None if there is none.
         buffers_equal: buffers (running statistics) after the step equal plain PyTorch's.
-        plain_peak_bytes, captured_peak_bytes, planned_peak_bytes: measured.
+        plain_peak_bytes: measured peak of the plain step.
+        captured_peak_bytes: that of the captured step that keeps everything.
+        planned_peak_bytes: that of the planned step.
         predicted_peak_bytes: simulated peak of the plan.
         prediction_error_percent: (predicted - measured) / measured above resident memory.
         resident_bytes: parameters, buffers and inputs, part of all peaks.
-        plain_time_ns, captured_time_ns, planned_time_ns: median times of a step.
+        plain_time_ns: median time of a plain step.
+        captured_time_ns: that of a captured step that keeps everything.
+        planned_time_ns: that of a planned step.
         measured_overhead_percent: planned against captured.
         predicted_overhead_percent: from the plan.
     """
@@ -182,6 +186,32 @@ def _largest_difference(
     return (float("inf"), missing[0]) if missing else (largest, where)
 
 
+def _observed(
+    bench: _Bench, runs: Mapping[str, Callable[[], torch.Tensor]], name: str
+) -> _Observed:
+    """What a step computes.
+
+    Raises:
+        UsageError: it fails, and the plain step does, too.
+    """
+    try:
+        return bench.observe(runs[name])
+    except MemfitError:
+        raise
+    except Exception as error:
+        bench.reset()
+        try:
+            runs["plain"]()
+        except Exception as own:
+            said = " ".join(str(own).split())
+            raise UsageError(
+                f"{type(bench.model).__name__} fails on these inputs without memfit too: "
+                f"{type(own).__name__}: {said.rstrip('.')}; check values, shapes and dtypes of the "
+                "inputs, and of the target if there is one"
+            ) from own
+        raise error
+
+
 def _run_all(
     bench: _Bench,
     runs: Mapping[str, Callable[[], torch.Tensor]],
@@ -194,7 +224,7 @@ def _run_all(
     peaks: dict[str, int] = {}
     for i, name in enumerate(("planned", "plain", "captured")):
         say(f"running the {name} step", i / 4)
-        seen[name] = bench.observe(runs[name])
+        seen[name] = _observed(bench, runs, name)
         # Observing has warmed it up.
         peaks[name] = measure_step(
             runs[name], device=device, warmup=0, reset=bench.reset
@@ -223,15 +253,15 @@ def verify(
 
     All three start from the same parameters, buffers and random state. Afterwards the model is as
     it was. Without a loss, the model's `loss` output or the sum of its outputs is differentiated.
+    Arguments that are not listed here are those of `memfit.plan`.
 
     Args:
-        model, example_inputs, loss_fn, budget, planner, mode, cost, optimizer, example_kwargs,
-            progress: as for `memfit.plan`.
         rounds: timed steps of each kind, interleaved.
 
     Raises:
         InfeasibleBudgetError: no plan fits.
         CaptureError: the model cannot be captured.
+        UsageError: the plain step fails, too.
     """
     bench = _Bench(model, example_inputs, example_kwargs or {})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
-from memfit.planners import PlannerOptions, get_curve, get_planner
+from memfit.planners import PlannerOptions, search_all
 from memfit.planners.base import TradeOff
 
 __all__ = ["CurveSample", "pick_points", "sample_curve"]
@@ -54,19 +54,16 @@ def sample_curve(
     Raises:
         UsageError: the planner has no trade-off.
     """
-    curve = get_curve(planner)(graph, options)
+    found = search_all(planner, graph, options)
+    curve = found.trade_off
     plans: dict[int, Plan] = {}
     picked = pick_points(curve, most)
-    quiet = replace(options, progress=None)
-    # `auto` keeps to single recomputations where a budget is roomy, but its curve is of both.
-    planner = "nested" if planner == "auto" else planner
     for done, number in enumerate(picked):
         if options.progress is not None:
             options.progress("plans along the curve", done / len(picked))
         # A search that a time limit stops may miss a budget which the curve's own search has met.
         try:
-            budget_bytes = curve.points[number].budget_bytes
-            plans[number] = get_planner(planner)(graph, budget_bytes, quiet)
+            plans[number] = found.plan(curve.points[number].budget_bytes)
         except InfeasibleBudgetError:
             continue
     return CurveSample(curve, plans)

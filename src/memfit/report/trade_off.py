@@ -29,6 +29,7 @@ _STYLES: dict[str, tuple[str, str]] = {
     "per module": ("#cc79a7", "^"),
     "paper, time": ("#56b4e9", "v"),
     "paper, memory": ("#e69f00", "P"),
+    "salimans": ("#8c8c8c", "X"),
 }
 
 

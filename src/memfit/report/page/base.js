@@ -138,15 +138,19 @@ const hideTip = () => { tip.hidden = true; };
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 document.addEventListener("scroll", hideTip, true);
 
-// A table; columns are [title, is a number], cells texts or elements.
-function table(caption, columns, rows, foot) {
+// Long names may break after their dots, not anywhere.
+const breakable = (value) => (typeof value !== "string" ? [value]
+  : value.split(/(?<=[._/])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part])));
+
+// A table; columns are [title, is a number], cells texts or elements. Its caption is seen or only read out.
+function table(caption, columns, rows, foot, captionSeen = true) {
   const cell = (value, i, tag) =>
     el(i === 0 && tag === "td" ? "th" : tag, {
       class: columns[i][1] ? "n" : "w", scope: i === 0 && tag === "td" ? "row" : null,
-    }, value);
+    }, ...(columns[i][1] ? [value] : breakable(value)));
   const line = (row) => el("tr", {}, ...row.map((value, i) => cell(value, i, "td")));
   return el("table", {},
-    caption ? el("caption", {}, caption) : null,
+    el("caption", { class: captionSeen ? null : "hidden" }, caption),
     el("thead", {}, el("tr", {}, ...columns.map(([title, number]) =>
       el("th", { scope: "col", class: number ? "n" : null }, title)))),
     el("tbody", {}, ...rows.map(line)),

@@ -120,7 +120,7 @@ function setUpCurve() {
   byId("curve-table").parentElement.addEventListener("toggle", () => {
     if (tabled) return;
     tabled = true;
-    byId("curve-table").append(table(null, [["point"], ["budget", 1], ["of the plain peak", 1], ["overhead", 1], ["of a step", 1], ["plan in this file"]], rows));
+    byId("curve-table").append(table("All points of the trade-off", [["point"], ["budget", 1], ["of the plain peak", 1], ["overhead", 1], ["of a step", 1], ["plan in this file"]], rows, null, false));
   });
   if (curve.notes.length) byId("curve-help").append(` Note: ${curve.notes.join("; ")}.`);
   listeners.push(() => { redraw(); detail(); });

@@ -211,7 +211,7 @@ function setUpGraph() {
         shown.view.stages > 1 ? stageText(s.stages) : "", node.children ? "" : sourceOf(node.op),
       ];
     });
-    byId("graph-list").replaceChildren(table(null, [["group or op"], ["ops", 1], ["writes", 1], ["kept", 1], ["ops recomputed", 1], ["time", 1], ["time added", 1], ["stage"], ["source line"]], rows));
+    byId("graph-list").replaceChildren(table("Drawn groups and ops", [["group or op"], ["ops", 1], ["writes", 1], ["kept", 1], ["ops recomputed", 1], ["time", 1], ["time added", 1], ["stage"], ["source line"]], rows, null, false));
   }
   byId("graph-list").parentElement.addEventListener("toggle", (event) => { if (event.target.open) list(); });
   byId("fold-all").addEventListener("click", () => { closeAll(tree); chosen = null; byId("graph-detail").replaceChildren(); draw(); centre(); });

@@ -131,8 +131,10 @@ function memoryChart(box, read, which, label) {
     const [px, py] = [x((line.edges[line.peak] + line.edges[line.peak + 1]) / 2), y(top)];
     root.append(svg("circle", { class: "peak", cx: px, cy: py, r: 5 }));
     const left = px > pad.left + inner * 0.55;
-    // Keep the words clear of the budget line.
-    const above = Math.abs(py - 9 - budget) < 9 && py > budget ? py + 20 : Math.max(py - 9, 11);
+    // Keep the words clear of the budget line, and in narrow charts of its own words.
+    const over = budget - (width < 480 ? 22 : 8);
+    const near = py > budget && py - 9 - budget < 9;
+    const above = near ? (over > 11 ? over : py + 20) : Math.max(py - 9, 11);
     root.append(svg("text", { class: "halo", x: px + (left ? -8 : 8), y: above, "text-anchor": left ? "end" : "start" }, `peak ${bytes(top)}`));
     root.append(svg("text", { class: "halo budget-text", x: left ? pad.left + 6 : width - pad.right - 4, y: budget - 5, "text-anchor": left ? "start" : "end" }, `budget ${bytes(shown.view.budgetBytes)}`));
     cursor = svg("line", { class: "cursor", y1: pad.top, y2: height - pad.bottom, x1: 0, x2: 0, visibility: "hidden" });

@@ -50,8 +50,8 @@ function setUpModules() {
     const visibleRows = all ? found : found.slice(0, 200);
     const sum = (i) => found.reduce((total, row) => total + row[i], 0);
     const cells = (row) => COLUMNS.map(([, , format], i) => (format ? format(row[i]) : row[i]));
-    const made = table(null, COLUMNS, visibleRows.map(cells),
-      cells(["sum", sum(1), sum(2), sum(3), sum(4), sum(5), sum(7) ? sum(5) / sum(7) : 0]));
+    const made = table(byModule ? "Modules" : "Stages", COLUMNS, visibleRows.map(cells),
+      cells(["sum", sum(1), sum(2), sum(3), sum(4), sum(5), sum(7) ? sum(5) / sum(7) : 0]), false);
     made.querySelectorAll("thead th").forEach((head, i) => {
       if (i === column) head.setAttribute("aria-sort", down ? "descending" : "ascending");
       head.replaceChildren(el("button", {

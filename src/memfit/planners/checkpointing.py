@@ -1,0 +1,125 @@
+"""Checkpoints at given ops, anywhere in the graph: what is kept, when the rest is computed again.
+
+After Salimans and Bulatov 2018 (the package gradient-checkpointing and its description, "Fitting
+larger networks into memory"): the outputs of some ops are kept; whatever else the backward pass
+reads is computed again from them. Their three choices of checkpoints have a planner each:
+`salimans-memory`, `salimans-speed`, `salimans-collection`. None of them looks at the budget: there
+is one plan, and it fits or it does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph import TrainingGraph
+from memfit.liveness import peak_of_order, simulate
+from memfit.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.schedule import OpOrder, Schedule, make_schedule
+from memfit.stages import store_all_order
+from memfit.strategy import missing_ops, peak_op
+
+__all__ = ["checkpoint_order", "plan_of_checkpoints"]
+
+
+def checkpoint_order(graph: TrainingGraph, checkpoints: Collection[int]) -> OpOrder:
+    """The order of computations that keeps the outputs of some forward ops.
+
+    Kept too are forward outputs, outputs of ops that must not run again, and everything after the
+    last checkpoint in program order, for its backward comes first. All else is computed again right
+    before the first backward op that reads it, once, and is freed at its last use.
+
+    Args:
+        graph: the graph.
+        checkpoints: ids of forward ops; without any, nothing is computed again.
+    """
+    last = max(checkpoints, default=-1)
+    chosen = set(checkpoints)
+    keep = {
+        v
+        for i, op in enumerate(graph.forward_ops)
+        for v in op.outputs
+        if i in chosen or i > last or not op.recomputable or graph.values[v].is_output
+    }
+    count = graph.forward_count
+    available = {v for v, p in enumerate(graph.producer) if v in keep or p is None or p >= count}
+    backward: list[int] = []
+    for op_id in range(count, len(graph.ops)):
+        for again in missing_ops(graph, graph.ops[op_id].inputs, available):
+            backward.append(again)
+            available.update(graph.ops[again].outputs)
+        backward.append(op_id)
+    return OpOrder(range(count), backward, keep)
+
+
+def plan_of_checkpoints(
+    graph: TrainingGraph,
+    budget_bytes: int,
+    checkpoints: Collection[int],
+    *,
+    planner: str,
+    began: float,
+    notes: Iterable[str] = (),
+) -> Plan:
+    """The plan that keeps the outputs of some forward ops.
+
+    Raises:
+        InfeasibleBudgetError: its simulated peak is over the budget.
+    """
+    order = checkpoint_order(graph, checkpoints)
+    schedule = make_schedule(graph, *order)
+    timeline = simulate(graph, schedule)
+    if timeline.peak_bytes > budget_bytes:
+        raise InfeasibleBudgetError(
+            budget_bytes=budget_bytes,
+            minimum_bytes=timeline.peak_bytes,
+            binding_op=peak_op(graph, schedule),
+            detail=f"{planner} has one plan, whatever the budget",
+        )
+    return make_plan(
+        graph,
+        schedule,
+        planner=planner,
+        family="checkpoints",
+        mode=None,
+        status=PlanStatus.FEASIBLE,
+        budget_bytes=budget_bytes,
+        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
+        smallest_feasible_budget_bytes=timeline.peak_bytes,
+        lower_sets=0,
+        stages=_stages(graph, sorted(checkpoints), schedule),
+        seconds=time.perf_counter() - began,
+        provenance={"notes": list(notes), "checkpoints": len(checkpoints)},
+        timeline=timeline,
+    )
+
+
+def _stages(
+    graph: TrainingGraph, checkpoints: Sequence[int], schedule: Schedule
+) -> tuple[Stage, ...]:
+    """What lies between checkpoints in program order."""
+    kept = schedule.kept(graph)
+    again = [0] * graph.forward_count
+    for op_id in schedule.recomputed_ops:
+        again[op_id] += graph.ops[op_id].cost
+    ends = [c + 1 for c in checkpoints]
+    if graph.forward_count and ends[-1:] != [graph.forward_count]:
+        ends.append(graph.forward_count)
+    stages = []
+    start = 0
+    for end in ends:
+        ops = graph.ops[start:end]
+        stages.append(
+            Stage(
+                forward_ops=len(ops),
+                first_op=ops[0].name,
+                last_op=ops[-1].name,
+                kept_bytes=sum(
+                    graph.values[v].size_bytes for op in ops for v in op.outputs if v in kept
+                ),
+                recompute_cost=sum(again[start:end]),
+            )
+        )
+        start = end
+    return tuple(stages)
