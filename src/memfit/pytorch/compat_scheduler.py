@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 Workspace = Callable[[Any], int]
-Room = Callable[[], tuple[int, list[int]] | None]
+Alive = Callable[[], list[int] | None]
 # Inputs that the caller holds, by AOTAutograd's names; the others die with their last use.
 _CALLERS = ("primals_", "arg", "fwd_rng_state", "bwd_rng_state")
 
 
 @contextmanager
-def use_choices(choices: InductorChoices, room: Room) -> Iterator[None]:
+def use_choices(choices: InductorChoices, alive: Alive) -> Iterator[None]:
     """Have Inductor fuse what `choices` lets it, and free what a kernel read when it has run.
 
     The C++ backend makes one function of all loops up to the next library kernel, and frees nothing
@@ -37,8 +37,7 @@ def use_choices(choices: InductorChoices, room: Room) -> Iterator[None]:
 
     Args:
         choices: asked about fusions.
-        room: the limit in bytes of what is being compiled, and the bytes alive while each kernel
-            runs, if that is known.
+        alive: of what is being compiled, the bytes alive while each kernel runs, if that is known.
     """
     from torch._inductor.codegen import wrapper
     from torch._inductor.codegen.cpp import CppScheduling
@@ -47,8 +46,8 @@ def use_choices(choices: InductorChoices, room: Room) -> Iterator[None]:
     most, estimate = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM, wrapper.EfficientPeakEstimate
 
     def ours() -> Any:
-        found = room()
-        return estimate() if found is None else _Reuse(*found)
+        found = alive()
+        return estimate() if found is None else _Reuse(found)
 
     CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = 0
     wrapper.EfficientPeakEstimate = ours
@@ -64,15 +63,14 @@ class _Reuse:
     """Whether a dead buffer may wait for one like it: asked as Inductor's estimate of the peak is.
 
     Args:
-        limit_bytes: the most that may be alive.
         alive: bytes alive while each kernel runs, which grow with each buffer that waits.
     """
 
-    def __init__(self, limit_bytes: int, alive: list[int]) -> None:
+    def __init__(self, alive: list[int]) -> None:
         from torch._inductor.virtualized import V
 
         known = len(alive) == len(V.graph.scheduler.nodes)
-        self.overall_peak_memory = limit_bytes if known else -1
+        self.overall_peak_memory = max(alive, default=0) if known else -1
         self._alive = list(alive)
 
     def peak_between(self, freed: Any, allocated: Any) -> int:

@@ -160,7 +160,7 @@ class InductorBackend(StepBackend):
         for attempt in range(_TRIES):
             known = len(self.compiled)
             try:
-                with use_choices(PlanChoices(self._kernels), lambda: self._kernels.room):
+                with use_choices(PlanChoices(self._kernels), lambda: self._kernels.alive):
                     made = compile_with_inductor(
                         module, example_inputs, self._partitioner, settings
                     )

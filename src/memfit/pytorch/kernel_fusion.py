@@ -74,13 +74,13 @@ class KernelPlan:
         limits: by pass; True is the backward pass.
         peak_bytes: by pass, of the kernels in the order chosen; empty where Inductor took compiled
             code from its cache.
-        room: of the pass that is being compiled, its limit in bytes and the bytes alive while each
-            kernel runs; None before its kernels are in order.
+        alive: of the pass that is being compiled, the bytes alive while each kernel runs; None
+            before its kernels are in order.
     """
 
     limits: dict[bool, PassLimit] = field(default_factory=dict)
     peak_bytes: dict[bool, int] = field(default_factory=dict)
-    room: tuple[int, list[int]] | None = None
+    alive: list[int] | None = None
     _known: tuple[object, tuple[str, ...], Kernels, int] | None = None
     _codes: tuple[str, str] = ("", "")
     _found: dict[tuple[str, PassLimit], int] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class KernelPlan:
             alone = best_order(ops, range(len(names)), lambda peak: peak <= limit.limit_bytes)
             allowed = max(alone.peak_bytes, limit.limit_bytes)
             self._known = (scheduler, names, ops, allowed)
-            self.room = None
+            self.alive = None
         return self._known[1:]
 
 
@@ -190,7 +190,7 @@ class PlanOrder(CustomSchedulerPass):
         self._plan.ordered(backward, order.peak_bytes)
         if order.peak_bytes > limit:
             raise PeakExceeded(order.peak_bytes - limit)
-        self._plan.room = limit, live_bytes(ops, kernel_of, order.kernels)
+        self._plan.alive = live_bytes(ops, kernel_of, order.kernels)
         return [kernels[k] for k in order.kernels]
 
     def uuid(self) -> str:
