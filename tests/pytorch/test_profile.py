@@ -306,7 +306,7 @@ def test_made_up_indices_are_spread_over_their_range() -> None:
         torch.empty(70_000, 3, dtype=torch.bfloat16),
         torch.empty(5, dtype=torch.complex64),
     ],
-    ids=str,
+    ids=lambda tensor: f"{tuple(tensor.shape)}-{tensor.dtype}",
 )
 def test_made_up_tensors_have_the_form_asked_for(tensor: torch.Tensor) -> None:
     made = SyntheticData().tensor(TensorSpec.of(tensor))
