@@ -40,13 +40,11 @@ _REACH = 4
 def articulations(graph: TrainingGraph, functions: Functions) -> list[tuple[int, int]]:
     """(end, f) where of the first `end` functions later ones read function f alone.
 
-    Functions are ops with their bookkeeping. Not counted are readers from which nothing leads to an
-    output or to the backward pass, and values that are small beside what is computed until they are
-    last read (a causal mask that every layer reads).
+    Functions are ops with their bookkeeping. Values that are small beside what is computed until
+    they are last read (a causal mask that every layer reads) do not count.
     """
     passing = passing_values(graph, negligible_bytes(graph))
-    aside = _aside(graph)
-    heads = {v for v in functions.heads if not aside[v]}
+    heads = set(functions.heads)
     last_reader = [
         max(
             (
@@ -68,18 +66,6 @@ def articulations(graph: TrainingGraph, functions: Functions) -> list[tuple[int,
             open_functions.add(f)
         if len(open_functions) == 1:
             found.append((f + 1, next(iter(open_functions))))
-    return found
-
-
-def _aside(graph: TrainingGraph) -> list[bool]:
-    """Forward ops from which nothing leads to an output or to the backward pass."""
-    found = [False] * graph.forward_count
-    for v in reversed(range(graph.forward_count)):
-        found[v] = all(
-            not graph.values[s].is_output
-            and all(r < graph.forward_count and found[r] for r in graph.consumers[s])
-            for s in graph.ops[v].outputs
-        )
     return found
 
 
