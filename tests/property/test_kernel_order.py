@@ -16,16 +16,21 @@ from memfit.pytorch.kernel_order import Kernels, best_order, orders, peak_bytes
 
 @st.composite
 def programs(draw: st.DrawFn) -> Kernels:
-    """Up to seven ops, each making one buffer and reading some earlier ones; two inputs."""
+    """Up to seven ops, each making one buffer and reading some earlier ones; two inputs. Some write
+    a part of a later one's buffer beforehand."""
     count = draw(st.integers(1, 7))
     sizes = draw(st.lists(st.integers(0, 9), min_size=count + 2, max_size=count + 2))
     reads = []
     for op in range(count):
         known = [*range(op), count, count + 1]
         reads.append(tuple(sorted(draw(st.sets(st.sampled_from(known), max_size=3)))))
+    writes = []
+    for op in range(count):
+        whole = draw(st.integers(op, count - 1)) if draw(st.booleans()) else op
+        writes.append((op,) if whole == op else (op, whole))
     return Kernels(
         names=tuple(f"b{i}" for i in range(count + 2)),
-        writes=tuple((op,) for op in range(count)),
+        writes=tuple(writes),
         reads=tuple(reads),
         follows=tuple(frozenset(b for b in r if b < count) for r in reads),
         workspace_bytes=tuple(draw(st.lists(st.integers(0, 5), min_size=count, max_size=count))),
@@ -57,9 +62,9 @@ def valid(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> bool:
 def replayed(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> int:
     """The peak, from the set of live buffers after each kernel."""
     unread = {
-        b for b in range(len(ops.names)) if ops.maker[b] < 0 and not any(b in r for r in ops.reads)
+        b for b in range(len(ops.names)) if not ops.makers[b] and not any(b in r for r in ops.reads)
     }
-    live = {b for b in range(len(ops.names)) if ops.maker[b] < 0}
+    live = {b for b in range(len(ops.names)) if not ops.makers[b]}
     peak = ops.input_bytes
     for at, kernel in enumerate(order):
         members = [op for op, k in enumerate(kernel_of) if k == kernel]
@@ -67,7 +72,12 @@ def replayed(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> in
         workspace = sum(ops.workspace_bytes[op] for op in members)
         peak = max(peak, sum(ops.freed_bytes[b] for b in live) + workspace)
         rest = set(order[at + 1 :])
-        needed = {b for op, k in enumerate(kernel_of) if k in rest for b in ops.reads[op]}
+        needed = {
+            b
+            for op, k in enumerate(kernel_of)
+            if k in rest
+            for b in (*ops.reads[op], *ops.writes[op])
+        }
         live = {b for b in live if b in needed or ops.is_output[b] or b in unread}
     return peak
 

@@ -112,6 +112,14 @@ def fused_kernels(scheduler: Any, names: Sequence[str]) -> list[Any]:
     return [fused[name] for name in names]
 
 
+def _whole(node: Any) -> Any:
+    """Name of the buffer that a node writes a part of (`torch.cat` joins such parts), or None."""
+    from torch._inductor.ir import NonOwningLayout
+
+    layout = getattr(node, "layout", None)
+    return layout.view.get_name() if isinstance(layout, NonOwningLayout) else None
+
+
 def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...], Kernels]:
     """Names of the ops that a scheduler has to order, and what they write and read.
 
@@ -129,7 +137,9 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
     made = {b.get_name(): b for n in nodes for b in n.get_outputs()}
     sizes = compute_size_for_scheduler_buffer(made)
     renamed = scheduler.mutation_real_name
-    outputs, inputs = set(V.graph.get_output_names()), set(V.graph.graph_inputs)
+    parts = ((name, _whole(b.node)) for name, b in made.items())
+    whole = {name: of for name, of in parts if of in made}
+    inputs = set(V.graph.graph_inputs)
     number: dict[str, int] = {}
     allocated: list[int] = []
     freed: list[int] = []
@@ -142,8 +152,8 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
         return number[name]
 
     def storage(name: str) -> str:
-        while name in renamed:
-            name = renamed[name]
+        while name in renamed or name in whole:
+            name = renamed[name] if name in renamed else whole[name]
         return name
 
     writer: dict[str, int] = {}
@@ -151,7 +161,8 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
     for i, node in enumerate(nodes):
         names = [b.get_name() for b in node.get_outputs()]
         writer.update(dict.fromkeys(names, i))
-        writes.append(tuple(buffer(name, sizes[name]) for name in names if name not in renamed))
+        stored = dict.fromkeys(storage(name) for name in names if name not in renamed)
+        writes.append(tuple(buffer(name, sizes[name]) for name in stored))
     reads: list[tuple[int, ...]] = []
     follows: list[frozenset[int]] = []
     input_bytes = 0
@@ -172,6 +183,7 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
             if name in number:
                 found.add(number[name])
         reads.append(tuple(sorted(found)))
+    outputs = {storage(name) for name in V.graph.get_output_names()}
     kernels = Kernels(
         names=tuple(number),
         writes=tuple(writes),

@@ -22,7 +22,8 @@ class Kernels:
 
     Attributes:
         names: of the buffers.
-        writes: for each op, the buffers that it makes.
+        writes: for each op, the buffers that it makes, or a part of; a buffer is there from the
+            first of its parts on.
         reads: for each op, the buffers that must be alive while it runs.
         follows: for each op, the ops that it must come after.
         workspace_bytes: for each op, what it takes beside what it reads and writes.
@@ -43,13 +44,13 @@ class Kernels:
     input_bytes: int
 
     @cached_property
-    def maker(self) -> tuple[int, ...]:
-        """For each buffer, the op that writes it; -1 for inputs."""
-        made = [-1] * len(self.is_output)
+    def makers(self) -> tuple[tuple[int, ...], ...]:
+        """For each buffer, the ops that write it; none for inputs."""
+        made: list[list[int]] = [[] for _ in self.is_output]
         for op, buffers in enumerate(self.writes):
             for b in buffers:
-                made[b] = op
-        return tuple(made)
+                made[b].append(op)
+        return tuple(map(tuple, made))
 
     @cached_property
     def readers(self) -> tuple[tuple[int, ...], ...]:
@@ -165,12 +166,10 @@ def live_bytes(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> 
         place[kernel] = at
     when = [place[kernel] for kernel in kernel_of]
     more, less, beside = [0] * len(order), [0] * len(order), [0] * len(order)
-    for b, (maker, readers) in enumerate(zip(ops.maker, ops.readers, strict=True)):
-        last = max([when[r] for r in readers], default=-1)
-        if maker >= 0:
-            at = when[maker]
-            more[at] += ops.allocated_bytes[b]
-            last = max(last, at)
+    for b, (makers, readers) in enumerate(zip(ops.makers, ops.readers, strict=True)):
+        last = max([when[op] for op in (*makers, *readers)], default=-1)
+        if makers:
+            more[min(when[op] for op in makers)] += ops.allocated_bytes[b]
         if last >= 0 and not ops.is_output[b]:
             less[last] += ops.freed_bytes[b]
     for op, size in enumerate(ops.workspace_bytes):
