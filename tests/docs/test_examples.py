@@ -24,7 +24,7 @@ PAGES = [
     *sorted((ROOT / "docs" / "benchmarks").glob("*.md")),
 ]
 SETUP = {
-    "integrations.md": """
+    "docs/integrations.md": """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 tokens = torch.randint(64, (8, 16))
@@ -38,7 +38,7 @@ args = TrainingArguments(
     save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
 )
 """,
-    "shapes.md": """
+    "docs/shapes.md": """
 import torch
 from torch import nn
 model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 50))
@@ -50,22 +50,22 @@ batches = [(torch.randint(50, (8, n)), torch.randint(50, (8, n))) for n in (16, 
 """For names that a page takes as known."""
 
 SLOW_COMMANDS = {
-    "cli.md": ("memfit explain my_model", "memfit max-batch", "memfit sweep", "memfit verify"),
-    "out-of-memory.md": ("memfit verify",),
+    "docs/cli.md": ("memfit explain my_model", "memfit max-batch", "memfit sweep", "memfit verify"),
+    "docs/out-of-memory.md": ("memfit verify",),
 }
 """Left out by the quick run of a page."""
 
-ELSEWHERE = {"budgets-and-units.md": ("memfit demo",), "quickstart.md": ("memfit demo",)}
+ELSEWHERE = {"docs/budgets-and-units.md": ("memfit demo",), "docs/quickstart.md": ("memfit demo",)}
 """Left out where another page, README.md, has the same command."""
 
 SLOW = {
     "README.md",
-    "budgets-and-units.md",
-    "correctness.md",
-    "integrations.md",
-    "quickstart.md",
-    "report.md",
-    "shapes.md",
+    "docs/budgets-and-units.md",
+    "docs/correctness.md",
+    "docs/integrations.md",
+    "docs/quickstart.md",
+    "docs/report.md",
+    "docs/shapes.md",
 }
 """Pages whose examples take more than a few seconds: they run with the slow tests."""
 
@@ -80,22 +80,22 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("costs")
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if p.name not in SLOW], ids=_name)
+@pytest.mark.parametrize("path", [p for p in PAGES if _name(p) not in SLOW], ids=_name)
 def test_quick_examples(path: Path, tmp_path: Path) -> None:
-    Page(path, tmp_path, SETUP.get(path.name, ""), SLOW_COMMANDS.get(path.name, ())).run()
+    Page(path, tmp_path, SETUP.get(_name(path), ""), SLOW_COMMANDS.get(_name(path), ())).run()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "path", [p for p in PAGES if p.name in SLOW or p.name in SLOW_COMMANDS], ids=_name
+    "path", [p for p in PAGES if _name(p) in SLOW or _name(p) in SLOW_COMMANDS], ids=_name
 )
 @pytest.mark.filterwarnings("default")  # other libraries' own
 def test_all_examples(path: Path, tmp_path: Path, costs: Path) -> None:
-    if path.name == "integrations.md":
+    if _name(path) == "docs/integrations.md":
         pytest.importorskip("transformers", reason="transformers is not installed")
         pytest.importorskip("lightning", reason="lightning is not installed")
-    skip = ELSEWHERE.get(path.name, ())
-    assert Page(path, tmp_path, SETUP.get(path.name, ""), skip, costs).run() > 0
+    skip = ELSEWHERE.get(_name(path), ())
+    assert Page(path, tmp_path, SETUP.get(_name(path), ""), skip, costs).run() > 0
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)
@@ -111,4 +111,4 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
             page = Path(name).resolve()
-            write_page(page, Path(folder).resolve(), SETUP.get(page.name, ""))
+            write_page(page, Path(folder).resolve(), SETUP.get(_name(page), ""))
