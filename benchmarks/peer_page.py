@@ -26,7 +26,9 @@ MEANING = """\
 - *step*: median of the rounds, in ms; forward, loss and backward, without optimizer. All steps of
   one network run in one process, interleaved, every second round in reverse order, with the C
   allocator kept from handing memory back. It is the processor time of one thread, which is what a
-  step takes on an idle machine: the machine that made this page was not idle.
+  step takes on an idle machine. The machine that made this page was not idle (see the load at each
+  table), so elapsed times, which the raw figures hold too, are not shown. Nor was it when *first
+  step* was taken, which is elapsed time.
 - *gradients*: of the first step, against plain PyTorch's from the same parameters and random state.
   `bitwise`, or the largest difference relative to the largest entry of that gradient; `WRONG` above
   1e-3.
@@ -37,8 +39,7 @@ MEANING = """\
 - *planned*: recomputation that the plan predicts, of the whole step.
 - A verdict compares a peer with the run of memfit's that has the largest peak among those with at
   most the peer's. Times are compared round by round; the figure is the median of the ratios,
-  in brackets their quartiles; *elapsed* is the same for elapsed time. `no slower`: at most 1.05.
-  Above that: `SLOWER`."""
+  in brackets their quartiles. `no slower`: at most 1.05. Above that: `SLOWER`."""
 
 ROCKMATE = """\
 ## Not in the tables: Rockmate
@@ -126,8 +127,8 @@ def _verdicts(network: Network) -> Iterator[str]:
             continue
         yield (
             f"- {v['peer']}: {v['word']}; {v['ours']} takes {v['time_ratio']:.3f} "
-            f"[{v['low']:.3f}, {v['high']:.3f}] of its time (elapsed {v['wall_ratio']:.3f}) "
-            f"at {v['peak_ratio']:.3f} of its peak{note}"
+            f"[{v['low']:.3f}, {v['high']:.3f}] of its time at {v['peak_ratio']:.3f} of its peak"
+            f"{note}"
         )
 
 

@@ -165,6 +165,9 @@ def timed(runs: list[Run], rounds: int, keep: Callable[[], None] = lambda: None)
     order = list(range(len(runs)))
     for run in runs:
         run.row.update(times_ms=[], wall_ms=[])
+    # What compiling left behind need not be looked through before every step.
+    gc.collect()
+    gc.freeze()
     with steady_allocator():
         for index in range(rounds + 1):
             found = one_round([runs[i] for i in order])
@@ -177,6 +180,7 @@ def timed(runs: list[Run], rounds: int, keep: Callable[[], None] = lambda: None)
             say(f"round {index} of {rounds} of {len(runs)} steps")
             if index >= 2:
                 keep()
+    gc.unfreeze()
 
 
 def as_timed(row: dict[str, Any]) -> Timed:

@@ -49,6 +49,8 @@ PARTS = (
     Part("recurrence_planning.py", "plans of long chains", ("--quick",)),
     Part("training_steps.py", "real networks within budgets", ("--quick",)),
     Part("peers.py", "beside what people use today", ("--quick",)),
+    Part("paper.py", "the paper's networks and plans", ("--published",)),
+    Part("optimality.py", "how far from optimal", ()),
     Part("recurrence.py", "an LSTM over a long sequence", ("--quick",), ("--long",)),
     Part("overhead.py", "executor without anything to save", ("--rounds", "31")),
     Part("inspect_accuracy.py", "peaks predicted without memory", ("gpt2",)),
