@@ -55,9 +55,9 @@ def run(
     return call
 
 
-@COSTS
-def test_training_within_a_budget(run: Run, cost: str) -> None:
-    code, said = run("train_within_budget.py", cost=cost)
+@pytest.mark.slow
+def test_training_within_a_budget(run: Run) -> None:
+    code, said = run("train_within_budget.py")
     assert code is None
     losses = [float(x) for x in re.findall(r"loss (\d+\.\d+)", said)]
     assert len(losses) == 10

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.doc_examples import LANGUAGES, Page, blocks_of, not_run, write_page
+from support.doc_examples import LANGUAGES, Page, blocks_of, check_command, not_run, write_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -105,6 +106,11 @@ def test_blocks_say_what_they_are(path: Path) -> None:
         assert block.language in LANGUAGES, f"{place}: a block of language {block.language!r}"
         reason = not_run(block)
         assert reason is None or len(reason.split()) >= 3, f"{place}: say why it is not run"
+        if reason is None and block.language in ("console", "sh"):
+            for command, _ in block.commands:
+                check_command(command)
+        if block.language == "python":
+            ast.parse(block.text)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from types import ModuleType
 
 import torch
 
-from memfit.cli import main
+from memfit.cli import build_parser, main
 from memfit.graph_io import bare_graph, graph_to_json
 
-__all__ = ["LANGUAGES", "Block", "Page", "blocks_of", "not_run", "write_page"]
+__all__ = ["LANGUAGES", "Block", "Page", "blocks_of", "check_command", "not_run", "write_page"]
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("console", "json", "python", "sh", "text")
@@ -127,6 +127,8 @@ def _make(words: Sequence[str]) -> bool:
 
 
 def _scripts(words: Sequence[str]) -> bool:
+    if words[0] == "-m":
+        return words[1] in sys.stdlib_module_names
     names = [word for word in words if word.endswith(".py")]
     for name in names:
         ast.parse((ROOT / name).read_text(encoding="utf-8"))
@@ -148,7 +150,7 @@ def _pip(words: Sequence[str]) -> bool:
 
 CHECKS: dict[str, Callable[[Sequence[str]], bool]] = {
     "make": _make,  # targets that exist; CI runs `make test`
-    "python": _scripts,  # files that exist and can be read; benchmarks take long
+    "python": _scripts,  # files that exist and can be read (benchmarks take long), or `-m venv`
     "torchrun": _scripts,  # starts processes; tests/pytorch/test_distributed.py does
     "pytest": _folders,
     "cmake": _folders,
@@ -159,6 +161,22 @@ CHECKS: dict[str, Callable[[Sequence[str]], bool]] = {
     "echo": lambda words: words == ["$?"],
 }
 """For each program that is not run, whether what stands after it can be right."""
+
+
+def check_command(command: str) -> None:
+    """Whether a command can be right, without running it.
+
+    Raises:
+        AssertionError: it cannot, or nothing says how to check it.
+    """
+    words = shlex.split(command, comments=True)
+    program = Path(words[0]).name
+    if program == "memfit":
+        unknown = build_parser().parse_known_args(words[1:])[1]
+        assert unknown == [], command
+        return
+    assert program in CHECKS, f"nothing says how to check {command!r}"
+    assert CHECKS[program](words[1:]), command
 
 
 # --- a page ---------------------------------------------------------------------------------------
@@ -265,8 +283,7 @@ class Page:
             if any(part in command for part in self.skip):
                 return None
             return self.command(command)
-        assert program in CHECKS, f"nothing says how to check {command!r}"
-        assert CHECKS[program](words[1:]), command
+        check_command(command)
         return f"{self.code}\n" if program == "echo" else None
 
     def run(self) -> int:
