@@ -384,12 +384,12 @@ def _steps(rows: dict[str, Any]) -> str:
     lines = [
         "## Real steps",
         "",
-        f"""`python benchmarks/paper.py --run`, torch {torch}, {THREADS} threads. Plans of `liveness`,
-run by PyTorch's own kernels on the CPU. MB above what is there before the step. Asserted: gradients
-and loss bitwise equal to those of the captured graph saving everything; buffers equal; measured
-peak within the budget; prediction within {TOLERANCE_PERCENT:g}%. Overheads are of measured costs of
-ops. Times of whole steps are in the raw figures; they were taken once, on a machine that had other
-work: [training steps](training-steps.md) has better ones.""",
+        f"""`python benchmarks/paper.py --run`, torch {torch}, {THREADS} threads. Plans of
+`liveness`, run by PyTorch's own kernels on the CPU. MB above what is there before the step.
+Asserted: gradients and loss bitwise equal to those of the captured graph saving everything; buffers
+equal; measured peak within the budget; prediction within {TOLERANCE_PERCENT:g}%. Overheads are of
+measured costs of ops. Times of whole steps are in the raw figures; they were taken once, on a
+machine that had other work: [training steps](training-steps.md) has better ones.""",
         "",
         "| network | batch, size | budget | MB | predicted | measured | error | overhead predicted "
         "| equal to captured / eager | largest difference from eager |",
