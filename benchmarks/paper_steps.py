@@ -3,8 +3,8 @@
 For each: the plain step, and plans of `liveness` at 60% of its measured peak and at the smallest
 feasible budget. Asserted: gradients and loss equal, bit for bit, those of the captured graph saving
 everything; buffers equal plain PyTorch's; the measured peak within the budget; and the predicted
-peak within half a percent of the measured one above resident memory. It is not zero where oneDNN
-picks another algorithm, with another workspace, than when the op was measured alone.
+peak within 0.1% of the measured one above resident memory. They differ where a kernel takes another
+workspace in the step than when it was measured alone, by what its threads buffer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["real_steps"]
 
-TOLERANCE_PERCENT = 0.5
+TOLERANCE_PERCENT = 0.1
 _ROUNDS = 1
 _SHARE = 0.6
 
