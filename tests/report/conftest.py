@@ -78,6 +78,7 @@ def open_page(browser: Any, pages: dict[int, Path]) -> Iterator[Any]:
         )
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # drawing a whole page may wait for a busy machine
         shown = Shown(page)
         page.on("console", lambda m: shown.troubles.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda e: shown.troubles.append(str(e)))
