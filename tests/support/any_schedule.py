@@ -68,7 +68,7 @@ def assignment(span: SpanProgram, carried: CarriedValues, schedule: Schedule) ->
             continue
         for v in op.outputs:
             born[v, step.copy] = row
-        # A run of no use from there on is none of the program's: without it the schedule is one still.
+        # A run of no use from there on is none of the program's: the rest is a schedule still.
         if max((carried.last_row[v] for v in op.outputs), default=0) < row:
             continue
         if row in span_of and step.op in span.runs[span_of[row]]:
