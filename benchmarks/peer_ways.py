@@ -50,8 +50,8 @@ DESCRIPTIONS = {
     "min-cut": "the partitioner of `torch.compile` "
     "(`min_cut_rematerialization_partition`) on AOTAutograd's joint graph, run op by op without "
     "Inductor, with `activation_memory_budget` at the value shown. It is traced with memfit's own "
-    "settings (interpolation and dropout kept whole), which makes it faster on U-Net than it is by "
-    "default, and equal elsewhere",
+    "settings (interpolation and dropout kept whole), so that only the partition differs; below "
+    "1.0 it may draw dropout masks anew, with PyTorch's default settings too",
     "chen": "Chen et al. 2016 on the captured graph: memfit's planner `chen` and its executor",
 }
 
