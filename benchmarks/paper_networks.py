@@ -150,7 +150,7 @@ NETWORKS: dict[str, Network] = {
     "pspnet": Network("PSPNet", "pspnet", 2, 713, 2, 145, _PSPNET, _pspnet_inputs, _pspnet_loss),
     "unet": Network("U-Net", "unet", 8, 572, 1, 444, UNet, _unet_inputs, F.cross_entropy),
     "resnet50": _classifier("ResNet50", "resnet50", 96, 4, _library("resnet", "resnet50")),
-    "resnet152": _classifier("ResNet152", "resnet152", 48, 2, _library("resnet", "resnet152")),
+    "resnet152": _classifier("ResNet152", "resnet152", 48, 4, _library("resnet", "resnet152")),
     "vgg19": _classifier("VGG19", "vgg19", 64, 8, _library("vgg", "vgg19")),
     "densenet161": _classifier(
         "DenseNet161", "densenet", 32, 2, _library("densenet", "densenet161")
