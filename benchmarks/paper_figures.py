@@ -19,6 +19,7 @@ _STYLES = {
 }
 _FAMILIES = ("exact", "approximate")
 _SHARES = (90, 80, 70, 60, 50, 40, 30, 20)
+_HIDDEN = 0.003
 _ORDER = ("pspnet", "unet", "resnet50", "resnet152", "vgg19", "densenet161", "googlenet")
 _TITLES = {
     "pspnet": "PSPNet",
@@ -40,6 +41,15 @@ def _svg(draw: Callable[[], Any]) -> str:
     return out.getvalue()
 
 
+def _thinned(points: list[Any], plain: int) -> list[Any]:
+    """Points by rising peak, without those that one before hides: 0.3% of vanilla apart."""
+    kept = points[:1]
+    for point in points[1:]:
+        if point[0] - kept[-1][0] >= _HIDDEN * plain:
+            kept.append(point)
+    return kept
+
+
 def equal_peak_picture(rows: dict[str, Any]) -> str:
     """Overhead against peak: their plans that none of theirs beats, and ours at the same peaks."""
 
@@ -56,7 +66,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                 ("approximate", "#56b4e9", "v"),
                 ("exact", "#d55e00", "s"),
             ):
-                points = row[family]["equal_peak"]
+                points = _thinned(row[family]["equal_peak"], plain)
                 axes.plot(
                     [100 * p / plain for p, _, _ in points],
                     [100 * overhead / cost for _, overhead, _ in points],
@@ -75,7 +85,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
             least = row["smallest"]["nested"]
             pairs[least["peak_bytes"]] = least["overhead"]
             theirs = max(o for f in _FAMILIES for _, o, _ in row[f]["equal_peak"])
-            ours = sorted(pairs.items())
+            ours = _thinned(sorted(pairs.items()), plain)
             axes.plot(
                 [100 * p / plain for p, _ in ours],
                 [100 * mine / cost for _, mine in ours],
@@ -96,7 +106,9 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
             if at % 4 == 0:
                 axes.set_ylabel("overhead, % of a step")
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower right", frameon=False, fontsize=11)
+        blank = figure.add_subplot(2, 4, 8)
+        blank.axis("off")
+        blank.legend(handles, labels, loc="center", frameon=False, fontsize=9)
         return figure
 
     return _svg(draw)
