@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = [
     "compiles_backward",
     "current_scheduler",
     "fused_kernels",
+    "held_by_caller",
     "scheduled_ops",
     "use_choices",
 ]
@@ -106,6 +107,11 @@ def compiles_backward() -> bool:
     return bool(V.graph.is_backward)
 
 
+def held_by_caller(name: str) -> bool:
+    """Whether an input of a pass, by AOTAutograd's name, outlives it whatever the pass does."""
+    return name.startswith(_CALLERS)
+
+
 def fused_kernels(scheduler: Any, names: Sequence[str]) -> list[Any]:
     """The scheduler's nodes that ops, given by name, have been fused into so far."""
     fused = scheduler.name_to_fused_node
@@ -120,12 +126,16 @@ def _whole(node: Any) -> Any:
     return layout.view.get_name() if isinstance(layout, NonOwningLayout) else None
 
 
-def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...], Kernels]:
+def scheduled_ops(
+    scheduler: Any, workspace: Workspace, inputs: Mapping[str, tuple[str, int]]
+) -> tuple[tuple[str, ...], Kernels]:
     """Names of the ops that a scheduler has to order, and what they write and read.
 
     Args:
         scheduler: Inductor's.
         workspace: bytes that an FX node's kernel takes beside its inputs and outputs.
+        inputs: for each input that is freed after its last use, the storage that it lies in and
+            that storage's bytes.
     """
     from torch._inductor.dependencies import WeakDep
     from torch._inductor.memory import compute_size_for_scheduler_buffer
@@ -139,7 +149,6 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
     renamed = scheduler.mutation_real_name
     parts = ((name, _whole(b.node)) for name, b in made.items())
     whole = {name: of for name, of in parts if of in made}
-    inputs = set(V.graph.graph_inputs)
     number: dict[str, int] = {}
     allocated: list[int] = []
     freed: list[int] = []
@@ -176,10 +185,11 @@ def scheduled_ops(scheduler: Any, workspace: Workspace) -> tuple[tuple[str, ...]
             if isinstance(d, WeakDep) and d.is_fake:
                 continue
             name = storage(d.name)
-            if name in inputs and name not in number and not name.startswith(_CALLERS):
-                size = V.graph.get_dep_size_hint(d)
-                input_bytes += size
-                buffer(name, (0, size))
+            if name in inputs:
+                name, size = inputs[name]
+                if name not in number:
+                    input_bytes += size
+                    buffer(name, (0, size))
             if name in number:
                 found.add(number[name])
         reads.append(tuple(sorted(found)))

@@ -13,7 +13,7 @@ from memfit.pytorch import joint as J
 from memfit.pytorch.analytic_cost import device_rates
 from memfit.pytorch.compat import plain_mode
 from memfit.pytorch.compat_inductor import prefers_channels_last
-from memfit.pytorch.conv_layout import copied_bytes
+from memfit.pytorch.conv_layout import copied_bytes, gradient_bytes
 from memfit.pytorch.cost_cache import open_cost_cache
 from memfit.pytorch.costing import call_of, cost_step
 from memfit.pytorch.fusible_ops import element_ns, fuses, is_heavy, is_random_loop
@@ -58,7 +58,8 @@ def cost_fused(
         if op_id not in loops:
             workspace = costed[op_id].workspace_bytes
             if channels_last:
-                workspace += copied_bytes(step.node_of[op_id])
+                node = step.node_of[op_id]
+                workspace = max(workspace + copied_bytes(node), gradient_bytes(node))
             costs.append((costed[op_id].cost, workspace))
             continue
         op = fused.graph.ops[k]

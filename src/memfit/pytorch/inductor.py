@@ -23,14 +23,15 @@ from memfit.pytorch import joint as J
 from memfit.pytorch.backend import Compiled, StepBackend
 from memfit.pytorch.barriers import keep_products_in_place
 from memfit.pytorch.capture import CapturedStep, read_joint
+from memfit.pytorch.compat_codegen import generated_code
 from memfit.pytorch.compat_inductor import (
     CustomPartitionerFn,
     compile_with_inductor,
     merge_equal_nodes,
     prefers_channels_last,
 )
-from memfit.pytorch.compat_scheduler import use_choices
-from memfit.pytorch.conv_layout import copied_bytes, copy_just_in_time
+from memfit.pytorch.compat_scheduler import held_by_caller, use_choices
+from memfit.pytorch.conv_layout import copied_bytes, copy_just_in_time, lay_out_gradients
 from memfit.pytorch.costing import call_of
 from memfit.pytorch.fused_cost import cost_fused
 from memfit.pytorch.fusion import FusedStep, fuse
@@ -41,6 +42,7 @@ from memfit.pytorch.kernel_fusion import (
     PeakExceeded,
     PlanChoices,
     PlanOrder,
+    workspace_of,
 )
 from memfit.pytorch.lower import lower
 
@@ -160,7 +162,10 @@ class InductorBackend(StepBackend):
         for attempt in range(_TRIES):
             known = len(self.compiled)
             try:
-                with use_choices(PlanChoices(self._kernels), lambda: self._kernels.alive):
+                with (
+                    use_choices(PlanChoices(self._kernels), lambda: self._kernels.alive),
+                    generated_code(workspace_of, self._kernels.generated),
+                ):
                     made = compile_with_inductor(
                         module, example_inputs, self._partitioner, settings
                     )
@@ -170,8 +175,10 @@ class InductorBackend(StepBackend):
                     raise
                 plan = self.compiled[-1].plan
                 del self.compiled[known:]
-                # Another plan has other kernels, so that just enough is often not enough.
-                self._excess_bytes += exceeded.excess_bytes << attempt
+                # Another plan has other kernels, so that just enough is often not enough; the last
+                # attempt is the smallest plan.
+                last_but_one = attempt + 2 == _TRIES
+                self._excess_bytes += exceeded.excess_bytes << (64 if last_but_one else attempt)
                 least = plan.peak_bytes <= plan.smallest_feasible_budget_bytes
                 if least or self._replan is None or attempt + 1 == _TRIES:
                     raise self._too_small(plan, exceeded.excess_bytes) from None
@@ -211,8 +218,15 @@ class InductorBackend(StepBackend):
             keep_products_in_place(module)
             if copies:
                 copy_just_in_time(module)
+        if copies:
+            placeholders = step.joint.graph.find_nodes(op="placeholder")
+            primals = [p for p in placeholders if not J.is_tangent(p)]
+            lay_out_gradients(modules[1], primals)
         codes = (modules[0].code, modules[1].code)
-        self._kernels.begin(codes, *_limits(fused, plan, budget_bytes))
+        forward, backward = _limits(fused, plan, budget_bytes)
+        forward = replace(forward, inputs=_inputs(modules[0]))
+        backward = replace(backward, inputs=_inputs(modules[1]))
+        self._kernels.begin(codes, forward, backward)
         self.compiled.append(Compiled(fused.graph, plan))
         return modules
 
@@ -233,7 +247,7 @@ class InductorBackend(StepBackend):
             budget_bytes=plan.budget_bytes,
             minimum_bytes=plan.budget_bytes + excess_bytes,
             binding_op=None,
-            detail="the peak of Inductor's kernels in the best order found",
+            detail="the peak of the code that Inductor generates",
         )
         return self.error
 
@@ -269,6 +283,19 @@ def _limits(fused: FusedStep, plan: Plan, budget_bytes: int) -> tuple[PassLimit,
     held |= {n.name for n in fused.step.joint.graph.nodes if J.is_tangent(n) and _is_scalar(n)}
     beside = sum(graph.values[v].size_bytes for v in outputs - kept)
     return PassLimit(limit), PassLimit(limit - beside, frozenset(held))
+
+
+def _inputs(module: fx.GraphModule) -> tuple[tuple[str, tuple[str, int]], ...]:
+    """Inputs of a pass that are freed after their last use: storages, by their first input's name,
+    and these storages' bytes."""
+    first: dict[int, str | None] = {}
+    found = []
+    for node in module.graph.find_nodes(op="placeholder"):
+        for storage, size in J.storages(node).items():
+            owner = first.setdefault(storage, None if held_by_caller(node.name) else node.name)
+            if owner is not None:
+                found.append((node.name, (owner, size)))
+    return tuple(found)
 
 
 def _is_scalar(node: fx.Node) -> bool:

@@ -4,7 +4,8 @@ Inductor fuses wherever that saves memory traffic. Two kernels far apart may bec
 everything that the later one needs runs earlier: recomputation of a stage moves in front of the
 stages that should have been done with by then. `PlanChoices` lets a fusion pass only where some
 order of the kernels stays within the limit, or where it makes the peak no higher than it is without
-any fusion. `PlanOrder` then picks the best order, and refuses one that is above the limit.
+any fusion. `PlanOrder` then picks the best order. What the code that is generated for it takes is
+known to `KernelPlan.generated`, which refuses what is above the limit.
 """
 
 from __future__ import annotations
@@ -21,19 +22,28 @@ from memfit.pytorch.compat_scheduler import (
     fused_kernels,
     scheduled_ops,
 )
+from memfit.pytorch.kernel_memory import Buffers, play
 from memfit.pytorch.kernel_order import Kernels, best_order, live_bytes
 
-__all__ = ["WORKSPACE", "KernelPlan", "PassLimit", "PeakExceeded", "PlanChoices", "PlanOrder"]
+__all__ = [
+    "WORKSPACE",
+    "KernelPlan",
+    "PassLimit",
+    "PeakExceeded",
+    "PlanChoices",
+    "PlanOrder",
+    "workspace_of",
+]
 
 WORKSPACE = "memfit_workspace_bytes"
 """Key of an FX node's `meta`: what its kernel takes beside its inputs and outputs."""
 
 
 class PeakExceeded(Exception):
-    """No order of Inductor's kernels stays within the limit.
+    """Inductor's kernels do not stay within the limit.
 
     Attributes:
-        excess_bytes: the least by which any order is above it.
+        excess_bytes: by how much they are above it.
     """
 
     def __init__(self, excess_bytes: int) -> None:
@@ -60,10 +70,18 @@ class PassLimit:
     Attributes:
         limit_bytes: its most bytes, without what is alive throughout the step.
         held_inputs: inputs of the pass that outlive it, though they are no parameters.
+        inputs: the storages of inputs that are freed after their last use, and these storages'
+            bytes, by the inputs' names.
     """
 
     limit_bytes: int
     held_inputs: frozenset[str] = frozenset()
+    inputs: tuple[tuple[str, tuple[str, int]], ...] = ()
+
+    @property
+    def held_storages(self) -> frozenset[str]:
+        """Storages of the inputs that outlive the pass."""
+        return frozenset(storage for name, (storage, _) in self.inputs if name in self.held_inputs)
 
 
 @dataclass
@@ -72,8 +90,8 @@ class KernelPlan:
 
     Attributes:
         limits: by pass; True is the backward pass.
-        peak_bytes: by pass, of the kernels in the order chosen; empty where Inductor took compiled
-            code from its cache.
+        peak_bytes: by pass, of the code that Inductor generated; empty where it took compiled code
+            from its cache.
         alive: of the pass that is being compiled, the bytes alive while each kernel runs; None
             before its kernels are in order.
     """
@@ -94,17 +112,28 @@ class KernelPlan:
         self.peak_bytes = {b: peak for b, peak in found.items() if peak is not None}
         self._known = None
 
-    def ordered(self, backward: bool, peak_bytes: int) -> None:
-        """The kernels of a pass have been put in order."""
+    def generated(self, code: str, buffers: Buffers) -> None:
+        """Code has been generated for the pass that is being compiled.
+
+        Raises:
+            PeakExceeded: it takes more than the pass may.
+        """
+        backward = compiles_backward()
+        limit = self.limits[backward]
+        inputs, held = dict(limit.inputs), limit.held_storages
+        moments = play(code, replace(buffers, inputs=inputs, held=held))
+        peak_bytes = max(moment.live_bytes for moment in moments)
         self.peak_bytes[backward] = peak_bytes
-        self._found[self._codes[backward], self.limits[backward]] = peak_bytes
+        self._found[self._codes[backward], limit] = peak_bytes
+        if peak_bytes > limit.limit_bytes:
+            raise PeakExceeded(peak_bytes - limit.limit_bytes)
 
     def ops(self, scheduler: Any) -> tuple[tuple[str, ...], Kernels, int]:
         """Names of a scheduler's ops, the ops, and the peak that no fusion must raise further."""
         if self._known is None or self._known[0] is not scheduler:
-            names, ops = scheduled_ops(scheduler, _workspace)
             limit = self.limits[compiles_backward()]
-            ops = _holding(ops, limit.held_inputs)
+            names, ops = scheduled_ops(scheduler, workspace_of, dict(limit.inputs))
+            ops = _holding(ops, limit.held_storages)
             alone = best_order(ops, range(len(names)), lambda peak: peak <= limit.limit_bytes)
             allowed = max(alone.peak_bytes, limit.limit_bytes)
             self._known = (scheduler, names, ops, allowed)
@@ -112,7 +141,8 @@ class KernelPlan:
         return self._known[1:]
 
 
-def _workspace(node: Any) -> int:
+def workspace_of(node: Any) -> int:
+    """Bytes that an FX node's kernel takes beside its inputs and outputs."""
     return int(node.meta.get(WORKSPACE, 0))
 
 
@@ -175,21 +205,13 @@ class PlanOrder(CustomSchedulerPass):
         self._plan = plan
 
     def __call__(self, nodes: list[Any]) -> list[Any]:
-        """The kernels in the order with the least peak.
-
-        Raises:
-            PeakExceeded: that peak is above the limit.
-        """
+        """The kernels in the order with the least peak."""
         if self._plan is None:
             raise RuntimeError("a pass that was pickled is a cache key and cannot order kernels")
-        scheduler, backward = current_scheduler(), compiles_backward()
+        scheduler = current_scheduler()
         names, ops, _ = self._plan.ops(scheduler)
         kernel_of, kernels = _numbered(fused_kernels(scheduler, names))
-        limit = self._plan.limits[backward].limit_bytes
         order = best_order(ops, kernel_of)
-        self._plan.ordered(backward, order.peak_bytes)
-        if order.peak_bytes > limit:
-            raise PeakExceeded(order.peak_bytes - limit)
         self._plan.alive = live_bytes(ops, kernel_of, order.kernels)
         return [kernels[k] for k in order.kernels]
 

@@ -1,0 +1,76 @@
+"""Private names of Inductor's code generation (see `compat`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from memfit.pytorch.kernel_memory import Buffers
+
+__all__ = ["generated_code"]
+
+Workspace = Callable[[Any], int]
+
+
+@contextmanager
+def generated_code(workspace: Workspace, see: Callable[[str, Buffers], None]) -> Iterator[None]:
+    """Hand over the code that Inductor generates for a graph, before kernels are compiled.
+
+    Args:
+        workspace: bytes that an FX node's kernel takes beside its inputs and outputs.
+        see: gets the code and what its names stand for, without inputs; what it raises ends the
+            compilation.
+    """
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+
+    before = GraphLowering.save_output_code
+
+    def save(code: str) -> None:
+        if before is not None:
+            before(code)
+        # Code from Inductor's cache comes without a graph.
+        if isinstance(V.graph, GraphLowering):
+            see(code, _buffers(V.graph, workspace))
+
+    GraphLowering.save_output_code = staticmethod(save)
+    try:
+        yield
+    finally:
+        GraphLowering.save_output_code = before
+
+
+def _buffers(graph: Any, workspace: Workspace) -> Buffers:
+    from torch._inductor import ir
+
+    size_bytes: dict[str, int] = {}
+    parts: dict[str, list[str]] = {}
+    views: dict[str, tuple[str, ...]] = {}
+    workspace_bytes: dict[str, int] = {}
+    for buffer in graph.buffers:
+        name = buffer.get_name()
+        layout = buffer.get_output_spec()
+        if isinstance(layout, ir.MultiOutputLayout):
+            parts.setdefault(name, [])
+        elif isinstance(layout, ir.Layout) and not isinstance(layout, ir.NonOwningLayout):
+            size_bytes[name] = _size_bytes(graph, buffer)
+        if isinstance(buffer, ir.MultiOutput):
+            parts.setdefault(buffer.inputs[0].get_name(), []).append(name)
+        elif isinstance(buffer, ir.ExternKernel) and buffer.get_inputs_that_alias_output():
+            views[name] = tuple(buffer.get_inputs_that_alias_output())
+    for op in graph.operations:
+        if isinstance(op, ir.ExternKernel):
+            own = max((workspace(node) for node in op.get_origins()), default=0)
+            names = {o.get_name() for o in op.get_outputs()} | {*op.get_mutation_names()}
+            for name in names if own else ():
+                workspace_bytes[name] = max(own, workspace_bytes.get(name, 0))
+    return Buffers(size_bytes, parts, views, workspace_bytes)
+
+
+def _size_bytes(graph: Any, buffer: Any) -> int:
+    from torch._inductor.utils import get_dtype_size
+
+    count = graph.get_allocation_storage_size(buffer)
+    hint = graph.sizevars.optimization_hint(count, fallback=0)
+    return int(hint) * int(get_dtype_size(buffer.get_dtype()))
