@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from memfit.pytorch.kernel_memory import Buffers
+from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = ["generated_code"]
 
@@ -73,4 +74,6 @@ def _size_bytes(graph: Any, buffer: Any) -> int:
 
     count = graph.get_allocation_storage_size(buffer)
     hint = graph.sizevars.optimization_hint(count, fallback=0)
-    return int(hint) * int(get_dtype_size(buffer.get_dtype()))
+    size = int(hint) * int(get_dtype_size(buffer.get_dtype()))
+    device = buffer.get_device()
+    return size if device is None else block_bytes(size, device)

@@ -18,8 +18,8 @@ __all__ = ["Buffers", "Moment", "play"]
 _ENTRY = "call"
 _ARGUMENTS = "args"
 _VIEW = "reinterpret_tensor"
-# What generated loops are called; all other kernels may have workspaces.
-_LOOPS = ("cpp_fused", "triton_")
+# Allocations and generated loops; all other calls may have workspaces.
+_PLAIN = ("empty_strided", "cpp_fused", "triton_")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class _Player:
     def _call(self, call: ast.Call, names: Iterable[str]) -> None:
         function = ast.unparse(call.func)
         workspace = 0
-        if not function.startswith(_LOOPS):
+        if not function.startswith(_PLAIN):
             named = {*names, *_named_outputs(call)}
             workspace = max((self.buffers.workspace_bytes.get(n, 0) for n in named), default=0)
         self.moments.append(Moment(call.lineno, self.live_bytes + workspace))
