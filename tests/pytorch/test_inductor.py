@@ -261,3 +261,43 @@ def test_partitioner_is_its_digest_in_a_pickle() -> None:
     assert PlanPartitioner(digest_of("2GiB", 1)).uuid() != partitioner.uuid()
     with pytest.raises(RuntimeError, match="cache key"):
         twin(None, [])
+
+
+class Pooled(nn.Module):
+    """Convolutions, of which a pooling reads a part of the values."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to scores."""
+        h = F.max_pool2d(F.relu(self.norm(self.first(x))), 2, 2)
+        return self.head(F.relu(self.second(h)).mean((2, 3)))
+
+
+def test_the_peak_read_off_the_generated_code_is_the_measured_one() -> None:
+    """Casts of weights, kept values that are read in part, gradients with their channels last."""
+    torch.manual_seed(0)
+    model = Pooled()
+    x, target = torch.randn(4, 3, 32, 32), torch.randint(0, 4, (4,))
+
+    def loss(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(scores.float(), target)
+
+    fitted = memfit.fit(model, loss, budget="100%", executor="inductor")
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            value = fitted(x, target)
+        value.backward()
+
+    measured = measure_step(step, warmup=1, reset=lambda: model.zero_grad(set_to_none=True))
+    assert fitted.plan is not None and fitted.graph is not None
+    found = fitted.plan.provenance["kernels_peak_bytes"] - fitted.graph.resident_bytes
+    assert measured.peak_bytes == found
+    step()
+    assert all(p.grad is None or p.grad.stride() == p.stride() for p in model.parameters())
