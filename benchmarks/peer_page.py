@@ -147,6 +147,8 @@ def _section(key: str, network: Network) -> Iterator[str]:
     yield from _table(network)
     yield ""
     yield from _verdicts(network)
+    for peer, error in network.get("stopped", {}).items():
+        yield f"- {peer}: does not run; {error}"
     yield ""
 
 

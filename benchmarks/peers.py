@@ -246,12 +246,22 @@ def broken(network: str, run: Run) -> list[str]:
     return [f"{network}, {run.name}: {f}" for f in found]
 
 
-def set_up_peers(subject: Subject, budgets: Sequence[float]) -> tuple[list[Run], Seen]:
-    """All peers; of the segmentations tried, those worth keeping."""
+def set_up_peers(
+    subject: Subject, budgets: Sequence[float]
+) -> tuple[list[Run], Seen, dict[str, str]]:
+    """All peers, of the segmentations tried those worth keeping; and what stopped the others."""
     expected: Seen | None = None
     runs = []
+    stopped: dict[str, str] = {}
     for way in ways(subject, budgets):
-        run, found = set_up(subject, way, expected)
+        try:
+            run, found = set_up(subject, way, expected)
+        except RuntimeError as error:
+            if expected is None:
+                raise
+            stopped[way.name] = str(error).splitlines()[0]
+            say(f"{subject.case.name:11} {way.name:28} does not run: {stopped[way.name]}")
+            continue
         expected = expected or found
         runs.append(run)
     assert expected is not None
@@ -261,7 +271,7 @@ def set_up_peers(subject: Subject, budgets: Sequence[float]) -> tuple[list[Run],
         kept = kept_segmentations([as_timed(r.row) for r in tried])
         runs = [r for r in runs if r.kind != "sequential" or r.name in kept]
         say(f"{subject.case.name:11} kept of the segmentations: {', '.join(kept)}")
-    return runs, expected
+    return runs, expected, stopped
 
 
 def measure(
@@ -271,7 +281,7 @@ def measure(
     began = time.perf_counter()
     subject = SUBJECTS[key]()
     network = subject.case.name
-    peers, expected = set_up_peers(subject, budgets)
+    peers, expected, stopped = set_up_peers(subject, budgets)
     graph, capture_s = captured(subject)
     resident = graph.resident_bytes
     smallest = smallest_budget(graph, "auto")
@@ -303,6 +313,7 @@ def measure(
                 "resident_bytes": resident,
                 "seconds": round(time.perf_counter() - began, 1),
                 "rows": rows,
+                "stopped": stopped,
                 "verdicts": verdicts(rows),
             }
         )
