@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from memfit.pytorch.kernel_memory import Buffers
 from memfit.pytorch.storage_sizes import block_bytes
@@ -35,11 +36,8 @@ def generated_code(workspace: Workspace, see: Callable[[str, Buffers], None]) ->
         if isinstance(V.graph, GraphLowering):
             see(code, _buffers(V.graph, workspace))
 
-    GraphLowering.save_output_code = staticmethod(save)
-    try:
+    with mock.patch.object(GraphLowering, "save_output_code", staticmethod(save)):
         yield
-    finally:
-        GraphLowering.save_output_code = before
 
 
 def _buffers(graph: Any, workspace: Workspace) -> Buffers:
