@@ -197,7 +197,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--long", action="store_true", help="with what takes minutes")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="512 rolled steps; the rest keeps its rows")
+    parser.add_argument("--quick", action="store_true", help="rolled, 512; other rows are kept")
     parser.add_argument("--keep", action="store_true", help="take the shorter rows as they are")
     parser.add_argument("--row", help="one row, in a process of its own")
     options = parser.parse_args()
