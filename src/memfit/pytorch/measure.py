@@ -80,14 +80,15 @@ def allocated_peak(events: Sequence[MemoryEvent]) -> tuple[int, int]:
     """Peak and final sum, in bytes, of allocator events in order of time.
 
     Frees of blocks that no event allocated are left out: they are older than the measurement, and
-    the sizes that the allocator remembers for them need not be theirs.
+    the sizes that the allocator remembers for them need not be theirs. Memory that is handed out
+    again has been freed, by a thread whose events are not seen.
     """
     alive: dict[int, int] = {}
     current = peak = 0
     for event in events:
         if event.size_bytes > 0:
+            current += event.size_bytes - alive.get(event.address, 0)
             alive[event.address] = event.size_bytes
-            current += event.size_bytes
             peak = max(peak, current)
         else:
             current -= alive.pop(event.address, 0)

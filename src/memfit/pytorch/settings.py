@@ -23,6 +23,7 @@ from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
 from memfit.pytorch.distributed import Replication
+from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.loop_choice import plan_loops
 from memfit.pytorch.loop_graph import LOOPS
@@ -250,6 +251,12 @@ def settings_for(
         raise UsageError(
             "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
             "result: DistributedDataParallel(memfit.fit(model, ...))"
+        )
+    inner = next((m for m in model.modules() if isinstance(m, FittedModule)), None)
+    if inner is not None:
+        raise UsageError(
+            f"the {type(model).__name__} is, or holds, a module that is fitted already, and plans "
+            "do not nest; fit the plain model once, or its parts one by one"
         )
     if executor not in EXECUTORS:
         raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
