@@ -164,7 +164,7 @@ def test_what_is_no_module() -> None:
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_is_fitted_already(inside: bool) -> None:
     fitted = memfit.fit(Net(), budget="90%", cost="analytic")
-    with pytest.raises(UsageError, match="fitted already.*fit the plain model once") as caught:
+    with pytest.raises(UsageError, match=r"fitted already.*fit the plain model once") as caught:
         memfit.fit(nn.Sequential(fitted) if inside else fitted, budget="90%")
     _message(caught)
 

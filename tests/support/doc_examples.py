@@ -7,7 +7,7 @@ A page is Markdown. Its fenced blocks are taken by language:
   the word `prints` and a `text` block follow, the block has to print that text.
 - `console`: commands after `$`, and what they print, which has to be the same but for times. After
   a command that ends in `# figures vary`, no figure is compared.
-- `sh`: commands. `memfit …` is run and has to succeed, or, where it ends in `# exit code N`, to end so.
+- `sh`: commands. `memfit …` is run and has to succeed; after `# exit code N`, to exit so.
 - `text`, `json`, …: not run.
 
 Commands other than `memfit …` are not run: what they name has to exist (see `CHECKS`). A block that

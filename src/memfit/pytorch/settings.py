@@ -35,7 +35,7 @@ from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, ShapeCount
 from memfit.stages import store_all_schedule
 from memfit.units import Budget, parse_budget
 
-__all__ = ["COSTS", "EXECUTORS", "Settings", "settings_for"]
+__all__ = ["COSTS", "EXECUTORS", "Settings", "check_accumulate", "settings_for"]
 
 EXECUTORS = ("eager-graph", "inductor")
 COSTS = ("measured", "analytic")
@@ -221,6 +221,20 @@ class Settings:
         }
 
 
+def check_accumulate(accumulate: Any, executor: str) -> None:
+    """Refuse what `accumulate` cannot be.
+
+    Raises:
+        UsageError: it is no bool, or the executor does not support it.
+    """
+    if not isinstance(accumulate, bool):
+        raise UsageError(f"accumulate is {accumulate!r}; give True or False")
+    if accumulate and executor == "inductor":
+        raise UsageError(
+            'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
+        )
+
+
 def settings_for(
     model: nn.Module,
     *,
@@ -260,10 +274,7 @@ def settings_for(
         )
     if executor not in EXECUTORS:
         raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
-    if accumulate and executor == "inductor":
-        raise UsageError(
-            'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
-        )
+    check_accumulate(accumulate, executor)
     if cost not in COSTS:
         raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
     if loops not in LOOPS:
