@@ -109,8 +109,8 @@ def test_sweep_of_a_model(run: Any, folder: Path) -> None:
     # The smallest point is a budget that can be planned for, and one byte less is not.
     smallest = found["smallest_feasible_budget"]
     for budget, feasible in ((smallest, True), (smallest - 1, False)):
-        _, why, _ = run("explain", *NET, *ANALYTIC, "--budget", str(budget))
-        assert why["feasible"] is feasible
+        code, why, _ = run("explain", *NET, *ANALYTIC, "--budget", str(budget))
+        assert (why["feasible"], code) == (feasible, 0 if feasible else 3)
 
 
 def test_sweep_of_a_graph_file(run: Any, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_max_batch_where_not_even_one_fits(run: Any) -> None:
 
 def test_explain(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code, found, err = run("explain", *NET, *ANALYTIC, "--budget", "10%")
-    assert (code, err) == (0, "")
+    assert (code, err) == (3, "")
     assert found["status"] == "INFEASIBLE"
     assert found["floor_bytes"] <= found["smallest_feasible_budget"] <= found["plain_peak_bytes"]
     first, second, _ = found["why"]
@@ -226,7 +226,7 @@ def test_explain(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert any("batch smaller" in text for text in found["remedies"])
     assert main(["explain", "g.json", "--budget", "100%"]) == 0
     assert "without any recomputation" in capsys.readouterr().out
-    assert main(["explain", "g.json", "--budget", "300"]) == 0
+    assert main(["explain", "g.json", "--budget", "300"]) == 3
     assert "No plan of any kind can go below" in capsys.readouterr().out
 
 

@@ -65,7 +65,7 @@ class Mode:
 
 
 class Listener(logging.Handler):
-    """Keeps memfit's messages."""
+    """Keeps memfit's messages, but those that a rank waits: they come where the machine is busy."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -73,7 +73,8 @@ class Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one."""
-        self.messages.append(record.getMessage())
+        if " waits for " not in record.getMessage():
+            self.messages.append(record.getMessage())
 
 
 def batches(rank: int, count: int) -> list[Batch]:

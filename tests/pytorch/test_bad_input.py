@@ -161,6 +161,21 @@ def test_what_is_no_module() -> None:
     _message(caught)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_fitted_already(inside: bool) -> None:
+    fitted = memfit.fit(Net(), budget="90%", cost="analytic")
+    with pytest.raises(UsageError, match=r"fitted already.*fit the plain model once") as caught:
+        memfit.fit(nn.Sequential(fitted) if inside else fitted, budget="90%")
+    _message(caught)
+
+
+def test_hooks_of_modules_for_their_backward_pass() -> None:
+    model = Net()
+    model.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(CaptureError, match=r"register_full_backward_hook.*Tensor\.register_hook"):
+        _plan(model)
+
+
 def test_a_plan_of_another_graph(tmp_path: Path) -> None:
     plan = _plan(Net(), budget="95%")
     plan.save(tmp_path / "plan.json")

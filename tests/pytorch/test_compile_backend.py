@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from memfit.errors import (
     UsageError,
 )
 from memfit.pytorch.compile_backend import memfit_backend, plans
+from memfit.pytorch.measure import measure_step
+from memfit.pytorch.step_budget import BudgetWarning
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +104,8 @@ def test_no_grad_runs_plainly() -> None:
         ({"budget": "1GiB", "executor": "fast"}, "known executors: eager-graph, inductor"),
         ({"budget": "1GiB", "cost": "guess"}, "known costs: measured, analytic"),
         ({"budget": "1GiB", "time_limit_s": -1}, "time_limit_s is -1"),
+        ({"budget": "1GiB", "accumulate": "yes"}, "accumulate is 'yes'; give True or False"),
+        ({"budget": "1GiB", "accumulate": True, "executor": "inductor"}, "not supported by exec"),
     ],
 )
 def test_a_wrong_option_is_one_line(options: dict[str, Any], message: str) -> None:
@@ -230,6 +236,73 @@ def test_inductors_failure_is_told_from_a_failed_capture(monkeypatch: pytest.Mon
     fitted = memfit.fit(Tower(), budget="1GiB", executor="inductor", cost="analytic")
     with pytest.raises(ExecutionError, match=message.replace(".*", "Tower: ")):
         fitted(x)
+
+
+def test_another_budget_compiles_anew_and_the_same_one_does_not() -> None:
+    model, x = Tower(), torch.randn(512, 64)
+    made = []
+    for budget in ("70%", "70%", "100%", "70%"):
+        options = _options(budget)
+        _step(_compiled(model, options), model, x)
+        made.append([plan.overhead > 0 for plan in plans(options)])
+    assert made == [[True], [], [False], []]
+
+
+class Halves(nn.Module):
+    """Two towers, with a graph break between them if asked for."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.broken = Tower(), Tower(), broken
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A loss of both towers."""
+        h = self.first(x)
+        if self.broken:
+            torch._dynamo.graph_break()
+        return self.second(h).square().mean()
+
+
+def _micro_step_peak(model: nn.Module, call: Any, x: torch.Tensor) -> int:
+    """Memory of a pass that adds to gradients, with all that is there before."""
+    held = [*model.parameters(), *(p.grad for p in model.parameters()), x]
+    measured = measure_step(lambda: call(x).backward()).peak_bytes
+    return measured + sum(t.numel() * t.element_size() for t in held if t is not None)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_gradients_that_are_accumulated_are_counted_where_that_is_asked_for(broken: bool) -> None:
+    model, x = Halves(broken), torch.randn(512, 64)
+    plain = copy.deepcopy(model)
+    plain(x).backward()
+    budget = _micro_step_peak(plain, plain, x) * 3 // 4
+    plain.zero_grad()
+    options = _options(f"{budget}B", accumulate=True, planner="liveness")
+    compiled = _compiled(model, options)
+    for _ in range(3):  # the graphs around a break are planned together in the second step
+        for call in (plain, compiled):
+            torch.manual_seed(0)
+            call(x).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    assert len(plans(options)) == 1 + broken
+    assert sum(plan.overhead for plan in plans(options)) > 0
+    assert _micro_step_peak(model, compiled, x) <= budget
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_gradients_that_the_budget_has_no_room_for_are_told_once(broken: bool) -> None:
+    model, x = Halves(broken), torch.randn(512, 64)
+    compiled = _compiled(model, _options("60%", planner="liveness"))
+    for _ in range(3):  # zeroed: nothing to tell
+        model.zero_grad()
+        compiled(x).backward()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", BudgetWarning)
+        for _ in range(4):
+            compiled(x).backward()
+    (message,) = [str(w.message) for w in told if w.category is BudgetWarning]
+    assert 'options "accumulate": True' in message
 
 
 def test_the_entry_point_is_the_backend() -> None:

@@ -7,6 +7,7 @@ larger than asked for unless segments are expandable, which these tests therefor
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -17,13 +18,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import memfit
 from memfit.pytorch import profile
 from memfit.pytorch import storage_sizes as sizes
-from memfit.pytorch.compat import clear_cublas_workspaces
+from memfit.pytorch.compat import clear_cublas_workspaces, whole_ops
+from memfit.pytorch.cost_cache import conditions_digest
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.measure import FREE_MARGIN_PERCENT, free_bytes
+from memfit.pytorch.optimizer import optimizer_state_bytes
 from support.models import Logits, token_loss
 
 AMPLE = 2**50
@@ -75,7 +81,25 @@ def gpt2_case() -> Case:
     return Logits(transformers.GPT2LMHeadModel(config).cuda()), (ids, ids), token_loss
 
 
-CASES = {"resnet": resnet_case, "gpt2": gpt2_case}
+class Recurrent(nn.Module):
+    """A layer that cuDNN would run as one op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(128, 128, num_layers=2, dropout=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs of all steps."""
+        return self.layer(x)[0]
+
+
+def lstm_case() -> Case:
+    torch.manual_seed(0)
+    x = torch.randn(64, 256, 128).cuda()
+    return Recurrent().cuda(), (x, torch.randn_like(x)), F.mse_loss
+
+
+CASES = {"resnet": resnet_case, "gpt2": gpt2_case, "lstm": lstm_case}
 
 
 @pytest.fixture
@@ -173,8 +197,6 @@ def test_cuda_sizes_are_whole_blocks() -> None:
     cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
     assert [sizes.block_bytes(n, cuda) for n in (0, 1, 512, 513)] == [0, 512, 512, 1024]
     assert sizes.block_bytes(513, cpu) == 513
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     graph = fx.Graph()
     node = graph.placeholder("x")
     with FakeTensorMode():
@@ -186,11 +208,72 @@ def test_nothing_is_kept_for_cublas_on_the_cpu() -> None:
     assert kept_workspace_bytes(torch.device("cpu")) == 0
 
 
-def test_free_cuda_memory_is_the_drivers_and_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("allowed", "free"), [(1.0, 800), (0.6, 500), (0.05, 0)])
+def test_free_cuda_memory_is_the_drivers_and_the_caches(
+    monkeypatch: pytest.MonkeyPatch, allowed: float, free: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
-    assert free_bytes("cuda") == 800 * (100 - FREE_MARGIN_PERCENT) // 100
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: allowed)
+    assert free_bytes("cuda") == free * (100 - FREE_MARGIN_PERCENT) // 100
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_traced_without_cudnn(layer: type[nn.RNNBase]) -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.add((torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled))
+            return func(*args, **(kwargs or {}))
+
+    before = torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled
+    assert all(before)
+    module = layer(3, 4)
+    with whole_ops(), enable_python_dispatcher(), Watch():
+        module(torch.zeros(5, 2, 3))
+    assert (False, False) in seen
+    assert (torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled) == before
+
+
+def test_state_of_optimizers_that_count_steps_on_the_device() -> None:
+    with FakeTensorMode():
+        for options in ({"capturable": True}, {"capturable": True, "foreach": True}):
+            parameter = nn.Parameter(torch.empty(1000, device="cuda"))
+            optimizer = torch.optim.AdamW([parameter], **options)
+            assert optimizer_state_bytes(optimizer) == 2 * 4096 + sizes.CUDA_BLOCK_BYTES
+        plain = torch.optim.AdamW([parameter])
+        assert optimizer_state_bytes(plain) == 2 * 4096 + 4
+
+
+def test_cudnns_settings_are_conditions_of_costs_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = torch.device("cpu"), torch.device("cuda", 0)
+    before = [conditions_digest(device) for device in devices]
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark)
+    after = [conditions_digest(device) for device in devices]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_what_memfit_makes_for_itself_is_on_the_cpu_whatever_the_default_device() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.3)) for _ in range(4)))
+    plain = copy.deepcopy(model)
+    x = torch.randn(512, 32)
+    least = memfit.plan(model, (x,), budget=AMPLE, cost="analytic").smallest_feasible_budget_bytes
+    fitted = memfit.fit(model, budget=least, cost="analytic", overlap=True)
+    for call in (plain, fitted):
+        torch.manual_seed(1)
+        with torch.device("meta"):
+            call(x).sum().backward()
+    assert fitted.plan is not None
+    assert fitted.plan.overhead > 0
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_cuda_ops_are_timed_between_events(monkeypatch: pytest.MonkeyPatch) -> None:

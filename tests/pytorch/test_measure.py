@@ -43,6 +43,10 @@ def test_frees_of_older_blocks_do_not_count() -> None:
     assert allocated_peak([MemoryEvent(0, -50, 9), MemoryEvent(1, 10, 1)]) == (10, 10)
 
 
+def test_memory_that_is_handed_out_again_was_freed_unseen() -> None:
+    assert allocated_peak([MemoryEvent(0, 50, 1), MemoryEvent(1, 20, 1)]) == (50, 20)
+
+
 def test_no_events_no_peak() -> None:
     assert allocated_peak([]) == (0, 0)
 

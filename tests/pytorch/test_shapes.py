@@ -23,7 +23,7 @@ from memfit.errors import CaptureError, InfeasibleBudgetError, UsageError
 from memfit.liveness import simulate
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.measure import measure_step
-from memfit.pytorch.shapes import WARN_AT, ShapeCount, in_planning_order, parse_shapes
+from memfit.pytorch.shapes import WARN_AT, WARN_AT_SAME, ShapeCount, in_planning_order, parse_shapes
 
 WIDTH, WORDS, BATCH = 32, 50, 4
 
@@ -339,6 +339,42 @@ def test_many_shapes_warn_once_and_too_many_are_an_error(caplog: pytest.LogCaptu
     assert "max_shapes" in str(caught.value)
     run_rows(fitted, 5)  # what is known goes on
     assert len(fitted.plans) == WARN_AT + 2
+
+
+class Counting(nn.Module):
+    """Scales by how often it was called, a Python number that PyTorch takes for a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A layer, scaled."""
+        self.calls += 1
+        return self.layer(x) / self.calls
+
+
+def test_captures_of_the_same_shapes_are_told_from_new_ones(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fitted = memfit.fit(Counting(), budget="200%", cost="analytic", max_shapes=WARN_AT_SAME + 1)
+    with caplog.at_level(logging.WARNING, logger="memfit"):
+        for _ in range(WARN_AT_SAME - 1):
+            fitted.zero_grad()
+            run_rows(fitted, 8)
+        assert not caplog.records
+        for _ in range(2):
+            fitted.zero_grad()
+            run_rows(fitted, 8)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "4 times for inputs of the same shapes (8x3)" in message
+    assert "Python number" in message
+    with pytest.raises(CaptureError, match=r"5 times for the same shapes \(8x3\)") as caught:
+        run_rows(fitted, 8)
+    assert "Python number" in str(caught.value)
+    assert "pad the inputs" not in str(caught.value)
 
 
 def test_shapes_planned_ahead_do_not_warn(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ A page is Markdown. Its fenced blocks are taken by language:
   the word `prints` and a `text` block follow, the block has to print that text.
 - `console`: commands after `$`, and what they print, which has to be the same but for times. After
   a command that ends in `# figures vary`, no figure is compared.
-- `sh`: commands. `memfit …` is run and has to succeed.
+- `sh`: commands. `memfit …` is run and has to succeed; after `# exit code N`, to exit so.
 - `text`, `json`, …: not run.
 
 Commands other than `memfit …` are not run: what they name has to exist (see `CHECKS`). A block that
@@ -44,6 +44,13 @@ _TIME = re.compile(r"[\d.]+ s\b")
 _PLACE = re.compile(r"\.py:\d+|\b[0-9a-f]{32}\b")  # lines, fingerprints of graphs
 _NUMBER = re.compile(r"[+-]?\d[\d.]*(e-\d+)?%?( [KMG]iB| ns| us| ms| s\b)?")
 _VARIES = "# figures vary"
+_EXIT_CODE = re.compile(r"# exit code (\d+)$")
+
+
+def _exit_code(command: str) -> int:
+    """What a command in a block of language `sh` has to exit with."""
+    told = _EXIT_CODE.search(command)
+    return int(told[1]) if told else 0
 
 
 @dataclass(frozen=True)
@@ -316,7 +323,7 @@ class Page:
                 continue
             count += 1
             if block.language == "sh":
-                assert self.code == 0, f"{place}: {command}\n{said}"
+                assert self.code == _exit_code(command), f"{place}: {command}\n{said}"
             else:
                 varies = _VARIES in command
                 assert _masked(said, varies) == _masked(shown, varies), f"{place}: {command}"

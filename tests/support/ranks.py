@@ -17,7 +17,9 @@ from torch import distributed as dist
 
 __all__ = ["Ranks", "finish", "found_by_ranks", "run_rank", "start"]
 
-TIMEOUT_S = 240
+# These end what hangs. On a machine that others use, ranks that take a minute have taken seven.
+TIMEOUT_S = 1200
+COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=600)
 Ranks = list[dict[str, Any]]
 
 
@@ -78,7 +80,7 @@ def run_rank(scenarios: Mapping[str, Callable[[int], Any]], setup: bool = True) 
             init_method=f"file://{folder}/store",
             rank=rank,
             world_size=2,
-            timeout=datetime.timedelta(seconds=60),
+            timeout=COLLECTIVE_TIMEOUT,
         )
     results = {}
     for name, run in scenarios.items():

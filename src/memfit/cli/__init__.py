@@ -27,12 +27,18 @@ from memfit.cli import (
     sweep_command,
     verify_command,
 )
-from memfit.cli.output import debugging, error_payload, one_line, print_json
+from memfit.cli.output import (
+    EXIT_INFEASIBLE,
+    debugging,
+    error_payload,
+    one_line,
+    print_json,
+)
 from memfit.errors import InfeasibleBudgetError, MemfitError, UsageError
 
 __all__ = ["EXIT_DONE", "EXIT_FAILURE", "EXIT_INFEASIBLE", "EXIT_USAGE", "build_parser", "main"]
 
-EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_INFEASIBLE = 0, 1, 2, 3
+EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 _EXIT_INTERRUPTED, _EXIT_BROKEN_PIPE = 130, 141
 
 _EPILOG = """\

@@ -6,6 +6,7 @@ import argparse
 
 from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, load_graph
 from memfit.cli.output import (
+    EXIT_INFEASIBLE,
     add_output_arguments,
     add_time_limit_argument,
     print_json,
@@ -24,6 +25,7 @@ __all__ = ["add_parser", "run"]
 _DESCRIPTION = """\
 Say why a budget is infeasible: the op at which the plan for the smallest feasible budget reaches
 its peak, what must be alive there, and what would lower it. A feasible budget is explained too.
+Exit code: 0 where the budget is feasible, 3 where it is not.
 
   memfit explain pytorchcv.models.resnet:resnet50 --input 8x3x224x224 --budget 10%
   memfit explain graph.json --budget 100MB
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the explanation.
 
     Returns:
-        0, whether the budget is feasible or not: explaining it is what was asked for.
+        0 where the budget is feasible, 3 where it is not, as everywhere: a script can tell.
 
     Raises:
         MemfitError: wrong arguments, a model that cannot be captured.
@@ -79,11 +81,12 @@ def run(args: argparse.Namespace) -> int:
         budget_bytes = budget.resolve(plain_peak_bytes=plain, free_bytes=0)
         options = PlannerOptions(time_limit_s=args.time_limit, progress=report)
         found = explain_budget(graph, budget_bytes, planner, options, plain)
+    code = 0 if found.feasible else EXIT_INFEASIBLE
     if args.json:
         print_json({**found.to_dict(), "notes": list(case.notes)})
-        return 0
+        return code
     console = stdout_console()
     for line in sentences(found):
         console.print(line, soft_wrap=not console.is_terminal, markup=False)
     print_notes(console, case.notes)
-    return 0
+    return code

@@ -30,6 +30,7 @@ from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.planners.base import Progress as Report
 
 __all__ = [
+    "EXIT_INFEASIBLE",
     "add_output_arguments",
     "add_time_limit_argument",
     "check_output_file",
@@ -43,6 +44,9 @@ __all__ = [
     "seconds",
     "stdout_console",
 ]
+
+EXIT_INFEASIBLE = 3
+"""Exit code of a command whose budget is infeasible."""
 
 PROGRESS_AFTER_S = 1.0
 """Nothing is shown for what takes less."""

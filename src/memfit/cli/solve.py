@@ -12,6 +12,7 @@ from rich.table import Table
 from memfit.bounds import LowerBound, bound_graph, bound_plan
 from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
+    EXIT_INFEASIBLE,
     add_output_arguments,
     add_time_limit_argument,
     check_output_file,
@@ -40,9 +41,8 @@ from memfit.report.tables import print_tables
 from memfit.stages import store_all_schedule
 from memfit.units import format_bytes, parse_budget
 
-__all__ = ["EXIT_INFEASIBLE", "add_parser", "run", "solve_json"]
+__all__ = ["add_parser", "run", "solve_json"]
 
-EXIT_INFEASIBLE = 3
 
 _FORMULA_PLANNERS = ("exact", "approximate")
 _DESCRIPTION = """\

@@ -132,16 +132,29 @@ _WHOLE = ("upsample_", "_upsample_", "dropout", "hardshrink", "softshrink", "lst
 _KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
 
 
-def _without_onednn(op: Any) -> Callable[..., Any]:
-    """The op's C++ path without oneDNN, whose recurrent layer hides the workspace it saves."""
+def _recurrent_ops() -> list[Any]:
+    aten = torch.ops.aten
+    packets = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
+    return [op for packet in packets for op in (packet.input, packet.data)]
+
+
+def _step_by_step(op: Any) -> Callable[..., Any]:
+    """The op's C++ path without oneDNN and cuDNN (MIOpen).
+
+    Their recurrent layers hide what they save: tracing gives oneDNN's workspace and cuDNN's reserve
+    no size. cuDNN reads the addresses of weights too, which fake tensors lack, and draws its
+    dropout from a state of its own, which no replay sets.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        enabled = torch._C._get_mkldnn_enabled()
+        enabled = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
         torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
         try:
             return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         finally:
-            torch._C._set_mkldnn_enabled(enabled)
+            torch._C._set_mkldnn_enabled(enabled[0])
+            torch._C._set_cudnn_enabled(enabled[1])
 
     return run
 
@@ -171,16 +184,16 @@ def whole_ops() -> Iterator[None]:
                 if key in op.py_kernels:
                     removed.append((op, key, op.py_kernels.pop(key)))
             op._dispatch_cache.clear()
-    for op in (torch.ops.aten.lstm.input, torch.ops.aten.lstm.data):
+    for op in _recurrent_ops():
         for key in _KEYS:
-            op.py_kernels[key] = _without_onednn(op)
+            op.py_kernels[key] = _step_by_step(op)
     kept -= _side_effectful_functions
     _side_effectful_functions.update(kept)
     try:
         yield
     finally:
         _side_effectful_functions.difference_update(kept)
-        for op in (torch.ops.aten.lstm.input, torch.ops.aten.lstm.data):
+        for op in _recurrent_ops():
             for key in _KEYS:
                 del op.py_kernels[key]
             op._dispatch_cache.clear()

@@ -16,7 +16,7 @@ from memfit.planners.registry import get_planner
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.compat_dynamo import ending_break, register_backend, shown_by_dynamo
 from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
-from memfit.pytorch.settings import COSTS, EXECUTORS, Settings
+from memfit.pytorch.settings import COSTS, EXECUTORS, Settings, check_accumulate
 from memfit.pytorch.specialise import has_symbols
 from memfit.pytorch.step_runs import StepRuns
 from memfit.units import parse_budget, parse_bytes
@@ -30,6 +30,7 @@ _DEFAULTS: dict[str, Any] = {
     "cost": "measured",
     "executor": "eager-graph",
     "optimizer_bytes": 0,
+    "accumulate": False,
     "time_limit_s": None,
 }
 
@@ -65,6 +66,7 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
     limit = given["time_limit_s"]
     if limit is not None and not limit >= 0:
         raise UsageError(f"time_limit_s is {limit!r}; give seconds, 0 or more, or None")
+    check_accumulate(given["accumulate"], given["executor"])
     settings = Settings(
         budget=parse_budget(given["budget"]),
         planner=given["planner"],
@@ -72,6 +74,7 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
         cost=given["cost"],
         optimizer=None,
         executor=given["executor"],
+        accumulate=given["accumulate"],
     )
     return settings, parse_bytes(optimizer_bytes) if optimizer_bytes else 0
 
@@ -100,9 +103,10 @@ def memfit_backend(
     Args:
         module: Dynamo's graph.
         example_inputs: its inputs; parameters and buffers among them.
-        options: `budget` (required), `planner`, `mode`, `cost`, `time_limit_s`, `executor` as for
-            `memfit.fit`; `optimizer_bytes`, the size of the optimizer's state, counted into the
-            budget. Parameters that no graph reads are not known here, and not counted.
+        options: `budget` (required), `planner`, `mode`, `cost`, `time_limit_s`, `executor`,
+            `accumulate` as for `memfit.fit`; `optimizer_bytes`, the size of the optimizer's state,
+            counted into the budget. Parameters that no graph reads are not known here, and not
+            counted.
         mode: must be left out; `torch.compile`'s modes are Inductor's.
 
     Raises:

@@ -66,9 +66,10 @@ class CostCache:
     """Op costs measured before under the same conditions.
 
     A cost is found again only for the same op signature, PyTorch version, device, processor, thread
-    count and determinism setting. There is one JSON file for each set of conditions, written whole.
-    Processes that save at the same time do not damage it; at worst one's newest costs are missed
-    and measured again. A file that cannot be read is ignored, with a warning in the log.
+    count, determinism setting and, on CUDA, settings of cuDNN. There is one JSON file for each set
+    of conditions, written whole. Processes that save at the same time do not damage it; at worst
+    one's newest costs are missed and measured again. A file that cannot be read is ignored, with a
+    warning in the log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -154,6 +155,7 @@ def conditions_digest(device: torch.device) -> str:
 def _conditions(device: torch.device) -> dict[str, Any]:
     """All that changes what the same op costs."""
     cuda = device.type == "cuda" and torch.cuda.is_available()
+    more = _cudnn_conditions() if device.type == "cuda" else {}
     return {
         "format_version": FORMAT_VERSION,
         "torch": torch.__version__,
@@ -163,6 +165,24 @@ def _conditions(device: torch.device) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_matmul": torch.get_float32_matmul_precision(),
         "onednn": torch.backends.mkldnn.enabled,
+        **more,
+    }
+
+
+def _cudnn_conditions() -> dict[str, Any]:
+    """What chooses among cuDNN's algorithms, whose times and workspaces differ."""
+    cudnn = torch.backends.cudnn
+    try:
+        tf32: object = cudnn.allow_tf32
+    except RuntimeError:  # where the user has set precisions op by op
+        tf32 = [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+    return {
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn.version(),
+        "cudnn_enabled": cudnn.enabled,
+        "cudnn_benchmark": cudnn.benchmark,
+        "cudnn_deterministic": cudnn.deterministic,
+        "cudnn_tf32": tf32,
     }
 
 

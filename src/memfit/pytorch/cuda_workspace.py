@@ -14,8 +14,9 @@ _THREADS = 2  # the one that runs the forward pass, and autograd's own for the b
 def kept_workspace_bytes(device: torch.device) -> int:
     """Bytes that cuBLAS holds all through a step; 0 where the device is no CUDA device.
 
-    Each thread's handle has a workspace for each stream; it is found by a product of small
-    matrices, with the workspaces given back before.
+    Each thread's handle has a workspace for each stream, cuBLASLt's (products with a bias) one more
+    unless both share one. They are found by products of small matrices, with the workspaces given
+    back before.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         return 0
@@ -24,7 +25,6 @@ def kept_workspace_bytes(device: torch.device) -> int:
         torch.cuda.synchronize(device)
         clear_cublas_workspaces()
         before = torch.cuda.memory_allocated(device)
-        product = matrix @ matrix
+        torch.addmm(matrix[0], matrix, matrix @ matrix)
         torch.cuda.synchronize(device)
-        del product
         return _THREADS * max(0, torch.cuda.memory_allocated(device) - before)

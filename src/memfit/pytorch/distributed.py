@@ -14,6 +14,7 @@ from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_distributed import active_ddp
 from memfit.pytorch.overlap import Overlap
 from memfit.pytorch.plan_sharing import PlanSharing
+from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = [
     "Parallel",
@@ -85,7 +86,7 @@ def replication_of(model: nn.Module, asked: Parallel) -> Replication:
         overlap=overlap,
         share=asked.same_plan is not False,
         group=ddp.process_group,
-        bucket_bytes=sum(p.numel() * p.element_size() for p in reduced),
+        bucket_bytes=sum(block_bytes(p.numel() * p.element_size(), p.device) for p in reduced),
         reduced=True,
         bucket_view=bool(overlap and ddp.gradient_as_bucket_view and len(reduced) == len(names)),
     )

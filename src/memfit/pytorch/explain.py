@@ -52,6 +52,16 @@ _OWN_FILES = f"{Path(__file__).parents[1]}/"
 _OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 
 
+_REMEDY = (
+    "rewrite that line without a branch on tensor data or a call that PyTorch cannot trace "
+    "(torch.where, torch.cond), or fit the parts of the model before and after it one by one"
+)
+_REMEDIES = {
+    "backwards hooks": "take off the hooks that modules have for their backward pass "
+    "(register_full_backward_hook); hooks on tensors and parameters (Tensor.register_hook) work",
+}
+
+
 def _place(found: tuple[str, str]) -> tuple[str, int]:
     return found[0], int(found[1])
 
@@ -94,9 +104,9 @@ def _why_not_captured(
             "PyTorch cannot trace; draw from the default generator (torch.manual_seed), or draw "
             "outside and give the numbers as an input"
         )
+    detail = detail.removeprefix("Explanation:").strip()
+    remedy = next((told for part, told in _REMEDIES.items() if part in text), _REMEDY)
     return (
-        f"{name} cannot be captured as one graph{where}: {reason}"
-        f"{' (' + detail.removeprefix('Explanation: ') + ')' if detail else ''}; rewrite that line "
-        "without a branch on tensor data or a call that PyTorch cannot trace (torch.where, "
-        "torch.cond), or fit the parts of the model before and after it one by one"
+        f"{name} cannot be captured as one graph{where}: {reason.rstrip('.')}"
+        f"{f' ({detail})' if detail else ''}; {remedy}"
     )

@@ -103,6 +103,7 @@ class _Emitter:
                 made.meta["val"] = torch.empty(
                     self.step.graph.values[self.step.graph.ops[op_id].outputs[0]].size_bytes,
                     dtype=torch.uint8,
+                    device="cpu",  # of a CUDA generator too
                 )
             self.states[self.step.graph.ops[op_id].outputs[0]] = made
             return

@@ -80,14 +80,15 @@ def allocated_peak(events: Sequence[MemoryEvent]) -> tuple[int, int]:
     """Peak and final sum, in bytes, of allocator events in order of time.
 
     Frees of blocks that no event allocated are left out: they are older than the measurement, and
-    the sizes that the allocator remembers for them need not be theirs.
+    the sizes that the allocator remembers for them need not be theirs. Memory that is handed out
+    again has been freed, by a thread whose events are not seen.
     """
     alive: dict[int, int] = {}
     current = peak = 0
     for event in events:
         if event.size_bytes > 0:
+            current += event.size_bytes - alive.get(event.address, 0)
             alive[event.address] = event.size_bytes
-            current += event.size_bytes
             peak = max(peak, current)
         else:
             current -= alive.pop(event.address, 0)
@@ -255,15 +256,18 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
 
     What already lives there (parameters) is not in it: a budget for a whole step is this and those.
     CPU: the system's available memory, or what the control groups of this process leave, whichever
-    is less. CUDA: what the driver has free plus what PyTorch's cache holds unused.
+    is less. CUDA: what the driver has free plus what PyTorch's cache holds unused, or what
+    `torch.cuda.set_per_process_memory_fraction` leaves, whichever is less.
 
     Raises:
         UsageError: the device cannot be asked.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_allocated(device)
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
+        free = max(0, min(free + torch.cuda.memory_reserved(device), allowed) - held)
     elif device.type == "cpu":
         free = _free_cpu_bytes(Path("/"))
     else:

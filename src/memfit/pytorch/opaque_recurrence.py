@@ -1,9 +1,9 @@
 """Recurrent layers that run as one op, and what unrolling them would gain.
 
-On CUDA `nn.LSTM`, `nn.GRU` and `nn.RNN` are one op of cuDNN (MIOpen, oneDNN elsewhere). Its
-*reserve* holds what its backward pass needs of every time step; a plan can keep it or run the
-whole layer again, nothing between. A loop of cells could keep a state every few steps. (Without
-cuDNN PyTorch runs these layers step by step, and memfit captures and plans the steps.)
+`nn.LSTM`, `nn.GRU` and `nn.RNN` are traced step by step (`memfit.pytorch.compat.whole_ops`). An op
+of cuDNN, MIOpen or oneDNN for a whole layer is met where a model calls it by itself. Its *reserve*
+holds what its backward pass needs of every time step; a plan can keep it or run the whole layer
+again, nothing between. A loop of cells could keep a state every few steps.
 """
 
 from __future__ import annotations

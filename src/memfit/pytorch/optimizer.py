@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Set
 
 import torch
 
@@ -11,6 +12,7 @@ from memfit.pytorch.storage_sizes import block_bytes
 __all__ = ["optimizer_state_bytes"]
 
 _CPU = torch.device("cpu")
+_KINDS = ("fused", "capturable", "foreach")
 
 
 def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
@@ -23,6 +25,7 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
     if optimizer.state:
         return _bytes(optimizer, device)
     groups = []
+    counted_there: set[torch.Tensor] = set()
     for group in optimizer.param_groups:
         params = []
         for p in group["params"]:
@@ -33,25 +36,38 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
                 twin.grad = torch.empty_like(twin)
             params.append(twin)
         options = {k: copy.deepcopy(v) for k, v in group.items() if k != "params"}
-        if options.get("fused"):  # fused kernels refuse meta tensors; the state is the same without
-            options["fused"] = False
+        if options.get("fused") or options.get("capturable"):
+            # Both refuse meta tensors. Without, the state is the same, but for its step counters,
+            # which are then on the CPU.
+            options.update({k: False for k in _KINDS if k in options})
+            if isinstance(options.get("lr"), torch.Tensor):
+                options["lr"] = float(options["lr"])
+            counted_there.update(params)
         groups.append({**options, "params": params})
     twin_optimizer = copy.copy(optimizer)
     twin_optimizer.__dict__ = dict(optimizer.__dict__)
     twin_optimizer.param_groups = groups
     twin_optimizer.state = type(optimizer.state)(optimizer.state.default_factory)
     twin_optimizer.step()
-    return _bytes(twin_optimizer, device)
+    return _bytes(twin_optimizer, device, counted_there)
 
 
-def _bytes(optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Bytes of all state, `meta` tensors taken to be on `device`."""
+def _bytes(
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    counted_there: Set[torch.Tensor] = frozenset(),
+) -> int:
+    """Bytes of all state; `meta` tensors, and all of some parameters, are taken to be on `device`.
+
+    Args:
+        counted_there: these parameters.
+    """
     return sum(
         block_bytes(
             value.numel() * value.element_size(),
-            device if value.device.type == "meta" else value.device,
+            device if value.device.type == "meta" or parameter in counted_there else value.device,
         )
-        for state in optimizer.state.values()
+        for parameter, state in optimizer.state.items()
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )

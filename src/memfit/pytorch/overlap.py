@@ -64,7 +64,7 @@ _current = threading.local()
 
 def _issue_ticket() -> torch.Tensor:
     """The number of the running call; saved for the backward pass, it leads back to its `_Run`."""
-    return torch.tensor([_current.number])
+    return torch.tensor([_current.number], device="cpu")
 
 
 class _Stage(torch.autograd.Function):
@@ -76,7 +76,7 @@ class _Stage(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.run, ctx.index = run, index
-        return (torch.empty(0), *(x.detach() for x in inputs))
+        return (torch.empty(0, device="cpu"), *(x.detach() for x in inputs))
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ class Overlap:
             number = next(_numbers)
             _runs[number] = run
             inputs = list(args)
-            token = torch.empty(0)
+            token = torch.empty(0, device="cpu")
             for index in range(len(pieces) - 1, -1, -1):
                 places = pieces[index].gradients
                 token, *given = _Stage.apply(run, index, token, *(inputs[i] for i in places))
@@ -189,5 +189,5 @@ def _fake_ticket(nodes: Sequence[fx.Node]) -> torch.Tensor:
             mode = getattr(tensor, "fake_mode", None)
             if mode is not None:
                 with mode:
-                    return torch.empty(1, dtype=torch.int64)
-    return torch.empty(1, dtype=torch.int64)
+                    return torch.empty(1, dtype=torch.int64, device="cpu")
+    return torch.empty(1, dtype=torch.int64, device="cpu")

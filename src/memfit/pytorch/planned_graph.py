@@ -20,6 +20,7 @@ from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
 from memfit.pytorch.backend import no_leaf_warnings
 from memfit.pytorch.compat import MAX_SHAPES, capture_settings
+from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.explain import no_code
 from memfit.pytorch.second_use import on_backward
 from memfit.pytorch.specialise import key_of_sizes, specialised
@@ -59,11 +60,13 @@ class PlannedGraph:
         self.provisional = False
         self.wanted: Plan | None = None
         self.exchanges = 0
+        self.held_peak_bytes = 0
         self._step = step
         self._module = module
         self._static = [i for i, x in enumerate(example_inputs) if _is_static(x)]
         self._others = [i for i in range(len(example_inputs)) if i not in set(self._static)]
         self._static_ids: list[int] = []
+        self._trained: list[int] = []
         self._static_sizes: dict[int, int] = {}
         self._static_gradients: dict[int, int] = {}
         inputs, _ = self._read(example_inputs)
@@ -82,7 +85,8 @@ class PlannedGraph:
         made = _storages(result)
         outputs = {s.cdata: size for s, size in made if s.cdata not in inputs.inputs}
         references.extend(s for s, _ in made)
-        began = step.add(self, replace(inputs, outputs=outputs), references)
+        found = any(args[i].grad is not None for i in self._trained)
+        began = step.add(self, replace(inputs, outputs=outputs), references, gradients_found=found)
         on_backward(result, args, began)
         return result
 
@@ -104,9 +108,10 @@ class PlannedGraph:
         first = next((x for x in args if isinstance(x, torch.Tensor)), None)
         if first is not None:
             step.settings = replace(step.settings, device=first.device)
+        kept = kept_workspace_bytes(step.settings.device) if step.settings.device else 0
         backend = step.settings.backend_for(
             decide=decide,
-            resident={ValueKind.OPTIMIZER: step.optimizer_bytes},
+            resident={ValueKind.OPTIMIZER: step.optimizer_bytes + kept},
             name=NAME,
             optimizer_bytes=step.optimizer_bytes,
             held=budget_bytes,
@@ -120,7 +125,9 @@ class PlannedGraph:
                 raise
             raise cause from None
         if backend.compiled:
-            self.graph, self.plan = backend.compiled[-1].graph, backend.compiled[-1].plan
+            made = backend.compiled[-1]
+            self.graph, self.plan = made.graph, made.plan
+            self.held_peak_bytes = made.held_peak_bytes
 
     def _read(self, args: Sequence[Any]) -> tuple[GraphRun, list[StorageWeakRef]]:
         """What a run is given. Parameters and buffers are looked at again where they are others."""
@@ -129,11 +136,14 @@ class PlannedGraph:
             self._static_ids = ids
             static = [args[i] for i in self._static]
             self._static_sizes = {s.cdata: size for s, size in _storages(static)}
-            trained = [x for x in static if x.requires_grad]
-            self._static_gradients = {s.cdata: size for s, size in _storages(trained)}
+            self._trained = [i for i in self._static if args[i].requires_grad]
+            trained = _storages(args[i] for i in self._trained)
+            self._static_gradients = {s.cdata: size for s, size in trained}
         others = [args[i] for i in self._others if isinstance(args[i], torch.Tensor)]
         inputs, lasting = dict(self._static_sizes), set(self._static_sizes)
-        gradients = dict(self._static_gradients)
+        gradients, accumulated = dict(self._static_gradients), {}
+        if self._step.settings.accumulate:
+            gradients, accumulated = {}, gradients
         references = []
         for x in others:
             for storage, size in _storages([x]):
@@ -143,7 +153,7 @@ class PlannedGraph:
                     lasting.add(storage.cdata)
                 if x.is_leaf and x.requires_grad:
                     gradients[storage.cdata] = size
-        return GraphRun(inputs, frozenset(lasting), {}, gradients), references
+        return GraphRun(inputs, frozenset(lasting), {}, gradients, accumulated), references
 
 
 def _is_static(value: Any) -> bool:

@@ -23,6 +23,7 @@ from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
 from memfit.pytorch.distributed import Replication
+from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.loop_choice import plan_loops
 from memfit.pytorch.loop_graph import LOOPS
@@ -34,7 +35,7 @@ from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, ShapeCount
 from memfit.stages import store_all_schedule
 from memfit.units import Budget, parse_budget
 
-__all__ = ["COSTS", "EXECUTORS", "Settings", "settings_for"]
+__all__ = ["COSTS", "EXECUTORS", "Settings", "check_accumulate", "settings_for"]
 
 EXECUTORS = ("eager-graph", "inductor")
 COSTS = ("measured", "analytic")
@@ -220,6 +221,20 @@ class Settings:
         }
 
 
+def check_accumulate(accumulate: Any, executor: str) -> None:
+    """Refuse what `accumulate` cannot be.
+
+    Raises:
+        UsageError: it is no bool, or the executor does not support it.
+    """
+    if not isinstance(accumulate, bool):
+        raise UsageError(f"accumulate is {accumulate!r}; give True or False")
+    if accumulate and executor == "inductor":
+        raise UsageError(
+            'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
+        )
+
+
 def settings_for(
     model: nn.Module,
     *,
@@ -251,12 +266,15 @@ def settings_for(
             "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
             "result: DistributedDataParallel(memfit.fit(model, ...))"
         )
+    inner = next((m for m in model.modules() if isinstance(m, FittedModule)), None)
+    if inner is not None:
+        raise UsageError(
+            f"the {type(model).__name__} is, or holds, a module that is fitted already, and plans "
+            "do not nest; fit the plain model once, or its parts one by one"
+        )
     if executor not in EXECUTORS:
         raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
-    if accumulate and executor == "inductor":
-        raise UsageError(
-            'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
-        )
+    check_accumulate(accumulate, executor)
     if cost not in COSTS:
         raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
     if loops not in LOOPS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from memfit.pytorch.compat import MAX_SHAPES, tree_leaves, tree_map_only
 __all__ = [
     "DEFAULT_MAX_SHAPES",
     "WARN_AT",
+    "WARN_AT_SAME",
     "Example",
     "PlannedAhead",
     "ShapeCount",
@@ -31,6 +32,9 @@ __all__ = [
 WARN_AT = 16
 """Number of different input shapes met in training at which a warning names the remedy."""
 
+WARN_AT_SAME = 4
+"""Number of compilations for the same shapes at which a warning says what else may change."""
+
 DEFAULT_MAX_SHAPES = MAX_SHAPES
 """Number of different input shapes after which a new one is an error."""
 
@@ -38,6 +42,10 @@ _STEPS_REMEMBERED = 9
 _REMEDY = (
     "pad the inputs to a few sizes (for instance to multiples of 64), or plan the sizes ahead with "
     "memfit.fit(..., shapes=[...])"
+)
+_REMEDY_SAME = (
+    "what changes may be a Python number that forward is given or that a module counts (give it as "
+    "a tensor, or keep it in a buffer), a dtype, a branch that is taken, or what requires gradients"
 )
 logger = logging.getLogger("memfit")
 
@@ -91,7 +99,8 @@ class ShapeCount:
         self.capture_s = 0.0
         self._name = name
         self._total = self._met = 0
-        self._told = False
+        self._times: Counter[str] = Counter()
+        self._told = self._told_same = False
         self._began: float | None = None
         self._compiled = True
         self._steps: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
@@ -111,16 +120,32 @@ class ShapeCount:
             CaptureError: there have been too many.
         """
         self._compiled = True
+        before = self._times[inputs]
         if self._total >= self.most:
+            what, remedy = f"is called with its input shape number {self._total + 1}", _REMEDY
+            if before > 1:
+                what, remedy = f"has been captured {before} times for the same shapes", _REMEDY_SAME
             raise CaptureError(
-                f"{self._name} is called with its input shape number {self._total + 1} ({inputs}), "
-                f"and the limit is {self.most}; each is captured and planned by itself; {_REMEDY}; "
-                "or raise the limit with memfit.fit(..., max_shapes=...)"
+                f"{self._name} {what} ({inputs}), and the limit is {self.most}; each is captured "
+                f"and planned by itself; {remedy}; or raise the limit with "
+                "memfit.fit(..., max_shapes=...)"
             )
         self._total += 1
+        self._times[inputs] += 1
         if self.ahead:
             return
-        self._met += 1
+        if before + 1 >= WARN_AT_SAME and not self._told_same:
+            self._told_same = True
+            logger.warning(
+                "%s has been captured and planned %d times for inputs of the same shapes (%s), "
+                "which takes seconds each time and is an error after %d times; %s",
+                self._name,
+                before + 1,
+                inputs,
+                self.most,
+                _REMEDY_SAME,
+            )
+        self._met += before == 0
         if self._met >= WARN_AT and not self._told:
             self._told = True
             logger.warning(

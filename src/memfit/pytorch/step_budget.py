@@ -6,7 +6,8 @@ run in the reverse order. While one graph runs, forward or backward, these are t
 - parameters, buffers and what the caller gave to any of the graphs, each memory counted once;
 - of the runs before it: what they were given, what they handed out, and what they keep for their
   backward passes, which are still to come;
-- of the runs after it: finished gradients of parameters, and results that no other graph reads.
+- of the runs after it: finished gradients of parameters, and results that no other graph reads;
+- of all others: the `.grad` of parameters, where gradients are accumulated.
 
 Values that the code between two graphs makes and keeps are not known here, and not counted.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from memfit.graph import TrainingGraph, ValueKind
@@ -29,6 +30,7 @@ __all__ = [
     "kept_bytes",
     "needs",
     "warn_first_step",
+    "warn_of_gradients",
     "warn_over_budget",
 ]
 
@@ -46,12 +48,20 @@ class GraphRun:
         lasting: those of its inputs that are there all through the step.
         outputs: what it hands out.
         gradients: what its backward pass leaves behind, by the identity of what it is for.
+        accumulated: the same of gradients that are there all through the step, in `.grad`, and that
+            its backward pass adds to.
     """
 
     inputs: Mapping[int, int]
     lasting: frozenset[int]
     outputs: Mapping[int, int]
     gradients: Mapping[int, int]
+    accumulated: Mapping[int, int] = field(default_factory=dict)
+
+    def accumulating(self) -> GraphRun:
+        """The same run where all gradients are there from the start."""
+        both = {**self.accumulated, **self.gradients}
+        return replace(self, gradients={}, accumulated=both)
 
 
 def kept_bytes(graph: TrainingGraph, schedule: Schedule) -> int:
@@ -74,11 +84,13 @@ def beside(runs: Sequence[GraphRun]) -> list[int]:
         after.append({**after[-1], **results})
         gradients.append({**gradients[-1], **run.gradients})
     there = {i: size for run in runs for i, size in run.inputs.items() if i in run.lasting}
+    accumulated = {i: size for run in runs for i, size in run.accumulated.items()}
     result = []
     for run, later, left in zip(runs, reversed(after), reversed(gradients), strict=True):
         others = {**there, **later}
         held = sum(size for i, size in others.items() if i not in run.inputs)
-        result.append(held + sum(left.values()))
+        added = sum(size for i, size in accumulated.items() if i not in run.accumulated)
+        result.append(held + sum(left.values()) + added)
         there = {**there, **run.inputs, **run.outputs}
     return result
 
@@ -130,6 +142,23 @@ def warn_first_step(budget_bytes: int, need_bytes: int, line: str | None) -> Non
     warnings.warn(
         f"the first step takes {need_bytes} bytes, over its budget of {budget_bytes} bytes: it is "
         f"split{where}, and its graphs are planned together from the second step on",
+        BudgetWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_gradients(budget_bytes: int, need_bytes: int, remedy: str) -> None:
+    """Warn of gradients that are accumulated and were not planned for.
+
+    Args:
+        budget_bytes: the budget of the step.
+        need_bytes: the memory that it takes beside them.
+        remedy: how to plan for them; empty where there is no way.
+    """
+    warnings.warn(
+        "gradients of an earlier backward pass are still there; beside them the step takes "
+        f"{need_bytes} bytes, over its budget of {budget_bytes} bytes; {remedy}call "
+        "zero_grad(set_to_none=True) before the forward pass, or raise the budget",
         BudgetWarning,
         stacklevel=2,
     )

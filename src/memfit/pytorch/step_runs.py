@@ -35,6 +35,7 @@ from memfit.pytorch.step_budget import (
     kept_bytes,
     needs,
     warn_first_step,
+    warn_of_gradients,
     warn_over_budget,
 )
 from memfit.stages import store_all_schedule
@@ -56,6 +57,8 @@ class Part(Protocol):
         provisional: its plan was made before the step was known.
         wanted: the plan that it is to follow from its next run on.
         exchanges: how often its plan was exchanged.
+        held_peak_bytes: peak of its plan while `.grad` is there from the start; 0 where gradients
+            are added at the end.
     """
 
     graph: TrainingGraph | None
@@ -64,6 +67,7 @@ class Part(Protocol):
     provisional: bool
     wanted: Plan | None
     exchanges: int
+    held_peak_bytes: int
 
 
 class _Alive:
@@ -79,12 +83,14 @@ class Running:
         run: what it is given and hands out.
         alive: what its autograd nodes keep alive.
         references: keep the identities of storages from being given to others.
+        gradients_found: a parameter had a gradient of an earlier backward pass.
     """
 
     part: Part
     run: GraphRun
     alive: weakref.ref[_Alive]
     references: list[StorageWeakRef]
+    gradients_found: bool = False
 
 
 @dataclass
@@ -102,6 +108,7 @@ class StepRuns:
     runs: list[Running] = field(default_factory=list)
     _backward: bool = False
     _divided: set[tuple[int, ...]] = field(default_factory=set)
+    _looked_at: set[tuple[int, ...]] = field(default_factory=set)
     _free_bytes: int = 0
 
     # A step as it runs.
@@ -116,10 +123,17 @@ class StepRuns:
         elif all(r.alive() is None for r in self.runs):  # forward passes without a backward pass
             self.runs = []
 
-    def add(self, part: Part, run: GraphRun, references: list[StorageWeakRef]) -> _Began:
+    def add(
+        self,
+        part: Part,
+        run: GraphRun,
+        references: list[StorageWeakRef],
+        *,
+        gradients_found: bool = False,
+    ) -> _Began:
         """A graph has run. The result is to be kept alive by the autograd nodes of its outputs."""
         alive = _Alive()
-        self.runs.append(Running(part, run, weakref.ref(alive), references))
+        self.runs.append(Running(part, run, weakref.ref(alive), references, gradients_found))
         return _Began(self, alive)
 
     # The plan of a graph that was just captured.
@@ -175,6 +189,7 @@ class StepRuns:
         parts = [r.part for r in runs]
         key = tuple(id(p) for p in parts)
         if key in self._divided:
+            self._check_gradients(runs, key)
             return
         self._divided.add(key)
         distinct = list({id(p): p for p in parts}.values())
@@ -202,6 +217,23 @@ class StepRuns:
             format_bytes(budget),
             format_bytes(max(need)),
         )
+
+    def _check_gradients(self, runs: Sequence[Running], key: tuple[int, ...]) -> None:
+        """Warn, once for each sequence of graphs, of gradients that the budget has no room for."""
+        if self.settings.accumulate or key in self._looked_at:
+            return
+        if not any(r.gradients_found for r in runs):
+            return
+        self._looked_at.add(key)
+        peaks = [r.part.held_peak_bytes or _added_at_the_end(r) for r in runs]
+        kept = [_kept(r.part) for r in runs]
+        need = max(needs(beside([r.run.accumulating() for r in runs]), peaks, kept))
+        graphs = [r.part.graph for r in runs if r.part.graph is not None]
+        budget = self._budget([r.run for r in runs], graphs)
+        if need > budget:
+            eager = self.settings.executor == "eager-graph"
+            remedy = 'give the options "accumulate": True, which counts them, or ' if eager else ""
+            warn_of_gradients(budget, need, remedy)
 
     def _want(self, part: Part, plan: Plan) -> None:
         assert part.plan is not None
@@ -248,3 +280,8 @@ def _kept(part: Part) -> int:
     if part.graph is None or part.plan is None:
         return 0
     return kept_bytes(part.graph, part.plan.schedule)
+
+
+def _added_at_the_end(running: Running) -> int:
+    assert running.part.plan is not None
+    return running.part.plan.peak_bytes + sum(running.run.gradients.values())
