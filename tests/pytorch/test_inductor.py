@@ -296,7 +296,8 @@ def test_the_peak_read_off_the_generated_code_is_the_measured_one() -> None:
         value.backward()
 
     measured = measure_step(step, warmup=1, reset=lambda: model.zero_grad(set_to_none=True))
-    assert fitted.plan is not None and fitted.graph is not None
+    assert fitted.plan is not None
+    assert fitted.graph is not None
     found = fitted.plan.provenance["kernels_peak_bytes"] - fitted.graph.resident_bytes
     assert measured.peak_bytes == found
     step()

@@ -129,7 +129,8 @@ def test_trains_as_inductor_keeping_everything(precision: str, name: str, budget
     near(seen.gradients, expected.gradients, TOLERANCE[precision])
     near(seen.buffers, expected.buffers, TOLERANCE[precision])
     assert torch.equal(seen.generator, expected.generator)
-    assert run.fitted.graph is not None and run.fitted.plan is not None
+    assert run.fitted.graph is not None
+    assert run.fitted.plan is not None
     peak = run.fitted.graph.resident_bytes + seen.peak_bytes
     assert peak <= run.fitted.plan.provenance["kernels_peak_bytes"] <= run.budget_bytes
     if tight:
