@@ -67,6 +67,9 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
     runs where `backward()` is called outside of the autocast block, which is what PyTorch
     recommends.
 
+    Dynamo would take ops with a factor apart (`addcmul_`, in 2.11 `add_` with `alpha=`), so that a
+    tensor may be the factor. It is kept from that: these ops round otherwise than eager's.
+
     Advice that a library gives once (transformers adds such methods to all loggers) is left out of
     the graph; other logging in a forward pass is an error, because it could not be kept.
     """
@@ -78,6 +81,7 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
                 torch._dynamo.config.accumulated_recompile_limit, shapes + 8
             ),
             allow_rnn=True,
+            enable_dynamo_decompositions=False,
             ignore_logging_functions=advice,
             optimize_ddp=False,
         ),
