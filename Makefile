@@ -2,6 +2,7 @@
 #   make demo        set up and run the built-in demonstration
 #   make test        set up with the development tools; lint, types, layers, tests in JOBS processes
 #   make test-slow   the tests that take longer
+#   make test-torch TORCH=torch==2.12.1   the tests with that PyTorch, in an environment of its own
 #   make docs        the documentation site, into build/site, with warnings as errors
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
 #   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
@@ -15,6 +16,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SEED ?= $(shell date +%s)
 
 BIN := $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CMAKE = $(or $(wildcard $(BIN)/cmake),cmake)
 NATIVE := pyproject.toml CMakeLists.txt Makefile $(wildcard native/*.cpp native/src/*.cpp native/src/*.hpp)
@@ -24,7 +26,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow docs fuzz bench bench-full clean
+.PHONY: demo test test-slow test-torch pytest docs fuzz bench bench-full clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -35,10 +37,16 @@ test: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(PYTEST)
 
 test-slow: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -m slow
+
+test-torch:
+	$(MAKE) VENV=.venv-$(subst ==,-,$(TORCH)) pytest
+
+pytest: $(VENV)/.stamp-dev
+	$(PYTEST)
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

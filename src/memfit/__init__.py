@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from types import ModuleType
@@ -105,7 +106,10 @@ sys.modules[__name__].__class__ = _Package
 
 
 if "torch" in sys.modules:  # lets `torch.compile(backend="memfit")` find it in a checkout, too
-    importlib.import_module("memfit.pytorch.compile_backend")
+    from memfit.errors import UnsupportedTorchError as _Unsupported
+
+    with contextlib.suppress(_Unsupported):  # plans of graph files need no torch; the rest says so
+        importlib.import_module("memfit.pytorch.compile_backend")
 
 
 def build_info() -> dict[str, str | None]:

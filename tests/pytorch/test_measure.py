@@ -115,7 +115,10 @@ def test_warm_up_and_reset_run_as_often_as_asked() -> None:
 
 
 def test_a_running_profiler_is_refused_and_left_alone() -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        acc_events=True,  # 2.11 and 2.12 warn without it
+    ) as profiler:
         with pytest.raises(UsageError, match="profiler is running"):
             measure_step(lambda: None)
         torch.ones(3).add(1)

@@ -242,7 +242,9 @@ def test_an_absent_device_is_estimated() -> None:
 
 
 def test_a_running_profiler_is_left_alone() -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+    ) as profiler:
         profile = one(aten.relu.default, spec(8))
         torch.ones(3).add(1)
     assert "profiler is running" in profile.notes[0]

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from memfit.errors import CaptureError, UnsupportedTorchError
+from memfit.errors import CaptureError
 
 __all__ = [
     "BackendCompilerFailed",
@@ -34,7 +34,6 @@ __all__ = [
     "backward_keeps_graph",
     "boxed_nop",
     "capture_settings",
-    "check_torch_version",
     "clear_cublas_workspaces",
     "is_marked_effectful",
     "kineto_memory_events",
@@ -51,25 +50,9 @@ __all__ = [
     "whole_ops",
 ]
 
-SUPPORTED = ((2, 11), (2, 13))
 MAX_SHAPES = 64
 _ADVICE = ("warning_once", "info_once", "warning_advice")
 Backend = Callable[[torch.fx.GraphModule, Sequence[Any]], Callable[..., Any]]
-
-
-def check_torch_version() -> None:
-    """Refuse a PyTorch that memfit was not written against.
-
-    Raises:
-        UnsupportedTorchError: the version is outside of `SUPPORTED`.
-    """
-    version = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
-    low, high = SUPPORTED
-    if not low <= version <= high:
-        raise UnsupportedTorchError(
-            f"torch {torch.__version__} is not supported; memfit runs with torch "
-            f"{low[0]}.{low[1]} to {high[0]}.{high[1]}; install one of these"
-        )
 
 
 @contextmanager
@@ -84,6 +67,9 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
     runs where `backward()` is called outside of the autocast block, which is what PyTorch
     recommends.
 
+    Dynamo would take ops with a factor apart (`addcmul_`, in 2.11 `add_` with `alpha=`), so that a
+    tensor may be the factor. It is kept from that: these ops round otherwise than eager's.
+
     Advice that a library gives once (transformers adds such methods to all loggers) is left out of
     the graph; other logging in a forward pass is an error, because it could not be kept.
     """
@@ -95,6 +81,7 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
                 torch._dynamo.config.accumulated_recompile_limit, shapes + 8
             ),
             allow_rnn=True,
+            enable_dynamo_decompositions=False,
             ignore_logging_functions=advice,
             optimize_ddp=False,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,15 @@ from torch._dynamo.exc import ShortenTraceback
 
 __all__ = [
     "ending_break",
+    "error_of_traced_code",
     "register_backend",
     "shown_by_dynamo",
 ]
+
+# `raised exception ValueError('text')`; 2.11 has `ValueError([ConstantVariable(str: 'text')])`.
+_RAISED = re.compile(
+    r"(?:got|raised exception) (\w+)\((?:\[ConstantVariable\(str: )?(['\"])(.*?)\2\)", re.DOTALL
+)
 
 
 def register_backend(name: str, backend: Callable[..., Any]) -> None:
@@ -30,6 +37,19 @@ def ending_break(module: fx.GraphModule) -> str | None:
         return None
     stack = reason.user_stack
     return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else "an unknown line"
+
+
+def error_of_traced_code(text: str) -> tuple[str, str] | None:
+    """Class and message of the error that the code being traced raised.
+
+    Args:
+        text: of Dynamo's error, which quotes it.
+
+    Returns:
+        None where Dynamo's error is about something else.
+    """
+    found = _RAISED.search(text)
+    return (found[1], found[3]) if found else None
 
 
 def shown_by_dynamo(error: Exception) -> Exception:

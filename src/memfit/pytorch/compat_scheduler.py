@@ -7,9 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch._inductor.choices import InductorChoices
-from torch._inductor.custom_graph_pass import CustomSchedulerPass
 
 from memfit.pytorch.kernel_order import Kernels
+from memfit.pytorch.versions import torch_version
+
+TORCH = torch_version()
+if TORCH >= (2, 13):
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+else:  # any callable is a pass, and the key of Inductor's cache has it pickled
+    CustomSchedulerPass = object
 
 __all__ = [
     "CustomSchedulerPass",

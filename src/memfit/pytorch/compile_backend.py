@@ -13,7 +13,6 @@ from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
-from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.compat_dynamo import ending_break, register_backend, shown_by_dynamo
 from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
 from memfit.pytorch.settings import COSTS, EXECUTORS, Settings, check_accumulate
@@ -126,7 +125,6 @@ def _compiled(
     options: Mapping[str, Any],
     mode: str | None,
 ) -> Callable[..., Any]:
-    check_torch_version()
     if mode is not None:
         raise UsageError(
             f'backend memfit has no mode {mode!r}; choose options={{"executor": "inductor"}} '

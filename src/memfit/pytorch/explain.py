@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from memfit.errors import CaptureError, ExecutionError, MemfitError
+from memfit.pytorch.compat_dynamo import error_of_traced_code
 from memfit.pytorch.compat_inductor import InductorError
 
 __all__ = ["explained", "no_code"]
@@ -49,7 +50,6 @@ def no_code(name: str, error: BaseException) -> ExecutionError | None:
 
 _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OWN_FILES = f"{Path(__file__).parents[1]}/"
-_OWN_ERROR = re.compile(r"(?:got|raised exception) (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 
 
 _REMEDY = (
@@ -92,10 +92,10 @@ def _why_not_captured(
         if "/torch/" not in m[0] and not m[0].startswith(_OWN_FILES)
     ]
     where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
-    own = _OWN_ERROR.search(text)
+    own = error_of_traced_code(text)
     if own is not None:
         return (
-            f"{name} fails on these inputs{where}: {own[1]}: {own[3].rstrip('.')}; check number, "
+            f"{name} fails on these inputs{where}: {own[0]}: {own[1].rstrip('.')}; check number, "
             "shapes and dtypes of the inputs, and of the target if there is one"
         )
     if "as_proxy" in text and places and "generator" in linecache.getline(*_place(places[-1])):

@@ -20,7 +20,6 @@ from memfit.planners.registry import get_planner
 from memfit.pytorch.accumulate import gradient_bytes
 from memfit.pytorch.backend import StepBackend, resident_values
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import check_torch_version
 from memfit.pytorch.costing import cost_step
 from memfit.pytorch.distributed import Replication
 from memfit.pytorch.fitted import FittedModule
@@ -256,7 +255,6 @@ def settings_for(
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: an argument is wrong.
     """
-    check_torch_version()
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"model is a {type(model).__name__}, not a torch.nn.Module; give the module itself"
