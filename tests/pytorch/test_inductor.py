@@ -207,7 +207,9 @@ def test_measured_peak_is_within_the_budget(name: str, budget: str) -> None:
     kernels = fitted.plan.provenance["kernels_peak_bytes"]
     assert peak <= kernels <= fitted.plan.budget_bytes
     if budget == "tight":
-        assert peak > 0.97 * fitted.plan.budget_bytes
+        # The budget is what the kernels of the smallest plan need; at that budget another plan is
+        # made, whose kernels may need some percent less.
+        assert peak > 0.9 * fitted.plan.budget_bytes
 
 
 @pytest.mark.slow
