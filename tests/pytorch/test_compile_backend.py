@@ -23,6 +23,7 @@ from memfit.errors import (
     MemfitError,
     UsageError,
 )
+from memfit.pytorch.compat_inductor import CppCompileError
 from memfit.pytorch.compile_backend import memfit_backend, plans
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.step_budget import BudgetWarning
@@ -236,6 +237,38 @@ def test_inductors_failure_is_told_from_a_failed_capture(monkeypatch: pytest.Mon
     fitted = memfit.fit(Tower(), budget="1GiB", executor="inductor", cost="analytic")
     with pytest.raises(ExecutionError, match=message.replace(".*", "Tower: ")):
         fitted(x)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            ImportError("/tmp/cache/ab/cab.main.so: file too short"),
+            r"/tmp/cache/ab/cab\.main\.so: file too short; .* delete it and run again",
+        ),
+        (
+            CppCompileError(["g++"], "m.cpp: In function:\nm.cpp:8:3: error: no at::vec\nmore"),
+            r'CppCompileError: m\.cpp:8:3: error: no at::vec; use executor="eager-graph"',
+        ),
+    ],
+)
+def test_failures_of_the_compiler_and_damaged_libraries_are_told(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, message: str
+) -> None:
+    from torch._inductor.codecache import PyCodeCache
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(PyCodeCache, "load_by_key_path", fail)
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    x = torch.randn(16, 64)
+    options = _options("1GiB", executor="inductor")
+    fitted = memfit.fit(Tower(), budget="1GiB", executor="inductor", cost="analytic")
+    for call in (_compiled(Tower(), options), fitted):
+        with pytest.raises(ExecutionError, match=message) as caught:
+            call(x)
+        assert "\n" not in str(caught.value)
 
 
 def test_another_budget_compiles_anew_and_the_same_one_does_not() -> None:
