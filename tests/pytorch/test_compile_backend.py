@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 
 import memfit
@@ -40,13 +41,13 @@ pytestmark = [
 class Tower(nn.Module):
     """Layers with dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*[self._layer() for _ in range(6)])
+        self.layers = nn.Sequential(*[self._layer(width) for _ in range(6)])
 
     @staticmethod
-    def _layer() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Dropout(0.1))
+    def _layer(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Dropout(0.1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The tower on its input."""
@@ -336,6 +337,28 @@ def test_gradients_that_the_budget_has_no_room_for_are_told_once(broken: bool) -
             compiled(x).backward()
     (message,) = [str(w.message) for w in told if w.category is BudgetWarning]
     assert 'options "accumulate": True' in message
+
+
+def test_buckets_of_ddp_are_named_and_counted_once() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        model = Tower(width=512)
+        plain, x = copy.deepcopy(model), torch.randn(64, 512)
+        ddp = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1)
+        options = _options("50%", planner="liveness")
+        compiled = _compiled(ddp, options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", BudgetWarning)
+            for _ in range(3):
+                gradients = _step(compiled, ddp, x)
+    finally:
+        dist.destroy_process_group()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, _step(plain, plain, x), strict=True))
+    (message,) = [str(w.message) for w in told if w.category is BudgetWarning]
+    assert len(plans(options)) > 1
+    assert "DistributedDataParallel (torch._dynamo.config.optimize_ddp = False)" in message
+    assert f"into {len(plans(options))} graphs" in message
 
 
 def test_the_entry_point_is_the_backend() -> None:
