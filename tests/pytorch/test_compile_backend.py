@@ -282,6 +282,17 @@ def test_another_budget_compiles_anew_and_the_same_one_does_not() -> None:
     assert made == [[True], [], [False], []]
 
 
+def test_a_dict_of_options_that_was_changed_is_read_anew() -> None:
+    x = torch.randn(512, 64)
+    options = _options("70%")
+    first, second = Tower(), Halves(broken=False)
+    _step(_compiled(first, options), first, x)
+    options["budget"] = "1GiB"
+    _compiled(second, options)(x).backward()
+    (plan,) = plans(options)
+    assert plan.budget_bytes == 2**30
+
+
 class Halves(nn.Module):
     """Two towers, with a graph break between them if asked for."""
 
