@@ -67,6 +67,7 @@ _REMEDY = (
 _REMEDIES = {
     "backwards hooks": "take off the hooks that modules have for their backward pass "
     "(register_full_backward_hook); hooks on tensors and parameters (Tensor.register_hook) work",
+    "FSDP with use_orig_params=False": "use FSDP2: memfit.fit_blocks, then fully_shard",
 }
 
 
