@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memfit.errors import UsageError
+from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.pytorch.measure import StepMeasurement, measure_step
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
@@ -145,6 +145,54 @@ def test_the_measured_peak_is_within_the_budget(tmp_path: Path) -> None:
     assert peak <= callback.plan.budget_bytes < callback.plan.plain_peak_bytes
 
 
+class Zeroed(Classifier):
+    """Notes before each forward pass whether a gradient is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        self.found.append(any(p.grad is not None for p in self.parameters()))
+        return super().training_step(batch, index)
+
+
+class ZeroesItself(Zeroed):
+    """Has a say in how gradients are zeroed."""
+
+    def optimizer_zero_grad(self, epoch: int, index: int, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+
+class Looks(Zeroed):
+    """Looks at gradients before they are zeroed."""
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        self.found.append(any(p.grad is not None for p in self.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "accumulated", "found"),
+    [
+        (Zeroed, 1, [False] * 4),
+        (Zeroed, 2, [False, True] * 2),
+        (ZeroesItself, 1, [False, True, True, True]),
+        (Looks, 1, [False, False, True, True, True, True, True, True]),
+    ],
+)
+def test_gradients_are_zeroed_before_the_forward_pass(
+    tmp_path: Path, kind: type[Zeroed], accumulated: int, found: list[bool]
+) -> None:
+    plain, ours = kind(), kind()
+    options = {"accumulate_grad_batches": accumulated}
+    train(plain, None, tmp_path, **options)
+    train(ours, MemFit(budget="100%", cost="analytic"), tmp_path, **options)
+    assert ours.found == found
+    assert plain.found[-3:] == [True] * 3  # Lightning zeroes after it
+    assert ours.losses == plain.losses
+    assert_same(ours, plain)
+
+
 def test_checkpoints_are_plain_and_can_be_resumed(tmp_path: Path) -> None:
     plain, whole = Classifier(), Classifier()
     train(plain, None, tmp_path, max_epochs=2)
@@ -243,3 +291,10 @@ def test_an_error_leaves_the_plain_module(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         train(module, MemFit(budget="70%"), tmp_path)
     assert "forward" not in module.model.__dict__
+
+
+def test_an_impossible_budget_names_the_layer(tmp_path: Path) -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"reached at \S+") as caught:
+        train(Classifier(), MemFit(budget="10%", cost="analytic"), tmp_path)
+    assert "__self__" not in str(caught.value)
+    assert "planned_method" not in str(caught.value)

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.two_tensor import TwoTensor
 
 import memfit
 from memfit.errors import (
@@ -167,6 +170,37 @@ def test_what_is_fitted_already(inside: bool) -> None:
     with pytest.raises(UsageError, match=r"fitted already.*fit the plain model once") as caught:
         memfit.fit(nn.Sequential(fitted) if inside else fitted, budget="90%")
     _message(caught)
+
+
+def test_what_is_sharded_already() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(Net())
+        fully_shard(model[0])
+        for call in (
+            lambda: memfit.fit(model, budget="90%"),
+            lambda: memfit.fit_blocks(model, [model[0]], budget="90%"),
+        ):
+            with pytest.raises(UsageError, match=r"sharded already; .*fit_blocks") as caught:
+                call()
+            _message(caught)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_tensors_that_are_made_of_others() -> None:
+    model = Net()
+    layer = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    layer.weight = nn.Parameter(TwoTensor(layer.weight.detach(), layer.weight.detach().clone()))
+    with pytest.raises(CaptureError, match=r"has a TwoTensor of shape \(32, 32\)") as caught:
+        _plan(model)
+    _message(caught)
+
+
+def test_copies_of_data_parallel() -> None:
+    fitted = memfit.fit(Net(), budget="90%", cost="analytic")
+    with pytest.raises(UsageError, match="DistributedDataParallel"):
+        fitted._replicate_for_data_parallel()  # what nn.DataParallel does for each device
 
 
 def test_hooks_of_modules_for_their_backward_pass() -> None:

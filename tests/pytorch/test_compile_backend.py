@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 
 import memfit
@@ -23,6 +24,7 @@ from memfit.errors import (
     MemfitError,
     UsageError,
 )
+from memfit.pytorch.compat_inductor import CppCompileError
 from memfit.pytorch.compile_backend import memfit_backend, plans
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.step_budget import BudgetWarning
@@ -39,13 +41,13 @@ pytestmark = [
 class Tower(nn.Module):
     """Layers with dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*[self._layer() for _ in range(6)])
+        self.layers = nn.Sequential(*[self._layer(width) for _ in range(6)])
 
     @staticmethod
-    def _layer() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Dropout(0.1))
+    def _layer(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Dropout(0.1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The tower on its input."""
@@ -238,6 +240,38 @@ def test_inductors_failure_is_told_from_a_failed_capture(monkeypatch: pytest.Mon
         fitted(x)
 
 
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            ImportError("/tmp/cache/ab/cab.main.so: file too short"),
+            r"/tmp/cache/ab/cab\.main\.so: file too short; .* delete it and run again",
+        ),
+        (
+            CppCompileError(["g++"], "m.cpp: In function:\nm.cpp:8:3: error: no at::vec\nmore"),
+            r'CppCompileError: m\.cpp:8:3: error: no at::vec; use executor="eager-graph"',
+        ),
+    ],
+)
+def test_failures_of_the_compiler_and_damaged_libraries_are_told(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, message: str
+) -> None:
+    from torch._inductor.codecache import PyCodeCache
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(PyCodeCache, "load_by_key_path", fail)
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    x = torch.randn(16, 64)
+    options = _options("1GiB", executor="inductor")
+    fitted = memfit.fit(Tower(), budget="1GiB", executor="inductor", cost="analytic")
+    for call in (_compiled(Tower(), options), fitted):
+        with pytest.raises(ExecutionError, match=message) as caught:
+            call(x)
+        assert "\n" not in str(caught.value)
+
+
 def test_another_budget_compiles_anew_and_the_same_one_does_not() -> None:
     model, x = Tower(), torch.randn(512, 64)
     made = []
@@ -246,6 +280,17 @@ def test_another_budget_compiles_anew_and_the_same_one_does_not() -> None:
         _step(_compiled(model, options), model, x)
         made.append([plan.overhead > 0 for plan in plans(options)])
     assert made == [[True], [], [False], []]
+
+
+def test_a_dict_of_options_that_was_changed_is_read_anew() -> None:
+    x = torch.randn(512, 64)
+    options = _options("70%")
+    first, second = Tower(), Halves(broken=False)
+    _step(_compiled(first, options), first, x)
+    options["budget"] = "1GiB"
+    _compiled(second, options)(x).backward()
+    (plan,) = plans(options)
+    assert plan.budget_bytes == 2**30
 
 
 class Halves(nn.Module):
@@ -303,6 +348,28 @@ def test_gradients_that_the_budget_has_no_room_for_are_told_once(broken: bool) -
             compiled(x).backward()
     (message,) = [str(w.message) for w in told if w.category is BudgetWarning]
     assert 'options "accumulate": True' in message
+
+
+def test_buckets_of_ddp_are_named_and_counted_once() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        model = Tower(width=512)
+        plain, x = copy.deepcopy(model), torch.randn(64, 512)
+        ddp = nn.parallel.DistributedDataParallel(model, bucket_cap_mb=1)
+        options = _options("50%", planner="liveness")
+        compiled = _compiled(ddp, options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", BudgetWarning)
+            for _ in range(3):
+                gradients = _step(compiled, ddp, x)
+    finally:
+        dist.destroy_process_group()
+    assert all(torch.equal(a, b) for a, b in zip(gradients, _step(plain, plain, x), strict=True))
+    (message,) = [str(w.message) for w in told if w.category is BudgetWarning]
+    assert len(plans(options)) > 1
+    assert "DistributedDataParallel (torch._dynamo.config.optimize_ddp = False)" in message
+    assert f"into {len(plans(options))} graphs" in message
 
 
 def test_the_entry_point_is_the_backend() -> None:

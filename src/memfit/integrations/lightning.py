@@ -87,6 +87,18 @@ class MemFit(PlanHolder, Callback):
         )
         self._planned.install()
 
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Zero gradients before the forward pass where Lightning would right after it.
+
+        They would be alive beside the activations, which no plan has room for.
+        """
+        first = batch_idx % trainer.accumulate_grad_batches == 0
+        if self._planned is not None and first and _zeroes_plainly(trainer, pl_module):
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         """Check that training goes through the plan.
 
@@ -145,6 +157,17 @@ def _choose(pl_module: nn.Module, name: str | None, method: str) -> nn.Module:
         f"MemFit cannot tell what training_step of {kind} calls: it has {_listed(pl_module)} and "
         'no forward of its own; name one: MemFit(..., module="model"), or give the module a method '
         'that computes the loss and name it: MemFit(..., method="loss")'
+    )
+
+
+def _zeroes_plainly(trainer: Any, pl_module: Any) -> bool:
+    """Whether nobody sees when Lightning zeroes gradients, between forward and backward pass."""
+    kind, hook = type(pl_module), "on_before_zero_grad"
+    return (
+        pl_module.automatic_optimization
+        and kind.optimizer_zero_grad is LightningModule.optimizer_zero_grad
+        and getattr(kind, hook) is getattr(LightningModule, hook)
+        and all(getattr(type(c), hook) is getattr(Callback, hook) for c in trainer.callbacks)
     )
 
 

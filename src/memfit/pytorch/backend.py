@@ -40,6 +40,7 @@ from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import (
     Replication,
     accumulates_outside_of_buckets,
+    check_plain,
     hand_over_gradients,
 )
 from memfit.pytorch.draws import draw_in_memory_order
@@ -195,6 +196,7 @@ class StepBackend:
         given = [x for i, x in enumerate(example_inputs) if i not in self._kinds]
         self._inputs = shapes_text([x for x in given if isinstance(x, torch.Tensor)])
         try:
+            check_plain(self._name, example_inputs)
             self.count.compilation(self._inputs)
         except CaptureError as error:
             self.error = error

@@ -36,6 +36,10 @@ def ending_break(module: fx.GraphModule) -> str | None:
     if reason is None or not reason.graph_break:
         return None
     stack = reason.user_stack
+    if stack and stack[-1].filename.endswith("torch/_dynamo/backends/distributed.py"):
+        return (
+            "a bucket's end of DistributedDataParallel (torch._dynamo.config.optimize_ddp = False)"
+        )
     return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else "an unknown line"
 
 

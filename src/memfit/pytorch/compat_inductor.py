@@ -9,9 +9,10 @@ from torch import fx
 from torch._functorch import config as functorch_config
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
-from torch._inductor.exc import InductorError
+from torch._inductor.exc import CppCompileError, InductorError
 
 __all__ = [
+    "CppCompileError",
     "CustomPartitionerFn",
     "InductorError",
     "compile_with_inductor",

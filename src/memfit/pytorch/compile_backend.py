@@ -36,9 +36,17 @@ _DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class _Call:
-    """What belongs to one call of `torch.compile`, known by its dict of options."""
+    """What belongs to one call of `torch.compile`, known by its dict of options.
+
+    Attributes:
+        options: the dict.
+        content: what it held then.
+        step: the step that all graphs belong to.
+        graphs: the graphs.
+    """
 
     options: Mapping[str, Any]
+    content: Mapping[str, Any]
     step: StepRuns
     graphs: list[PlannedGraph | SymbolicGraph] = field(default_factory=list)
 
@@ -80,8 +88,8 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
 
 def _call_of(options: Mapping[str, Any]) -> _Call:
     call = _calls.get(id(options))
-    if call is None:
-        call = _Call(options, StepRuns(*_settings(options)))
+    if call is None or call.content != options:  # a dict may be changed and used again
+        call = _Call(options, dict(options), StepRuns(*_settings(options)))
         _calls[id(options)] = call  # holds the dict, so that its id stays its own
     return call
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import sys
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from memfit.errors import CaptureError
 from memfit.graph import ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat_distributed import active_ddp
+from memfit.pytorch.compat_distributed import active_ddp, is_subclass
 from memfit.pytorch.overlap import Overlap
 from memfit.pytorch.plan_sharing import PlanSharing
 from memfit.pytorch.storage_sizes import block_bytes
@@ -20,7 +22,9 @@ __all__ = [
     "Parallel",
     "Replication",
     "accumulates_outside_of_buckets",
+    "check_plain",
     "hand_over_gradients",
+    "is_sharded",
     "replication_of",
 ]
 
@@ -90,6 +94,30 @@ def replication_of(model: nn.Module, asked: Parallel) -> Replication:
         reduced=True,
         bucket_view=bool(overlap and ddp.gradient_as_bucket_view and len(reduced) == len(names)),
     )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP has taken over a part of the model."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return False
+    kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    return any(isinstance(module, kinds) for module in model.modules())
+
+
+def check_plain(name: str, inputs: Iterable[Any]) -> None:
+    """Refuse tensors that are made of several: AOTAutograd takes them apart.
+
+    Raises:
+        CaptureError: there is one among the parameters, buffers and inputs of a step.
+    """
+    found = next((x for x in inputs if is_subclass(x)), None)
+    if found is not None:
+        raise CaptureError(
+            f"{name} has a {type(found).__name__} of shape {tuple(found.shape)} among its "
+            "parameters, buffers and inputs, a tensor that is made of others, whose memory is not "
+            "planned; use plain tensors (to shard a model: memfit.fit_blocks, then fully_shard)"
+        )
 
 
 def accumulates_outside_of_buckets() -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch.compat_dynamo import error_of_traced_code
-from memfit.pytorch.compat_inductor import InductorError
+from memfit.pytorch.compat_inductor import CppCompileError, InductorError
 
 __all__ = ["explained", "no_code"]
 
@@ -36,18 +36,26 @@ def explained(
 
 
 def no_code(name: str, error: BaseException) -> ExecutionError | None:
-    """The error to raise where Inductor could not generate code; None for any other error."""
-    if not isinstance(error, InductorError):
+    """The error to raise where Inductor could not make or load code; None for any other error."""
+    inner = getattr(error, "inner_exception", error)
+    damaged = _DAMAGED.search(str(inner)) if isinstance(inner, (ImportError, OSError)) else None
+    if damaged is not None:
+        return ExecutionError(
+            f"Inductor cannot load the code that it once compiled for {name}: {damaged[0]}; a "
+            "compilation that was stopped leaves such a file: delete it and run again"
+        )
+    if not isinstance(error, InductorError) and not isinstance(inner, CppCompileError):
         return None
-    inner = error.inner_exception
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    said = f"{type(inner).__name__}: {lines[0] if lines else 'no reason given'}"
+    first = next((line for line in lines if ": error: " in line), (lines or ["no reason given"])[0])
+    said = f"{type(inner).__name__}: {first}"
     return ExecutionError(
         f"Inductor cannot generate code for {name}: {said.rstrip('.;')}; use "
         'executor="eager-graph", which runs PyTorch\'s own kernels'
     )
 
 
+_DAMAGED = re.compile(r"\S+\.so: (file too short|invalid ELF header|cannot read file data)")
 _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 _OWN_FILES = f"{Path(__file__).parents[1]}/"
 
@@ -59,6 +67,7 @@ _REMEDY = (
 _REMEDIES = {
     "backwards hooks": "take off the hooks that modules have for their backward pass "
     "(register_full_backward_hook); hooks on tensors and parameters (Tensor.register_hook) work",
+    "FSDP with use_orig_params=False": "use FSDP2: memfit.fit_blocks, then fully_shard",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -128,6 +128,12 @@ class FittedModule(nn.Module):
         first = next(self.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
         plan_ahead(call, self._shapes, backend.count, device, self._progress)
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise UsageError(
+            "nn.DataParallel makes copies of a fitted module on several devices, which have no "
+            "plan; use one process for each device and DistributedDataParallel"
+        )
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -251,9 +251,11 @@ def source_of(node: fx.Node) -> str | None:
     if isinstance(stack, dict) and stack:
         entry = list(stack.values())[-1]
         path = re.sub(r"L\['[^']*'\]\.?|_modules\['([^']*)'\]", r"\1", str(entry[0])).strip(".")
-        path = path.replace("_MemfitStep__", "")
+        path = path.replace("_MemfitStep__", "").replace("._method.__self__", "")
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = ("memfit/pytorch/backend.py", "memfit/cli/target.py")
+    own = tuple(
+        f"memfit/{p}.py" for p in ("pytorch/backend", "pytorch/planned_method", "cli/target")
+    )
     frames = [f for f in frames if not f[0].endswith(own)]
     frames = [f for f in frames if "/torch/" not in f[0]] or frames
     line = f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""

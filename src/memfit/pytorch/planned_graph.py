@@ -20,6 +20,7 @@ from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
 from memfit.pytorch.backend import no_leaf_warnings
 from memfit.pytorch.compat import MAX_SHAPES, capture_settings
+from memfit.pytorch.compat_fake import FakeTensor
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.explain import no_code
 from memfit.pytorch.second_use import on_backward
@@ -75,6 +76,8 @@ class PlannedGraph:
     def __call__(self, *args: Any) -> Any:
         """Run the graph."""
         if self.plan is None or not torch.is_grad_enabled():
+            return self._run(*args)
+        if any(isinstance(x, FakeTensor) for x in args):  # Dynamo asks for the outputs' strides
             return self._run(*args)
         step = self._step
         step.begin()

@@ -21,7 +21,7 @@ from memfit.pytorch.accumulate import gradient_bytes
 from memfit.pytorch.backend import StepBackend, resident_values
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.costing import cost_step
-from memfit.pytorch.distributed import Replication
+from memfit.pytorch.distributed import Replication, is_sharded
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.inductor import InductorBackend, digest_of
 from memfit.pytorch.loop_choice import plan_loops
@@ -263,6 +263,11 @@ def settings_for(
         raise UsageError(
             "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
             "result: DistributedDataParallel(memfit.fit(model, ...))"
+        )
+    if is_sharded(model):
+        raise UsageError(
+            f"the {type(model).__name__} is sharded already; fit its blocks first, then shard "
+            "them: for block in memfit.fit_blocks(model, blocks, budget=...): fully_shard(block)"
         )
     inner = next((m for m in model.modules() if isinstance(m, FittedModule)), None)
     if inner is not None:
