@@ -7,12 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import torch
+from torch._prims_common import suggest_memory_format
+
 from memfit.pytorch.kernel_memory import Buffers
 from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = ["generated_code"]
 
 Workspace = Callable[[Any], int]
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @contextmanager
@@ -61,10 +65,41 @@ def _buffers(graph: Any, workspace: Workspace) -> Buffers:
     for op in graph.operations:
         if isinstance(op, ir.ExternKernel):
             own = max((workspace(node) for node in op.get_origins()), default=0)
+            own += _laid_out_anew(graph, op)
             names = {o.get_name() for o in op.get_outputs()} | {*op.get_mutation_names()}
             for name in names if own else ():
                 workspace_bytes[name] = max(own, workspace_bytes.get(name, 0))
     return Buffers(size_bytes, parts, views, workspace_bytes)
+
+
+def _laid_out_anew(graph: Any, op: Any) -> int:
+    """Bytes of what a convolution's backward copies, which works on one memory format.
+
+    From 2.13 on Inductor gives it operands of one format. Before, a gradient has the strides that
+    it had when it was traced, while the input has its channels last.
+    """
+    if getattr(op, "op_overload", None) is not torch.ops.aten.convolution_backward.default:
+        return 0
+    operands = [_strided(graph, operand) for operand in op.inputs[:3]]
+    wanted = _FORMATS.get(operands[0].dim())
+    if wanted is None:
+        return 0
+    if not any(suggest_memory_format(t) is wanted for t in operands[1:]):
+        wanted = torch.contiguous_format
+    return sum(
+        int(t.numel()) * t.element_size()
+        for t in operands
+        if not t.is_contiguous(memory_format=wanted)
+    )
+
+
+def _strided(graph: Any, operand: Any) -> torch.Tensor:
+    """A tensor without memory of the operand's shape and strides."""
+    size, stride = (
+        [int(graph.sizevars.optimization_hint(n, fallback=1)) for n in numbers]
+        for numbers in (operand.get_size(), operand.get_stride())
+    )
+    return torch.empty_strided(size, stride, dtype=operand.get_dtype(), device="meta")
 
 
 def _size_bytes(graph: Any, buffer: Any) -> int:
