@@ -43,8 +43,9 @@ MEANING = """\
 
 WHY = {
     "lstm": "A captured step adds up the gradients of the shared weights, step after step, in new "
-    "memory (`aten::add`); eager's autograd adds in place (`aten::add_`). A profile of one step of "
-    "each shows the whole difference there. min-cut runs the same ops and is as slow as memfit.",
+    "memory (`aten::add`), where eager's autograd adds in place (`aten::add_`), and it calls its "
+    "many small ops from Python; each is about half of the difference (`python "
+    "benchmarks/peer_profile.py lstm`). min-cut runs the same ops and is as slow as memfit.",
 }
 """Why memfit is slower on a network, where it is known."""
 
