@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch._dynamo.utils import counters
 
 import memfit
 from memfit.pytorch import inductor
+from memfit.pytorch.compat_codegen import laid_out_anew_bytes
 from memfit.pytorch.fusion import FusedStep
 from memfit.pytorch.inductor import PlanPartitioner, digest_of
 from memfit.pytorch.kernel_fusion import PeakExceeded, PlanChoices, PlanOrder
@@ -207,9 +209,7 @@ def test_measured_peak_is_within_the_budget(name: str, budget: str) -> None:
     kernels = fitted.plan.provenance["kernels_peak_bytes"]
     assert peak <= kernels <= fitted.plan.budget_bytes
     if budget == "tight":
-        # The budget is what the kernels of the smallest plan need; at that budget another plan is
-        # made, whose kernels may need some percent less.
-        assert peak > 0.9 * fitted.plan.budget_bytes
+        assert peak > 0.97 * fitted.plan.budget_bytes
 
 
 @pytest.mark.slow
@@ -304,3 +304,25 @@ def test_the_peak_read_off_the_generated_code_is_the_measured_one() -> None:
     assert measured.peak_bytes == found
     step()
     assert all(p.grad is None or p.grad.stride() == p.stride() for p in model.parameters())
+
+
+LAST = torch.channels_last
+
+
+@pytest.mark.parametrize("formats", [*itertools.product([torch.contiguous_format, LAST], repeat=3)])
+def test_copies_of_a_convolutions_backward_are_counted(formats: Any) -> None:
+    """What it takes more than with operands that have its format already."""
+    shapes = ((2, 8, 12, 12), (2, 4, 12, 12), (8, 4, 3, 3))
+    given = [torch.randn(s).to(memory_format=f) for s, f in zip(shapes, formats, strict=True)]
+    own = LAST if LAST in formats[1:] else torch.contiguous_format
+    ready = [t.to(memory_format=own) for t in given]
+
+    def peak(operands: list[torch.Tensor]) -> int:
+        def step() -> None:
+            torch.ops.aten.convolution_backward(
+                *operands, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+            )
+
+        return measure_step(step).peak_bytes
+
+    assert peak(given) - peak(ready) == laid_out_anew_bytes(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -10,13 +10,13 @@ from unittest import mock
 import torch
 from torch._prims_common import suggest_memory_format
 
+from memfit.pytorch.conv_layout import CHANNELS_LAST
 from memfit.pytorch.kernel_memory import Buffers
 from memfit.pytorch.storage_sizes import block_bytes
 
-__all__ = ["generated_code"]
+__all__ = ["generated_code", "laid_out_anew_bytes"]
 
 Workspace = Callable[[Any], int]
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @contextmanager
@@ -73,15 +73,21 @@ def _buffers(graph: Any, workspace: Workspace) -> Buffers:
 
 
 def _laid_out_anew(graph: Any, op: Any) -> int:
+    if getattr(op, "op_overload", None) is not torch.ops.aten.convolution_backward.default:
+        return 0
+    return laid_out_anew_bytes([_strided(graph, operand) for operand in op.inputs[:3]])
+
+
+def laid_out_anew_bytes(operands: Sequence[torch.Tensor]) -> int:
     """Bytes of what a convolution's backward copies, which works on one memory format.
 
     From 2.13 on Inductor gives it operands of one format. Before, a gradient has the strides that
     it had when it was traced, while the input has its channels last.
+
+    Args:
+        operands: the gradient, the input, the weight.
     """
-    if getattr(op, "op_overload", None) is not torch.ops.aten.convolution_backward.default:
-        return 0
-    operands = [_strided(graph, operand) for operand in op.inputs[:3]]
-    wanted = _FORMATS.get(operands[0].dim())
+    wanted = CHANNELS_LAST.get(operands[0].dim())
     if wanted is None:
         return 0
     if not any(suggest_memory_format(t) is wanted for t in operands[1:]):

@@ -19,12 +19,19 @@ from torch import fx
 
 from memfit.pytorch import joint as J
 
-__all__ = ["copied_bytes", "copy_just_in_time", "gradient_bytes", "lay_out_gradients"]
+__all__ = [
+    "CHANNELS_LAST",
+    "copied_bytes",
+    "copy_just_in_time",
+    "gradient_bytes",
+    "lay_out_gradients",
+]
 
 aten = torch.ops.aten
 # Where the input and the weight are among the arguments.
 _PLACES = {aten.convolution.default: (0, 1), aten.convolution_backward.default: (1, 2)}
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory format by the number of dimensions."""
 
 
 def _wanted(node: fx.Node) -> torch.memory_format | None:
@@ -32,7 +39,7 @@ def _wanted(node: fx.Node) -> torch.memory_format | None:
     if not J.tensors(node):
         return None
     value = J.tensors(node)[0]
-    wanted = _FORMATS.get(value.dim())
+    wanted = CHANNELS_LAST.get(value.dim())
     return None if wanted is None or value.is_contiguous(memory_format=wanted) else wanted
 
 
@@ -71,7 +78,7 @@ def copy_just_in_time(module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         for original in _copied(node):
             value = original.meta["val"]
-            wanted = _FORMATS[value.dim()]
+            wanted = CHANNELS_LAST[value.dim()]
             with graph.inserting_before(node):
                 copy = graph.call_function(
                     aten.clone.default, (original,), {"memory_format": wanted}

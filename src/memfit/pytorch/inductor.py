@@ -177,8 +177,10 @@ class InductorBackend(StepBackend):
                 del self.compiled[known:]
                 # Another plan has other kernels, so that just enough is often not enough; the last
                 # attempt is the smallest plan.
-                last_but_one = attempt + 2 == _TRIES
-                self._excess_bytes += exceeded.excess_bytes << (64 if last_but_one else attempt)
+                if attempt + 2 == _TRIES:
+                    self._excess_bytes = plan.budget_bytes
+                else:
+                    self._excess_bytes += exceeded.excess_bytes << attempt
                 least = plan.peak_bytes <= plan.smallest_feasible_budget_bytes
                 if least or self._replan is None or attempt + 1 == _TRIES:
                     raise self._too_small(plan, exceeded.excess_bytes) from None
