@@ -1,8 +1,9 @@
 """What the documentation site adds to the pages of this folder; read by mkdocs (see mkdocs.yml).
 
 The pages are plain Markdown that can be read in the repository too. So links to files outside of
-this folder, such as `../CHANGELOG.md` or `../examples/ddp.py`, are written as they are in the
-repository; the site has pages for those files, and the links are turned to them.
+this folder, such as `../CHANGELOG.md` or `../examples/ddp.py`, and from them into it, such as
+`docs/cli.md`, are written as they are in the repository; the site has pages for those files, and
+the links are turned to them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 ROOT = Path(__file__).parents[1]
 _ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|/")
 
 
 def outside_pages() -> dict[str, str]:
@@ -73,15 +75,24 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links to files outside of this folder to their pages."""
-    here = posixpath.join("docs", posixpath.dirname(page.file.src_uri))
+def site_link(page: str, target: str) -> str:
+    """A link as it is in the repository, turned to the page that the site has for its target.
+
+    Args:
+        page: the page that holds the link, by its place in the site.
+        target: what the link names, seen from the page's file in the repository.
+    """
+    if _ELSEWHERE.match(target):
+        return target
     outside = outside_pages()
+    sources = {shown: source for source, shown in outside.items()}
+    source = sources.get(page, posixpath.join("docs", page))
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    shown = outside.get(path, path.removeprefix("docs/") if path.startswith("docs/") else None)
+    return target if shown is None else posixpath.relpath(shown, posixpath.dirname(page) or ".")
 
-    def turned(match: re.Match[str]) -> str:
-        found = outside.get(posixpath.normpath(posixpath.join(here, match[1])))
-        if found is None:
-            return match[1]
-        return posixpath.relpath(posixpath.join("docs", found), here)
 
-    return _LINK.sub(turned, markdown)
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn links between this folder and files outside of it to the site's pages."""
+    here = page.file.src_uri
+    return _LINK.sub(lambda match: site_link(here, match[1]), markdown)

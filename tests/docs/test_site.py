@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -27,16 +28,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(module, reason=f"{module} is not installed (memfit[docs])")
     folder = tmp_path_factory.mktemp("site")
+    # As in `make docs`: what --quiet hides is not counted by --strict.
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Documentation built" in done.stderr  # its messages are shown, so warnings would be too
     assert "WARNING" not in done.stderr
     return folder
+
+
+class _Followed(HTMLParser):
+    """Addresses that a reader can follow from a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found.extend(value or "" for name, value in attrs if name == "href")
 
 
 class _Fetched(HTMLParser):
@@ -67,6 +83,40 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     assert local > 100
     for style in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text())
+
+
+def test_every_link_leads_somewhere(site: Path) -> None:
+    """Also from the pages of files outside of docs, whose links are turned."""
+    followed = 0
+    for page in sorted(site.rglob("*.html")):
+        if page.name == "404.html":  # whose addresses are those of the root
+            continue
+        for address in _Followed(page.read_text(encoding="utf-8")).found:
+            path = address.split("#")[0].split("?")[0]
+            if path and not re.match(r"([a-z]+:)?//|mailto:", path):
+                followed += 1
+                assert (page.parent / path).resolve().exists(), f"{page.name} leads to {address}"
+    assert followed > 500
+    assert 'href="correctness.html#versions-of-pytorch"' in (site / "contributing.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "turned"),
+    [
+        ("contributing.md", "docs/correctness.md", "correctness.md"),
+        ("contributing.md", "docs/adr/0003-native-core.md", "adr/0003-native-core.md"),
+        ("contributing.md", "CHANGELOG.md", "changelog.md"),
+        ("cli.md", "../CHANGELOG.md", "changelog.md"),
+        ("benchmarks/peers.md", "../../examples/ddp.py", "../examples/ddp.md"),
+        ("benchmarks/peers.md", "../cli.md", "../cli.md"),
+        ("cli.md", "shapes.md", "shapes.md"),
+        ("cli.md", "../no/such/file.py", "../no/such/file.py"),
+        ("cli.md", "https://example.org/docs/cli.md", "https://example.org/docs/cli.md"),
+    ],
+)
+def test_links_are_turned_to_the_sites_pages(page: str, link: str, turned: str) -> None:
+    hooks = pytest.importorskip("mkdocs") and runpy.run_path(str(DOCS / "site_hooks.py"))
+    assert hooks["site_link"](page, link) == turned
 
 
 def test_every_public_name_has_its_place(site: Path) -> None:

@@ -41,7 +41,13 @@ def bound(
     Args:
         model: the model, or a training graph (`memfit.graph_io.read_graph`) and nothing else about
             it.
-        example_inputs, loss_fn, budget, cost, optimizer, example_kwargs, accumulate: as for `plan`.
+        example_inputs: as for `plan`.
+        loss_fn: as for `plan`.
+        budget: as for `plan`.
+        cost: as for `plan`.
+        optimizer: as for `plan`.
+        example_kwargs: as for `plan`.
+        accumulate: as for `plan`.
         time_limit_s: seconds after which the best bound so far is taken; capture is not counted.
         progress: called with a label and the share done.
 
