@@ -92,7 +92,9 @@ def _on_default_stream(device: torch.device) -> bool:
     return bool(torch.cuda.current_stream(device) == torch.cuda.default_stream(device))
 
 
-def used_inside(joint: fx.GraphModule, forward_outputs: int, parameters: Set[int]) -> set[int]:
+def used_inside(
+    joint: fx.GraphModule, forward_outputs: int, parameters: Set[fx.Node]
+) -> set[fx.Node]:
     """The parameters that the step does not hand out, itself or a view of it.
 
     The caller may differentiate what is handed out, and autograd then adds both gradients up before
@@ -100,23 +102,21 @@ def used_inside(joint: fx.GraphModule, forward_outputs: int, parameters: Set[int
     """
     outputs, _ = J.joint_outputs(joint, forward_outputs)
     out = {s for n in outputs if isinstance(n, fx.Node) for s in J.storages(n)}
-    primals = [p for p in joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
-    return {i for i, p in enumerate(primals) if i in parameters and out.isdisjoint(J.storages(p))}
+    return {p for p in parameters if out.isdisjoint(J.storages(p))}
 
 
 def accumulate_when_ready(
-    backward: fx.GraphModule, joint: fx.GraphModule, forward_outputs: int, parameters: Set[int]
+    backward: fx.GraphModule, joint: fx.GraphModule, parameters: Set[fx.Node]
 ) -> None:
     """Let a backward graph add each parameter's gradient to `.grad` right after its last op.
 
     Args:
         backward: the lowered backward graph; changed in place.
         joint: the joint graph it was lowered from.
-        forward_outputs: number of outputs of the joint graph's forward pass.
-        parameters: positions of the primal placeholders that are parameters, those that the step
-            hands out left aside (`used_inside`).
+        parameters: the placeholders that are parameters, those that the step hands out left aside
+            (`used_inside`).
     """
-    primals = [p for p in joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
+    primals = J.primals(joint)
     count = sum(bool(J.tensors(p)) for p in primals)
     (end,) = backward.graph.find_nodes(op="output")
     results = list(end.args[0])
@@ -124,7 +124,7 @@ def accumulate_when_ready(
     for i, primal in enumerate(primals[: len(results)]):
         position += bool(J.tensors(primal))
         gradient = results[i]
-        if i not in parameters or not isinstance(gradient, fx.Node):
+        if primal not in parameters or not isinstance(gradient, fx.Node):
             continue
         if gradient.op != "call_function" or results.count(gradient) > 1:
             continue
@@ -166,7 +166,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def hold_gradients(
-    step: CapturedStep, parameters: Set[int], *, held_bytes: int = 0, at_end: bool = False
+    step: CapturedStep, parameters: Set[fx.Node], *, held_bytes: int = 0, at_end: bool = False
 ) -> CapturedStep:
     """The step as it is while gradients are accumulated.
 
@@ -175,14 +175,15 @@ def hold_gradients(
 
     Args:
         step: as captured.
-        parameters: positions of the primal placeholders that are parameters.
+        parameters: the placeholders that are parameters.
         held_bytes: least size of all `.grad`, with those that only other steps of the module make.
         at_end: the step's own gradients are added all together at its end.
     """
     _, gradients = J.joint_outputs(step.joint, step.forward_outputs)
-    ours = _values(step, (n for i, n in enumerate(gradients) if i in parameters))
+    pairs = list(zip(J.primals(step.joint), gradients, strict=False))
+    ours = _values(step, (n for p, n in pairs if p in parameters))
     inside = used_inside(step.joint, step.forward_outputs, parameters)
-    others = _values(step, (n for i, n in enumerate(gradients) if i not in inside))
+    others = _values(step, (n for p, n in pairs if p not in inside))
     freed = set() if at_end else ours - others
     values = [
         replace(v, is_output=False) if i in freed else v for i, v in enumerate(step.graph.values)

@@ -252,13 +252,13 @@ class StepBackend:
         self,
         joint: fx.GraphModule,
         forward_outputs: int,
-        kinds: Mapping[int, ValueKind],
+        kinds: Mapping[fx.Node, ValueKind],
         extra: Sequence[Value] = (),
     ) -> CapturedStep:
         return read_joint(joint, forward_outputs, kinds, extra, name=self._name)
 
     def _planned(
-        self, step: CapturedStep, parameters: Set[int]
+        self, step: CapturedStep, parameters: Set[fx.Node]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         if self._decide is None:
             self.captured = keeping_everything(self._costs(step, None), self.programs)
@@ -278,17 +278,14 @@ class StepBackend:
         joint_inputs: Any,
         *,
         num_fwd_outputs: int,
-        static_lifetime_input_indices: Sequence[int] | None = None,
         **_: Any,
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         if self._report is not None:
             self._report(TRACING, 1.0)
         try:
             self._prepare(joint)
-            kinds = dict(self._kinds)
-            for i in static_lifetime_input_indices or ():
-                kinds.setdefault(i, ValueKind.BUFFER)
-            parameters = {i for i, kind in kinds.items() if kind is ValueKind.PARAMETER}
+            kinds = J.kinds_of(joint, self._kinds)
+            parameters = {p for p, kind in kinds.items() if kind is ValueKind.PARAMETER}
             J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
             self.count.captured()
@@ -298,10 +295,10 @@ class StepBackend:
                 step = self._holding(step, parameters)
             modules = self._planned(step, parameters)
             if self._overlap is not None:
-                modules = self._overlap.mark(*modules, num_fwd_outputs)
+                modules = self._overlap.mark(*modules, num_fwd_outputs, J.positions(joint))
             elif self.adds_gradients and not self._replication.reduced:
                 inside = used_inside(joint, num_fwd_outputs, parameters)
-                accumulate_when_ready(modules[1], joint, num_fwd_outputs, inside)
+                accumulate_when_ready(modules[1], joint, inside)
             return modules
         except _Captured:
             raise
@@ -309,12 +306,12 @@ class StepBackend:
             self.error = error
             raise
 
-    def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[int]) -> int:
+    def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[fx.Node]) -> int:
         if self._accumulate:
             return plan.peak_bytes
         return simulate(self._holding(step, parameters).graph, plan.schedule).peak_bytes
 
-    def _holding(self, step: CapturedStep, parameters: Set[int]) -> CapturedStep:
+    def _holding(self, step: CapturedStep, parameters: Set[fx.Node]) -> CapturedStep:
         at_end = self._overlap is None and self._replication.reduced
         held = self._resident.get(ValueKind.ACCUMULATED, 0)
         return hold_gradients(step, parameters, held_bytes=held, at_end=at_end)
@@ -380,7 +377,7 @@ class StepBackend:
             self._sharing.fail(error)
 
     def _read(
-        self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[int, ValueKind]
+        self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[fx.Node, ValueKind]
     ) -> CapturedStep:
         first = self._read_joint(joint, forward_outputs, kinds)
         extra = []

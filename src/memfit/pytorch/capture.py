@@ -71,7 +71,7 @@ class _Draft:
 def read_joint(
     joint: fx.GraphModule,
     forward_outputs: int,
-    kinds: Mapping[int, ValueKind],
+    kinds: Mapping[fx.Node, ValueKind],
     extra: Sequence[Value] = (),
     name: str = "model",
     *,
@@ -82,7 +82,7 @@ def read_joint(
     Args:
         joint: the graph; `joint.normalise` has been applied.
         forward_outputs: number of outputs of the forward pass.
-        kinds: for each primal placeholder (by position), parameter, buffer or input.
+        kinds: of the forward pass's placeholders (`joint.kinds_of`); others are inputs.
         extra: resident values that the graph does not read (other parameters, optimizer state).
         name: for messages.
         replay: whether the executor can run a random op again from its generator's state. Where it
@@ -102,14 +102,11 @@ def read_joint(
         values.append(replace(value, size_bytes=size))
         return value_of[storage]
 
-    position = 0
     changed_values: set[int] = set()
     for node in joint.graph.find_nodes(op="placeholder"):
+        kind = kinds.get(node, ValueKind.INPUT)
         if J.is_tangent(node):
             kind = ValueKind.TANGENT
-        else:
-            kind = kinds.get(position, ValueKind.INPUT)
-            position += 1
         for storage, size in J.storages(node).items():
             if storage not in value_of:
                 new_value(storage, size, Value(node.name, 0, kind))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from memfit.errors import CaptureError
 from memfit.graph import ValueKind
@@ -126,21 +126,21 @@ def accumulates_outside_of_buckets() -> bool:
     return ddp is not None and not ddp.require_backward_grad_sync
 
 
-def hand_over_gradients(step: CapturedStep, parameters: Set[int]) -> CapturedStep:
+def hand_over_gradients(step: CapturedStep, parameters: Set[fx.Node]) -> CapturedStep:
     """The step where parameter gradients die with their last use: a bucket takes them over.
 
     Args:
         step: as captured.
-        parameters: positions of the primal placeholders that are parameters.
+        parameters: the placeholders that are parameters.
     """
     outputs, gradients = J.joint_outputs(step.joint, step.forward_outputs)
     given = {n for n in outputs if hasattr(n, "meta")}
     kept: set[int] = set()
     handed: set[int] = set()
-    for i, node in enumerate(gradients):
+    for primal, node in zip(J.primals(step.joint), gradients, strict=False):
         if hasattr(node, "meta"):
             found = {step.value_of[s] for s in J.storages(node)}
-            (handed if i in parameters and node not in given else kept).update(found)
+            (handed if primal in parameters and node not in given else kept).update(found)
     values = tuple(
         replace(v, is_output=False) if i in handed - kept and v.kind is ValueKind.GRADIENT else v
         for i, v in enumerate(step.graph.values)

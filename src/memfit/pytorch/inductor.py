@@ -201,7 +201,7 @@ class InductorBackend(StepBackend):
         return read_joint(joint, forward_outputs, kinds, extra, name=self._name, replay=False)
 
     def _planned(
-        self, step: CapturedStep, parameters: Set[int]
+        self, step: CapturedStep, parameters: Set[fx.Node]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         fused, plan = self._plan_fused(fuse(step))
         budget_bytes = plan.budget_bytes
@@ -221,9 +221,7 @@ class InductorBackend(StepBackend):
             if copies:
                 copy_just_in_time(module)
         if copies:
-            placeholders = step.joint.graph.find_nodes(op="placeholder")
-            primals = [p for p in placeholders if not J.is_tangent(p)]
-            lay_out_gradients(modules[1], primals)
+            lay_out_gradients(modules[1], J.primals(step.joint))
         codes = (modules[0].code, modules[1].code)
         forward, backward = _limits(fused, plan, budget_bytes)
         forward = replace(forward, inputs=_inputs(modules[0]))

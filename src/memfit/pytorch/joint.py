@@ -11,17 +11,30 @@ import torch
 from torch import fx
 
 from memfit.errors import CaptureError
+from memfit.pytorch.compat_descriptions import with_effects
+from memfit.pytorch.joint_inputs import (
+    forward_inputs,
+    is_primal,
+    is_tangent,
+    kinds_of,
+    positions,
+    primals,
+)
 from memfit.pytorch.storage_sizes import allocated_bytes
 
 __all__ = [
+    "forward_inputs",
     "forward_nodes",
     "is_primal",
     "is_random",
     "is_tangent",
     "joint_outputs",
+    "kinds_of",
     "mutated_placeholders",
     "normalise",
     "own_gradients",
+    "positions",
+    "primals",
     "source_of",
     "storages",
     "tensors",
@@ -63,16 +76,6 @@ def storages(node: fx.Node) -> dict[int, int]:
     return result
 
 
-def is_primal(node: fx.Node) -> bool:
-    """Whether a placeholder, in either pass, is a parameter, buffer or input of the step."""
-    return node.op == "placeholder" and "primals" in str(node.target)
-
-
-def is_tangent(node: fx.Node) -> bool:
-    """Whether a placeholder is a gradient that the backward pass receives."""
-    return node.op == "placeholder" and "tangents" in str(node.target)
-
-
 def is_random(node: fx.Node) -> bool:
     """Whether the op draws from a random generator, or might.
 
@@ -81,16 +84,20 @@ def is_random(node: fx.Node) -> bool:
     """
     if node.op != "call_function" or node.target is operator.getitem:
         return False
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return isinstance(node.target, torch._ops.HigherOrderOperator)
+    target = node.args[1] if node.target is with_effects else node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return isinstance(target, torch._ops.HigherOrderOperator)
     return (
-        torch.Tag.nondeterministic_seeded in node.target.tags
-        or node.target.namespace not in _KNOWN_NAMESPACES
+        torch.Tag.nondeterministic_seeded in target.tags
+        or target.namespace not in _KNOWN_NAMESPACES
     )
 
 
 def joint_outputs(joint: fx.GraphModule, forward_outputs: int) -> tuple[list[Any], list[Any]]:
-    """The outputs of the forward pass and those of the backward pass."""
+    """The outputs of the forward pass, tokens first, and of the backward pass, tokens last.
+
+    Between them, the backward pass returns a gradient, or None, for each of `primals`.
+    """
     (output,) = joint.graph.find_nodes(op="output")
     leaves = torch.utils._pytree.tree_leaves(
         output.args[0], is_leaf=lambda x: x is None or isinstance(x, fx.Node)
@@ -111,7 +118,7 @@ def normalise(joint: fx.GraphModule) -> None:
     joint.graph.eliminate_dead_code()
 
 
-def own_gradients(joint: fx.GraphModule, forward_outputs: int, parameters: Set[int]) -> None:
+def own_gradients(joint: fx.GraphModule, forward_outputs: int, parameters: Set[fx.Node]) -> None:
     """Copy, inside the graph, the gradients that autograd would copy after it.
 
     A parameter's `.grad` takes over the tensor that the backward pass returns, unless that tensor
@@ -121,18 +128,17 @@ def own_gradients(joint: fx.GraphModule, forward_outputs: int, parameters: Set[i
     Args:
         joint: the graph; changed in place.
         forward_outputs: number of outputs of the forward pass.
-        parameters: positions of the primal placeholders that are parameters.
+        parameters: the placeholders that are parameters.
     """
-    primals = [p for p in joint.graph.find_nodes(op="placeholder") if not is_tangent(p)]
     outputs, gradients = joint_outputs(joint, forward_outputs)
     (end,) = joint.graph.find_nodes(op="output")
     taken: set[fx.Node] = {n for n in outputs if isinstance(n, fx.Node)}
-    for i, (primal, gradient) in enumerate(zip(primals, gradients, strict=False)):
+    for i, (primal, gradient) in enumerate(zip(primals(joint), gradients, strict=False)):
         if not isinstance(gradient, fx.Node):
             continue
         fits = gradient not in taken and gradient.op == "call_function"
         taken.add(gradient)
-        if i not in parameters or (fits and _laid_out_alike(gradient, primal)):
+        if primal not in parameters or (fits and _laid_out_alike(gradient, primal)):
             continue
         with joint.graph.inserting_before(end):
             gradients[i] = _copy_like(joint.graph, gradient, primal)

@@ -166,6 +166,11 @@ def trace_body(
     if traced is None:
         return None
     joint, outputs = traced
+    if J.forward_inputs(joint) != J.primals(joint):
+        raise CaptureError(
+            f"{name}: a step runs an op with an effect, such as the check of torch.linalg.inv for "
+            'singular matrices, whose order a rolled loop does not keep; use loops="unroll"'
+        )
     if outputs != signature.carry + signature.ys:
         raise CaptureError(
             f"{name}: a step returns {outputs} tensors where {signature.carry + signature.ys} are "
@@ -173,8 +178,7 @@ def trace_body(
         )
     J.normalise(joint)
     draw_in_memory_order(joint)
-    kinds = dict.fromkeys(range(len(examples)), ValueKind.INPUT)
-    step = costs(read_joint(joint, outputs, kinds, name=name, replay=True))
+    step = costs(read_joint(joint, outputs, {}, name=name, replay=True))
     return _body(step, examples, signature, name)
 
 

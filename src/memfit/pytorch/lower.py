@@ -150,16 +150,15 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     kept = schedule.kept(step.graph)
     forward_steps = schedule.steps[: schedule.backward_start]
     backward_steps = schedule.steps[schedule.backward_start :]
-    placeholders = step.joint.graph.find_nodes(op="placeholder")
-    primals = [p for p in placeholders if not J.is_tangent(p)]
-    tangents = [p for p in placeholders if J.is_tangent(p)]
+    given = J.forward_inputs(step.joint)
+    tangents = [p for p in step.joint.graph.find_nodes(op="placeholder") if J.is_tangent(p)]
     outputs, gradients = J.joint_outputs(step.joint, step.forward_outputs)
     (output,) = step.joint.graph.find_nodes(op="output")
     descriptions = list(output.meta.get("desc") or [None] * (len(outputs) + len(gradients)))
 
     states = {v: i for i, v in enumerate(sorted(kept)) if v in step.state_of.values()}
     forward = _Emitter(step)
-    for p in primals:
+    for p in given:
         forward.placeholder(p)
     for compute in forward_steps:
         if compute.op in step.state_ops and step.graph.ops[compute.op].outputs[0] not in states:
@@ -167,7 +166,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
         forward.compute(compute)
     forward_results = [_result(forward, n) for n in outputs]
     used = _primals_read(step, backward_steps, gradients)
-    saved_primals = [p for p in primals if p in used]
+    saved_primals = [p for p in given if p in used]
     saved_values = [v for v in sorted(kept) if v not in states]
     saved = [
         *(forward.env[p, 0] for p in saved_primals),

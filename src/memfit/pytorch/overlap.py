@@ -101,20 +101,30 @@ class Overlap:
         self._pieces = []
 
     def mark(
-        self, forward: fx.GraphModule, backward: fx.GraphModule, forward_outputs: int
+        self,
+        forward: fx.GraphModule,
+        backward: fx.GraphModule,
+        forward_outputs: int,
+        positions: Sequence[int | None],
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Let the forward graph save a ticket, by which the backward graph finds its call.
 
         The graphs stay as they are where their gradients are not those of the step's inputs one by
         one; the gradients then come together at the end, as without overlap.
+
+        Args:
+            forward: the lowered forward graph.
+            backward: the lowered backward graph.
+            forward_outputs: number of outputs of the step, tokens included.
+            positions: which input of the step each gradient belongs to.
         """
-        (end,) = backward.graph.find_nodes(op="output")
-        if len(end.args[0]) != len(self._inputs) or any(map(is_subclass, self._inputs)):
+        count = len(self._inputs)
+        if list(positions) != list(range(count)) or any(map(is_subclass, self._inputs)):
             logger.info(
                 "gradients come at the end of the backward pass: the graph has %d of them for %d "
                 "inputs, or an input is a tensor of several",
-                len(end.args[0]),
-                len(self._inputs),
+                len(positions),
+                count,
             )
             return forward, backward
         (output,) = forward.graph.find_nodes(op="output")
@@ -132,7 +142,7 @@ class Overlap:
         output.meta["desc"] = [*described, *map(saved_output_description, range(saved))]
         forward.recompile()
         backward.recompile()
-        self._pieces = split_backward(backward, least_bytes=self._least_bytes)
+        self._pieces = split_backward(backward, count, least_bytes=self._least_bytes)
         return forward, backward
 
     def compile_backward(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -59,11 +59,14 @@ def piece_bytes(sizes: Sequence[int]) -> int:
     return min(LEAST_BYTES, sum(sizes) // LARGEST_SHARE)
 
 
-def split_backward(backward: fx.GraphModule, *, least_bytes: int | None = None) -> list[Piece]:
+def split_backward(
+    backward: fx.GraphModule, count: int, *, least_bytes: int | None = None
+) -> list[Piece]:
     """Cut a backward graph after the nodes that make gradients final.
 
     Args:
-        backward: the graph; its outputs are the gradients, None where there is none.
+        backward: the graph; its outputs are the gradients, None where there is none, and tokens.
+        count: how many of them are gradients.
         least_bytes: a piece goes on until its gradients have as many bytes; by default
             `piece_bytes` of all of them. With 0, every gradient is handed over before anything
             else is computed.
@@ -71,7 +74,7 @@ def split_backward(backward: fx.GraphModule, *, least_bytes: int | None = None) 
     Returns:
         The pieces in the order in which they run; none where the graph has no gradients.
     """
-    outputs, _ = J.joint_outputs(backward, len(backward.graph.find_nodes(op="output")[0].args[0]))
+    outputs, _ = J.joint_outputs(backward, count)
     gradients = {i: n for i, n in enumerate(outputs) if isinstance(n, fx.Node)}
     if not gradients:
         return []

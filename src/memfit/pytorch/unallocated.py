@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from memfit.graph import Value, ValueKind
 from memfit.planners.base import Progress
@@ -155,11 +155,10 @@ def holds_memory(model: nn.Module) -> bool:
 def _as_on(step: CapturedStep, device: torch.device) -> CapturedStep:
     """A step captured on the CPU, its tensors said to be on another device."""
     values = step.graph.values
-    placeholders = [p for p in step.joint.graph.find_nodes(op="placeholder") if not J.is_tangent(p)]
-    kinds: dict[int, ValueKind] = {}
-    for position, node in enumerate(placeholders):
+    kinds: dict[fx.Node, ValueKind] = {}
+    for node in J.forward_inputs(step.joint):
         for storage in J.storages(node):
-            kinds[position] = values[step.value_of[storage]].kind
+            kinds[node] = values[step.value_of[storage]].kind
     seen = set(step.value_of.values())
     extra = [
         Value(v.name, block_bytes(v.size_bytes, device), v.kind)
