@@ -5,6 +5,7 @@
 #   make test-torch TORCH=torch==2.12.1   the tests with that PyTorch, in an environment of its own
 #   make docs        the documentation site, into build/site, with warnings as errors
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
+#   make fuzz-programs   random training programs against plain PyTorch, for SECONDS or PROGRAMS=5000
 #   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
 #   make bench-full  all benchmarks whole, for hours
 #   make clean       remove what was built
@@ -26,7 +27,7 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow test-torch pytest docs fuzz bench bench-full clean
+.PHONY: demo test test-slow test-torch pytest docs fuzz fuzz-programs bench bench-full clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -56,6 +57,10 @@ fuzz:
 	$(CMAKE) -S native/fuzz -B build/fuzz
 	$(CMAKE) --build build/fuzz --parallel
 	build/fuzz/fuzz --seconds $(SECONDS) --seed $(SEED)
+
+fuzz-programs: $(VENV)/.stamp-dev
+	PYTHONPATH=tests $(BIN)/python -m programs --jobs $(JOBS) --seed $(SEED) \
+		$(if $(PROGRAMS),--programs $(PROGRAMS),--seconds $(SECONDS))
 
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python benchmarks/run_all.py

@@ -1,0 +1,116 @@
+"""One capture of a program, run by many plans.
+
+Capturing takes most of the time of a trial. Here a fitted module is captured once, by `memfit.fit`
+as users call it, and the graphs that another plan is lowered to take the place of the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+
+from memfit.graph import TrainingGraph
+from memfit.plan import Plan
+from memfit.pytorch import settings as settings_module
+from memfit.pytorch.accumulate import accumulate_when_ready, used_inside
+from memfit.pytorch.backend import StepBackend
+from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compat import aot_backend, boxed_nop
+from memfit.pytorch.lower import lower
+
+__all__ = ["Capture", "Recorder", "recording"]
+
+Run = Callable[[list[Any]], Any]
+
+
+class Capture:
+    """A captured step and the two graphs that run for it."""
+
+    def __init__(self) -> None:
+        self.step: CapturedStep | None = None
+        self.joint: fx.GraphModule | None = None
+        self.outputs = 0
+        self.parameters: Set[int] = frozenset()
+        self.runs: list[Run | None] = [None, None]
+
+    @property
+    def graph(self) -> TrainingGraph:
+        """The graph, with costs."""
+        assert self.step is not None
+        return self.step.graph
+
+    def forward_of(self, module: fx.GraphModule) -> Run:
+        """What runs the forward pass: that of the first plan, or of the one in its place."""
+
+        def run(args: list[Any]) -> Any:
+            chosen = self.runs[0]
+            return type(module).forward(module, args) if chosen is None else chosen(args)
+
+        return run
+
+    def backward_of(self, module: fx.GraphModule, examples: Any) -> Run:
+        """The same for the backward pass, which AOTAutograd has copied."""
+        first: Run = boxed_nop(module, examples)
+
+        def run(args: list[Any]) -> Any:
+            return (self.runs[1] or first)(args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def exchange(self, plan: Plan) -> None:
+        """Run another plan from now on."""
+        assert self.step is not None
+        assert self.joint is not None
+        forward, backward = lower(self.step, plan.schedule)
+        inside = used_inside(self.joint, self.outputs, self.parameters)
+        accumulate_when_ready(backward, self.joint, self.outputs, inside)
+        self.runs = [boxed_nop(forward, []), boxed_nop(backward, [])]
+
+
+class Recorder(StepBackend):
+    """The ordinary backend, which remembers what it captures."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.captures: list[Capture] = []
+        self._aot = aot_backend(
+            self._partition, lambda module, x: self.captures[-1].backward_of(module, x)
+        )
+
+    def _partition(self, joint: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:
+        capture = Capture()
+        self.captures.append(capture)
+        modules = super()._partition(joint, joint_inputs, **options)
+        capture.joint, capture.outputs = joint, options["num_fwd_outputs"]
+        modules[0].forward = capture.forward_of(modules[0])
+        return modules
+
+    def _planned(self, step: CapturedStep, parameters: Set[int]) -> Any:
+        self.captures[-1].parameters = parameters
+        return super()._planned(step, parameters)
+
+    def _plan(self, step: CapturedStep, decide: Any) -> tuple[CapturedStep, Plan]:
+        costed, plan = super()._plan(step, decide)
+        self.captures[-1].step = costed
+        return costed, plan
+
+
+@contextmanager
+def recording() -> Iterator[Callable[[nn.Module], list[Capture]]]:
+    """Inside, fitted modules can be asked for what they captured."""
+    before = settings_module.StepBackend
+    settings_module.StepBackend = Recorder  # type: ignore[misc]
+
+    def captures(fitted: nn.Module) -> list[Capture]:
+        backend = fitted.__dict__["_backend"]
+        made: Mapping[str, Any] = backend.__dict__
+        return [c for c in made["captures"] if c.step is not None and c.joint is not None]
+
+    try:
+        yield captures
+    finally:
+        settings_module.StepBackend = before  # type: ignore[misc]
