@@ -45,6 +45,7 @@ from memfit.pytorch.distributed import (
 )
 from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.explain import explained
+from memfit.pytorch.given import Given
 from memfit.pytorch.loop_choice import keeping_everything
 from memfit.pytorch.loop_graph import rewrite_loops
 from memfit.pytorch.loop_run import LoopProgram
@@ -116,11 +117,13 @@ class Compiled:
         graph: the graph.
         plan: its plan.
         held_peak_bytes: simulated peak of the step while `.grad` is there from the start.
+        given_bytes: bytes of the tensors that the call gave (`Given.plain_bytes`).
     """
 
     graph: TrainingGraph
     plan: Plan
     held_peak_bytes: int = 0
+    given_bytes: int = 0
 
 
 class _Captured(Exception):
@@ -134,6 +137,7 @@ class StepBackend:
         compiled: the graph and plan of every compilation so far (one for each input shape).
         current: those of the newest call.
         count: of input shapes.
+        given: to the present call.
         error: what ended the last compilation in memfit's own code; Dynamo wraps it.
         adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
     """
@@ -167,7 +171,9 @@ class StepBackend:
         self._resident = resident
         self._name = name
         self._accumulate = accumulate
-        self._told = False
+        self._told = self._told_inputs = False
+        self.given = Given()
+        self._input_bytes = 0
         self._kinds: dict[int, ValueKind] = {}
         self._replication = replication or Replication()
         self._overlap = self._replication.overlapper()
@@ -197,6 +203,7 @@ class StepBackend:
         self._inputs = shapes_text([x for x in given if isinstance(x, torch.Tensor)])
         try:
             check_plain(self._name, example_inputs)
+            self._input_bytes = self.given.input_bytes(example_inputs, self._kinds)
             self.count.compilation(self._inputs)
         except CaptureError as error:
             self.error = error
@@ -269,8 +276,11 @@ class StepBackend:
         modules = lower(step, plan.schedule)
         for module in modules:  # a graph that has loops keeps them alive
             module.meta["memfit_loops"] = self.programs
-        self.compiled.append(Compiled(step.graph, plan, self._held_peak(step, plan, parameters)))
+        self._record(step.graph, plan, self._held_peak(step, plan, parameters))
         return modules
+
+    def _record(self, graph: TrainingGraph, plan: Plan, held_peak_bytes: int = 0) -> None:
+        self.compiled.append(Compiled(graph, plan, held_peak_bytes, self.given.plain_bytes))
 
     def _partition(
         self,
@@ -363,13 +373,38 @@ class StepBackend:
         count = self.count
         return Occasion(self._inputs, count.capture_s, count.ahead, count.step_s)
 
-    def compiling(self) -> None:
+    def compiling(self, given: Given) -> None:
         """A call begins, which may compile."""
         self.error = None
+        self.given = given
         self._shared = False
         self.count.call()
         if self._report is not None and not self.compiled:
             self._report(CAPTURING, 0.0)  # Dynamo does not say how far it is
+
+    def called(self, given: Given) -> None:
+        """A step has run. Say so, once, where its inputs took more than the plan made room for.
+
+        Dynamo compiles nothing anew where only an input has grown that the step does not read, or
+        the memory of which an input is a part.
+        """
+        last = self.current
+        if self._told_inputs or last is None:
+            return
+        more = given.plain_bytes - last.given_bytes
+        peak = last.plan.peak_bytes + more
+        if more <= 0 or peak <= last.plan.budget_bytes:
+            return
+        self._told_inputs = True
+        logger.warning(
+            "inputs that %s does not read, or memory of which its inputs are parts, take %s more "
+            "than when it was planned; with them the step peaks at %s, over its budget of %s; "
+            "leave out what is not read, and clone what is a part",
+            self._name,
+            format_bytes(more),
+            format_bytes(peak),
+            format_bytes(last.plan.budget_bytes),
+        )
 
     def failed(self, error: Exception) -> None:
         """A compilation ended in an error: ranks that wait for this one's graph learn of it."""
@@ -381,7 +416,8 @@ class StepBackend:
     ) -> CapturedStep:
         first = self._read_joint(joint, forward_outputs, kinds)
         extra = []
-        for kind, size in self._resident.items():
+        inputs = self._input_bytes + self._resident.get(ValueKind.INPUT, 0)
+        for kind, size in {**self._resident, ValueKind.INPUT: inputs}.items():
             seen = sum(v.size_bytes for v in first.graph.values if v.kind is kind)
             if size > seen and kind is not ValueKind.ACCUMULATED:
                 extra.append(Value(f"other {kind.value}s", size - seen, kind))
@@ -403,18 +439,23 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     averages = has_cumulative_average(step.model)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        backend.compiling()
+        given = Given(step.model, args, kwargs)
+        backend.compiling(given)
         averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
             with capture_settings(backend.count.most), averaging, no_leaf_warnings(args, kwargs):
-                return compiled(*args, **kwargs)
+                result = compiled(*args, **kwargs)
+            backend.called(given)
+            return result
         except (BackendCompilerFailed, TorchDynamoException) as error:
             if isinstance(getattr(error, "inner_exception", None), _Captured):
                 raise _Captured from None
-            given = args if step.loss_fn is None else args[:-1]
-            cause = backend.error or explained(step.model, error, given, kwargs)
+            taken = args if step.loss_fn is None else args[:-1]
+            cause = backend.error or explained(step.model, error, taken, kwargs)
             backend.failed(cause)
             raise cause from None
+        finally:
+            backend.given = Given()
 
     return call
 

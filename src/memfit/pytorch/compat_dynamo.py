@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.symbolic_convert import InstructionTranslator
 
 __all__ = [
+    "arguments_traced",
     "ending_break",
     "error_of_traced_code",
     "register_backend",
@@ -41,6 +44,23 @@ def ending_break(module: fx.GraphModule) -> str | None:
             "a bucket's end of DistributedDataParallel (torch._dynamo.config.optimize_ddp = False)"
         )
     return f"{stack[-1].filename}:{stack[-1].lineno}" if stack else "an unknown line"
+
+
+def arguments_traced() -> list[Any]:
+    """The arguments of the function that Dynamo traces just now; none where it traces nothing.
+
+    What it makes up to go on after a graph break is no function of the user's: none either.
+    """
+    try:
+        traced = InstructionTranslator.current_tx()
+    except AttributeError:  # nothing has been traced in this thread
+        return []
+    code = traced.f_code
+    if code.co_name.startswith("torch_dynamo_resume_in_"):
+        return []
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return [traced.f_locals[n] for n in code.co_varnames[:count] if n in traced.f_locals]
 
 
 def error_of_traced_code(text: str) -> tuple[str, str] | None:

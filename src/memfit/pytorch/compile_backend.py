@@ -13,7 +13,13 @@ from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
-from memfit.pytorch.compat_dynamo import ending_break, register_backend, shown_by_dynamo
+from memfit.pytorch.compat_dynamo import (
+    arguments_traced,
+    ending_break,
+    register_backend,
+    shown_by_dynamo,
+)
+from memfit.pytorch.given import unread_bytes
 from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
 from memfit.pytorch.settings import COSTS, EXECUTORS, Settings, check_accumulate
 from memfit.pytorch.specialise import has_symbols
@@ -113,7 +119,7 @@ def memfit_backend(
         options: `budget` (required), `planner`, `mode`, `cost`, `time_limit_s`, `executor`,
             `accumulate` as for `memfit.fit`; `optimizer_bytes`, the size of the optimizer's state,
             counted into the budget. Parameters that no graph reads are not known here, and not
-            counted.
+            counted; inputs that are not read are counted where the function is one graph.
         mode: must be left out; `torch.compile`'s modes are Inductor's.
 
     Raises:
@@ -140,12 +146,14 @@ def _compiled(
         )
     call = _call_of(options)
     line = ending_break(module)
+    # What a graph before a break does not read may be read by one after it.
+    unread = 0 if line else unread_bytes(arguments_traced(), example_inputs)
     graph: PlannedGraph | SymbolicGraph
     if has_symbols(module):
-        graph = SymbolicGraph(call.step, module, line)
+        graph = SymbolicGraph(call.step, module, line, unread)
     else:
         call.step.begin()
-        graph = PlannedGraph(call.step, module, example_inputs, line)
+        graph = PlannedGraph(call.step, module, example_inputs, line, unread)
     call.graphs.append(graph)
     return graph
 

@@ -20,7 +20,7 @@ from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
-from memfit.pytorch.backend import Compiled, StepBackend
+from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.barriers import keep_products_in_place
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat_codegen import generated_code
@@ -227,7 +227,7 @@ class InductorBackend(StepBackend):
         forward = replace(forward, inputs=_inputs(modules[0]))
         backward = replace(backward, inputs=_inputs(modules[1]))
         self._kernels.begin(codes, forward, backward)
-        self.compiled.append(Compiled(fused.graph, plan))
+        self._record(fused.graph, plan)
         return modules
 
     def _plan_fused(self, fused: FusedStep) -> tuple[FusedStep, Plan]:

@@ -43,6 +43,7 @@ class PlannedGraph:
         module: Dynamo's graph.
         example_inputs: what it is given.
         line: source line of the graph break that ends it, None where it ends without one.
+        unread_bytes: what was given beside that, and no graph reads.
 
     Raises:
         MemfitError: it cannot be captured, planned or compiled.
@@ -54,6 +55,7 @@ class PlannedGraph:
         module: fx.GraphModule,
         example_inputs: Sequence[Any],
         line: str | None,
+        unread_bytes: int = 0,
     ) -> None:
         self.graph: TrainingGraph | None = None
         self.plan: Plan | None = None
@@ -64,6 +66,7 @@ class PlannedGraph:
         self.held_peak_bytes = 0
         self._step = step
         self._module = module
+        self._unread_bytes = unread_bytes
         self._static = [i for i, x in enumerate(example_inputs) if _is_static(x)]
         self._others = [i for i in range(len(example_inputs)) if i not in set(self._static)]
         self._static_ids: list[int] = []
@@ -114,7 +117,10 @@ class PlannedGraph:
         kept = kept_workspace_bytes(step.settings.device) if step.settings.device else 0
         backend = step.settings.backend_for(
             decide=decide,
-            resident={ValueKind.OPTIMIZER: step.optimizer_bytes + kept},
+            resident={
+                ValueKind.OPTIMIZER: step.optimizer_bytes + kept,
+                ValueKind.INPUT: self._unread_bytes,
+            },
             name=NAME,
             optimizer_bytes=step.optimizer_bytes,
             held=budget_bytes,
@@ -144,6 +150,9 @@ class PlannedGraph:
             self._static_gradients = {s.cdata: size for s, size in trained}
         others = [args[i] for i in self._others if isinstance(args[i], torch.Tensor)]
         inputs, lasting = dict(self._static_sizes), set(self._static_sizes)
+        if self._unread_bytes:
+            inputs[-id(self)] = self._unread_bytes  # other tensors in each step: no identity
+            lasting.add(-id(self))
         gradients, accumulated = dict(self._static_gradients), {}
         if self._step.settings.accumulate:
             gradients, accumulated = {}, gradients
@@ -183,13 +192,16 @@ class SymbolicGraph:
     plan, as plain PyTorch would run them, and a warning says so.
     """
 
-    def __init__(self, step: StepRuns, module: fx.GraphModule, line: str | None) -> None:
+    def __init__(
+        self, step: StepRuns, module: fx.GraphModule, line: str | None, unread_bytes: int = 0
+    ) -> None:
         self.variants: dict[Hashable, PlannedGraph] = {}
         self._take: dict[Hashable, Callable[[Sequence[Any]], list[Any]]] = {}
         self._key = key_of_sizes(module)
         self._step = step
         self._module = module
         self._line = line
+        self._unread_bytes = unread_bytes
         self._full = False
 
     def __call__(self, *args: Any) -> Any:
@@ -224,6 +236,8 @@ class SymbolicGraph:
             )
         self._step.begin()
         module, take = specialised(self._module, args)
-        self.variants[key] = PlannedGraph(self._step, module, take(args), self._line)
+        self.variants[key] = PlannedGraph(
+            self._step, module, take(args), self._line, self._unread_bytes
+        )
         self._take[key] = take
         return True

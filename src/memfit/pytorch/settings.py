@@ -117,7 +117,8 @@ class Settings:
 
         Args:
             decide: the plan for a captured graph; None to capture only.
-            resident: bytes alive all through the step, by kind, read by the graph or not.
+            resident: bytes alive all through the step, by kind, read by the graph or not; of
+                inputs those that no graph reads.
             name: for messages.
             optimizer_bytes: size of the optimizer's state.
             held: bytes that other graphs of the same step hold.
