@@ -6,7 +6,7 @@ as users call it, and the graphs that another plan is lowered to take the place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import fx, nn
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.pytorch import settings as settings_module
-from memfit.pytorch.accumulate import accumulate_when_ready, used_inside
 from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import aot_backend, boxed_nop
@@ -24,6 +23,7 @@ from memfit.pytorch.lower import lower
 __all__ = ["Capture", "Recorder", "recording"]
 
 Run = Callable[[list[Any]], Any]
+Modules = tuple[fx.GraphModule, fx.GraphModule]
 
 
 class Capture:
@@ -31,9 +31,7 @@ class Capture:
 
     def __init__(self) -> None:
         self.step: CapturedStep | None = None
-        self.joint: fx.GraphModule | None = None
-        self.outputs = 0
-        self.parameters: Set[int] = frozenset()
+        self.finish: Callable[[Modules], Modules] | None = None
         self.runs: list[Run | None] = [None, None]
 
     @property
@@ -64,10 +62,8 @@ class Capture:
     def exchange(self, plan: Plan) -> None:
         """Run another plan from now on."""
         assert self.step is not None
-        assert self.joint is not None
-        forward, backward = lower(self.step, plan.schedule)
-        inside = used_inside(self.joint, self.outputs, self.parameters)
-        accumulate_when_ready(backward, self.joint, self.outputs, inside)
+        assert self.finish is not None
+        forward, backward = self.finish(lower(self.step, plan.schedule))
         self.runs = [boxed_nop(forward, []), boxed_nop(backward, [])]
 
 
@@ -85,18 +81,18 @@ class Recorder(StepBackend):
         capture = Capture()
         self.captures.append(capture)
         modules = super()._partition(joint, joint_inputs, **options)
-        capture.joint, capture.outputs = joint, options["num_fwd_outputs"]
         modules[0].forward = capture.forward_of(modules[0])
         return modules
-
-    def _planned(self, step: CapturedStep, parameters: Set[int]) -> Any:
-        self.captures[-1].parameters = parameters
-        return super()._planned(step, parameters)
 
     def _plan(self, step: CapturedStep, decide: Any) -> tuple[CapturedStep, Plan]:
         costed, plan = super()._plan(step, decide)
         self.captures[-1].step = costed
         return costed, plan
+
+    def _handing_over(self, modules: Modules, *given: Any) -> Modules:
+        hand_over = super()._handing_over
+        self.captures[-1].finish = lambda made: hand_over(made, *given)
+        return hand_over(modules, *given)
 
 
 @contextmanager
@@ -108,7 +104,7 @@ def recording() -> Iterator[Callable[[nn.Module], list[Capture]]]:
     def captures(fitted: nn.Module) -> list[Capture]:
         backend = fitted.__dict__["_backend"]
         made: Mapping[str, Any] = backend.__dict__
-        return [c for c in made["captures"] if c.step is not None and c.joint is not None]
+        return [c for c in made["captures"] if c.step is not None and c.finish is not None]
 
     try:
         yield captures

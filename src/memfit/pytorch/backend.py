@@ -304,17 +304,27 @@ class StepBackend:
             if self._accumulate:
                 step = self._holding(step, parameters)
             modules = self._planned(step, parameters)
-            if self._overlap is not None:
-                modules = self._overlap.mark(*modules, num_fwd_outputs, J.positions(joint))
-            elif self.adds_gradients and not self._replication.reduced:
-                inside = used_inside(joint, num_fwd_outputs, parameters)
-                accumulate_when_ready(modules[1], joint, inside)
-            return modules
+            return self._handing_over(modules, joint, num_fwd_outputs, parameters)
         except _Captured:
             raise
         except Exception as error:
             self.error = error
             raise
+
+    def _handing_over(
+        self,
+        modules: tuple[fx.GraphModule, fx.GraphModule],
+        joint: fx.GraphModule,
+        forward_outputs: int,
+        parameters: Set[fx.Node],
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """The lowered graphs, with what becomes of each gradient once it is final."""
+        if self._overlap is not None:
+            return self._overlap.mark(*modules, forward_outputs, J.positions(joint))
+        if self.adds_gradients and not self._replication.reduced:
+            inside = used_inside(joint, forward_outputs, parameters)
+            accumulate_when_ready(modules[1], joint, inside)
+        return modules
 
     def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[fx.Node]) -> int:
         if self._accumulate:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -146,6 +147,20 @@ def _step_by_step(op: Any) -> Callable[..., Any]:
     return run
 
 
+@lru_cache(maxsize=1)
+def _families(_known: int) -> tuple[frozenset[Any], tuple[Any, ...]]:
+    """Random ops, and ops to keep whole, of the so many ops that PyTorch has looked up so far."""
+    seeded: set[Any] = set()
+    whole: list[Any] = []
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        ops = [getattr(packet, overload) for overload in getattr(packet, "overloads", list)()]
+        seeded.update(op for op in ops if torch.Tag.nondeterministic_seeded in op.tags)
+        if name.startswith(_WHOLE):
+            whole += ops
+    return frozenset(seeded), tuple(whole)
+
+
 @contextmanager
 def whole_ops() -> Iterator[None]:
     """Trace ops that AOTAutograd would take apart into other arithmetic as eager runs them.
@@ -155,26 +170,16 @@ def whole_ops() -> Iterator[None]:
     same C++ paths as eager. Random ops whose values nobody reads stay too: they move the generator.
     """
     removed: list[tuple[Any, DispatchKey, Any]] = []
-    kept: set[Any] = set()
-    namespace = torch.ops.aten
-    for name in dir(namespace):
-        packet = getattr(namespace, name)
-        for overload in getattr(packet, "overloads", list)():
-            op = getattr(packet, overload)
-            if torch.Tag.nondeterministic_seeded in op.tags:
-                kept.add(op)
-        if not name.startswith(_WHOLE):
-            continue
-        for overload in getattr(packet, "overloads", list)():
-            op = getattr(packet, overload)
-            for key in _KEYS:
-                if key in op.py_kernels:
-                    removed.append((op, key, op.py_kernels.pop(key)))
-            op._dispatch_cache.clear()
+    seeded, whole = _families(len(dir(torch.ops.aten)))
+    for op in whole:
+        for key in _KEYS:
+            if key in op.py_kernels:
+                removed.append((op, key, op.py_kernels.pop(key)))
+        op._dispatch_cache.clear()
     for op in _recurrent_ops():
         for key in _KEYS:
             op.py_kernels[key] = _step_by_step(op)
-    kept -= _side_effectful_functions
+    kept = seeded - _side_effectful_functions
     _side_effectful_functions.update(kept)
     try:
         yield
