@@ -35,6 +35,7 @@ from memfit.pytorch.compat import (
     capture_settings,
     whole_ops,
 )
+from memfit.pytorch.compat_dynamo import with_fixed_scalars, without_dropped_writes
 from memfit.pytorch.costing import call_of
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import (
@@ -211,7 +212,7 @@ class StepBackend:
         with whole_ops():
             self._rewrite_loops(module)
         before = len(self.compiled)
-        compiled = self._compile(module, example_inputs)
+        compiled = with_fixed_scalars(lambda: self._compile(module, example_inputs))
         record = self.compiled[-1] if len(self.compiled) > before else None
 
         def run(*args: Any) -> Any:
@@ -444,7 +445,12 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
 
     # Dynamo limits compilations by code object: every fitted module has its own, and its own limit.
     run.__code__ = run.__code__.replace(co_name=f"run_{type(step.model).__name__}")
-    compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
+
+    def compile_graph(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        without_dropped_writes()
+        return backend(module, example_inputs)
+
+    compiled = torch.compile(run, backend=compile_graph, fullgraph=True, dynamic=False)
 
     averages = has_cumulative_average(step.model)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx
-from torch._dynamo.exc import ShortenTraceback
-from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.exc import ShortenTraceback, TensorifyScalarRestartAnalysis
+from torch._dynamo.symbolic_convert import InstructionTranslator, TensorifyState
 
 __all__ = [
     "arguments_traced",
@@ -17,6 +17,8 @@ __all__ = [
     "error_of_traced_code",
     "register_backend",
     "shown_by_dynamo",
+    "with_fixed_scalars",
+    "without_dropped_writes",
 ]
 
 # `raised exception ValueError('text')`; 2.11 has `ValueError([ConstantVariable(str: 'text')])`.
@@ -100,3 +102,30 @@ def shown_by_dynamo(error: Exception) -> Exception:
         }
     )
     return shown.with_traceback(error.__traceback__)
+
+
+def with_fixed_scalars(compile_graph: Callable[[], Any]) -> Any:
+    """What `compile_graph` returns, called again where AOTAutograd has scalars taken as constants.
+
+    AOTAutograd looks at the number in every float64 scalar that a step is given. Where it cannot do
+    without, it asks Dynamo to trace once more, to leave inputs out; on this occasion Dynamo drops
+    nodes that write such a scalar (`remove_tensorify_specialized_graphargs` takes a node without
+    readers for one that reads the number only). Here AOTAutograd begins again with Dynamo's first
+    graph, which is right; that it has an input too many does not matter.
+    """
+    try:
+        return compile_graph()
+    except TensorifyScalarRestartAnalysis:
+        return compile_graph()
+    finally:
+        TensorifyState.clear()
+
+
+def without_dropped_writes() -> None:
+    """Have Dynamo trace once more where an earlier compilation, of anybody, left notes for it.
+
+    By these notes it drops writes to scalars (`with_fixed_scalars`); it never takes them back.
+    """
+    if not TensorifyState.empty():
+        TensorifyState.clear()
+        raise TensorifyScalarRestartAnalysis

@@ -18,6 +18,7 @@ from memfit.pytorch.compat_dynamo import (
     ending_break,
     register_backend,
     shown_by_dynamo,
+    without_dropped_writes,
 )
 from memfit.pytorch.given import unread_bytes
 from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
@@ -144,6 +145,7 @@ def _compiled(
             f'backend memfit has no mode {mode!r}; choose options={{"executor": "inductor"}} '
             "instead"
         )
+    without_dropped_writes()
     call = _call_of(options)
     line = ending_break(module)
     # What a graph before a break does not read may be read by one after it.
