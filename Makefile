@@ -3,7 +3,9 @@
 #   make test        set up with the development tools; lint, types, layers, tests in JOBS processes
 #   make test-slow   the tests that take longer
 #   make test-torch TORCH=torch==2.12.1   the tests with that PyTorch, in an environment of its own
+#   make test-newest  demo, test and docs with the newest tools of the day, in an environment of its own
 #   make docs        the documentation site, into build/site, with warnings as errors
+#   make constraints  raise the versions in constraints-dev.txt to the newest of the day
 #   make fuzz        random input for the native core, under sanitizers, for SECONDS=60
 #   make fuzz-programs   random training programs against plain PyTorch, for SECONDS or PROGRAMS=5000
 #   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
@@ -12,13 +14,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# Exact versions of all that is installed beside PyTorch; empty: the newest.
+CONSTRAINTS ?= constraints-dev.txt
 SECONDS ?= 60
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SEED ?= $(shell date +%s)
 
 BIN := $(VENV)/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# By environment variables, for these reach the isolated builds too: the first until pip 25.2, the second from 25.3.
+PIP = PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
+	$(BIN)/python -m pip --disable-pip-version-check --quiet
+UV = build/constraints/bin/uv pip compile --quiet
 CMAKE = $(or $(wildcard $(BIN)/cmake),cmake)
 NATIVE := pyproject.toml CMakeLists.txt Makefile $(wildcard native/*.cpp native/src/*.cpp native/src/*.hpp)
 
@@ -27,7 +34,8 @@ MODULES := $(VENV)/.modules
 $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
-.PHONY: demo test test-slow test-torch pytest docs fuzz fuzz-programs bench bench-full clean
+.PHONY: demo test test-slow test-torch test-newest pytest docs constraints fuzz fuzz-programs
+.PHONY: bench bench-full clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -46,12 +54,25 @@ test-slow: $(VENV)/.stamp-dev
 test-torch:
 	$(MAKE) VENV=.venv-$(subst ==,-,$(TORCH)) pytest
 
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) VENV=.venv-newest CONSTRAINTS= demo docs test
+
 pytest: $(VENV)/.stamp-dev
 	$(PYTEST)
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/site/index.html, or run $(BIN)/python -m mkdocs serve"
+
+# PyTorch is chosen by TORCH; its releases differ in the setuptools that they take.
+constraints:
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip --disable-pip-version-check --quiet install uv
+	printf 'torch\ntorchvision\nsetuptools\n' > build/constraints/excluded.txt
+	$(UV) pyproject.toml .ci/constraints.in --all-extras --universal --python-version 3.11 \
+		--excludes build/constraints/excluded.txt --upgrade --no-annotate \
+		--custom-compile-command 'make constraints' --output-file constraints-dev.txt
 
 fuzz:
 	$(CMAKE) -S native/fuzz -B build/fuzz
@@ -69,7 +90,7 @@ bench-full: $(VENV)/.stamp-dev
 	$(BIN)/python benchmarks/run_all.py --full
 
 # torch comes first and by its exact version, so that no later step picks another one.
-$(VENV)/.stamp-torch: Makefile
+$(VENV)/.stamp-torch: Makefile $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "memfit needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; run make PYTHON=python3.11" % v[:2])'
 	@echo "Setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
@@ -82,7 +103,7 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-torch $(NATIVE) $(MODULES)
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(NATIVE) $(MODULES)
 	$(PIP) install $(TORCH) -e '.[dev,plot]'
-	$(PIP) install --no-deps 'pytorchcv==0.0.74'
+	$(PIP) install --no-deps pytorchcv
 	@touch $@ $(VENV)/.stamp-demo
 
 clean:
