@@ -30,7 +30,10 @@ def same_finding(a: Finding, b: Finding) -> bool:
 
 def _stem(cause: str) -> str:
     """What tells causes apart: for wrong numbers how they are wrong, not where they show."""
-    return cause.split(":")[0] if cause.startswith("not ") else cause
+    if not cause.startswith("not "):
+        return cause
+    how, _, where = cause.partition(":")
+    return f"{how}{', missing' in where}{'output' in where}"
 
 
 def shrink(program: Program, finding: Finding, *, measured: bool, seconds: float = 60) -> Program:
