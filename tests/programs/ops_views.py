@@ -115,7 +115,6 @@ IN_PLACE = (
     "{x}[{x} < 0] *= 0.5",
     "{x}.chunk(2, -1)[0].sin_()",
     "{x}.index_fill_(0, torch.tensor([0]), 0.2)",
-    "{x}.requires_grad_() if {x}.is_leaf else {x}.add_(0)",
     "torch._foreach_add_([{x}], [{y}.expand_as({x})])",
     "torch.add({x}.detach(), 1, out={x}.detach())",
     "{x}.data.mul_(0.5)",
