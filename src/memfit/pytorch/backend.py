@@ -52,6 +52,7 @@ from memfit.pytorch.loop_graph import rewrite_loops
 from memfit.pytorch.loop_run import LoopProgram
 from memfit.pytorch.lower import lower
 from memfit.pytorch.opaque_recurrence import with_opaque_notes
+from memfit.pytorch.scalars import fold_constants
 from memfit.pytorch.shape_plans import Occasion, ShapePlans
 from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.storage_sizes import block_bytes
@@ -253,6 +254,7 @@ class StepBackend:
             raise
 
     def _prepare(self, joint: fx.GraphModule) -> None:
+        fold_constants(joint)
         J.normalise(joint)
         draw_in_memory_order(joint)
 

@@ -14,6 +14,7 @@ from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.effects import draws_from_own_generator, may_have_effect
 from memfit.pytorch.rng import device_of, state_bytes
+from memfit.pytorch.scalars import is_arithmetic, is_number
 
 __all__ = ["CapturedStep", "read_joint"]
 
@@ -30,7 +31,8 @@ class CapturedStep:
         forward_outputs: number of outputs of the forward pass.
         node_of: for each op, its FX node (for the op that reads a random generator's state, the
             node that draws).
-        owner_of: for each value that a node writes, the node whose tensor holds its storage.
+        owner_of: for each value that a node writes, the node whose tensor holds its storage, or
+            that yields it, where it is a number.
         value_of: storage identity -> value.
         state_ops: ids of the ops that read a random generator's state.
         state_of: for each op that draws, the value that holds the state it draws from.
@@ -94,6 +96,7 @@ def read_joint(
     forward = J.forward_nodes(joint, forward_outputs)
     changed = J.mutated_placeholders(joint)
     outputs, gradients = J.joint_outputs(joint, forward_outputs)
+    returned = {n for n in (*outputs, *gradients) if isinstance(n, fx.Node)}
     output_storages = {s for n in outputs if isinstance(n, fx.Node) for s in J.storages(n)}
     gradient_storages = {s for n in gradients if isinstance(n, fx.Node) for s in J.storages(n)}
 
@@ -115,6 +118,7 @@ def read_joint(
     values.extend(extra)
 
     drafts: list[_Draft] = []
+    numbers: dict[fx.Node, set[int]] = {}  # values of numbers that a node reads, or is
     token: int | None = None
     backward_token: int | None = None
     readers: dict[int, list[int]] = {}
@@ -127,7 +131,9 @@ def read_joint(
             continue
         if node.op != "call_function":
             continue
-        if node.target is operator.getitem:
+        read_numbers = {v for a in node.all_input_nodes for v in numbers.get(a, ())}
+        if node.target is operator.getitem or is_arithmetic(node):
+            numbers.setdefault(node, set()).update(read_numbers)
             for storage in J.storages(node):
                 if owner_of.get(value_of[storage]) is node.args[0]:
                     owner_of[value_of[storage]] = node
@@ -135,18 +141,27 @@ def read_joint(
         fresh = {s: b for s, b in J.storages(node).items() if s not in value_of}
         effect = may_have_effect(node.target)
         if not fresh and not effect and J.tensors(node):
+            numbers[node] = read_numbers
             continue  # a view: it costs nothing and pins its base
         in_forward = node in forward
         kind = ValueKind.ACTIVATION if in_forward else ValueKind.GRADIENT
-        reads = sorted({value_of[s] for a in node.all_input_nodes for s in J.storages(a)})
+        reads = sorted(
+            {value_of[s] for a in node.all_input_nodes for s in J.storages(a)} | read_numbers
+        )
         writes = []
         for storage, size in fresh.items():
             keeps = storage in output_storages or storage in gradient_storages
             value = new_value(storage, size, Value(node.name, 0, kind, is_output=keeps))
             owner_of[value] = node
             writes.append(value)
+        for number in (n for n in (node, *J.getitem_users(node)) if is_number(n)):
+            numbers[number] = {len(values)}
+            owner_of[len(values)] = number
+            writes.append(len(values))
+            values.append(Value(number.name, 0, kind, is_output=number in returned))
         old = changed_values.intersection(reads)
-        recomputable = not effect and (not old or node.target is _BATCH_NORM)
+        yields_number = len(writes) > len(fresh)  # what was decided by it stays decided
+        recomputable = not effect and not yields_number and (not old or node.target is _BATCH_NORM)
         recomputable = recomputable and not draws_from_own_generator(node)
         if old and effect:  # what is written in place has been read by all that read it before
             reads = sorted({*reads, *(t for v in old for t in readers.get(v, ()))})

@@ -16,6 +16,7 @@ from torch._C import DispatchKey
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._functorch._aot_autograd import graph_compile
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
 from torch._higher_order_ops.effects import has_effects
 from torch.fx.node import _side_effectful_functions
@@ -23,7 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from memfit.errors import CaptureError
+from memfit.pytorch.compat_symbols import numbers_inside_ops
+from memfit.pytorch.config_values import config_values
 
 __all__ = [
     "BackendCompilerFailed",
@@ -44,7 +46,6 @@ __all__ = [
     "profiler_active",
     "quiet_logs",
     "saved_output_description",
-    "size_hint",
     "tree_leaves",
     "tree_map",
     "tree_map_only",
@@ -76,7 +77,8 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
     """
     advice = {getattr(logging.Logger, name, None) for name in _ADVICE} - {None}
     with (
-        torch._dynamo.config.patch(
+        config_values(
+            torch._dynamo.config,
             recompile_limit=shapes + 8,
             accumulated_recompile_limit=max(
                 torch._dynamo.config.accumulated_recompile_limit, shapes + 8
@@ -86,7 +88,8 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
             ignore_logging_functions=advice,
             optimize_ddp=False,
         ),
-        torch._functorch.config.patch(backward_pass_autocast="off"),
+        config_values(torch._functorch.config, backward_pass_autocast="off"),
+        numbers_inside_ops(),
     ):
         yield
 
@@ -168,6 +171,8 @@ def whole_ops() -> Iterator[None]:
     PyTorch registers Python decompositions of interpolation, dropout and others for tracing; they
     compute other bits than eager's kernels, and are slower. While this is on, tracing sees the
     same C++ paths as eager. Random ops whose values nobody reads stay too: they move the generator.
+    Numbers that are read out of tensors stay numbers: PyTorch would compute with tensors instead,
+    in another order.
     """
     removed: list[tuple[Any, DispatchKey, Any]] = []
     seeded, whole = _families(len(dir(torch.ops.aten)))
@@ -181,9 +186,12 @@ def whole_ops() -> Iterator[None]:
             op.py_kernels[key] = _step_by_step(op)
     kept = seeded - _side_effectful_functions
     _side_effectful_functions.update(kept)
+    tensorify = graph_compile.tensorify_python_scalars
+    graph_compile.tensorify_python_scalars = lambda *_: None
     try:
         yield
     finally:
+        graph_compile.tensorify_python_scalars = tensorify
         _side_effectful_functions.difference_update(kept)
         for op in _recurrent_ops():
             for key in _KEYS:
@@ -299,21 +307,3 @@ def kineto_op_intervals(profiler: torch.profiler.profile, prefix: str = "") -> l
         if event.tag == kind and event.name.startswith(prefix)
     ]
     return sorted(intervals, key=lambda interval: interval.start_ns)
-
-
-def size_hint(value: Any) -> Any:
-    """A number as it is, a symbolic number as its hint; asking for the hint adds no guard.
-
-    Raises:
-        CaptureError: the number depends on data and has no hint.
-    """
-    if not isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        return value
-    hint = value.node.hint
-    if hint is None:
-        raise CaptureError(
-            f"size {value} depends on the data and has no known value; make the model's shapes "
-            "independent of its data, by torch.where or a product instead of x[mask], nonzero or "
-            "unique"
-        )
-    return hint

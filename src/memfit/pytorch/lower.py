@@ -14,6 +14,7 @@ from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import saved_output_description
 from memfit.pytorch.rng import device_of, read_state, replay
+from memfit.pytorch.scalars import is_number
 from memfit.schedule import Compute, Schedule
 
 __all__ = ["lower"]
@@ -32,6 +33,7 @@ class _Emitter:
 
     def __init__(self, step: CapturedStep) -> None:
         self.step = step
+        self.numbers = {n for n in step.owner_of.values() if is_number(n)}
         self.graph = fx.Graph()
         self.env: dict[Key, fx.Node] = {}
         self.states: dict[int, fx.Node] = {}
@@ -72,6 +74,8 @@ class _Emitter:
         return max(found, default=0)
 
     def _is_view(self, node: fx.Node) -> bool:
+        if is_number(node):
+            return node not in self.numbers
         if node.target is operator.getitem:
             return self._is_view(node.args[0]) and not J.storages(node.args[0]).keys().isdisjoint(
                 J.storages(node)
@@ -167,11 +171,13 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     forward_results = [_result(forward, n) for n in outputs]
     used = _primals_read(step, backward_steps, gradients)
     saved_primals = [p for p in given if p in used]
-    saved_values = [v for v in sorted(kept) if v not in states]
-    saved = [
+    numbers = [v for v in sorted(kept) if step.owner_of.get(v) in forward.numbers]
+    saved_values = [v for v in sorted(kept) if v not in states and v not in numbers]
+    saved = [  # AOTAutograd takes numbers last here, and gives them first to the backward graph
         *(forward.env[p, 0] for p in saved_primals),
         *(forward.env[step.owner_of[v], 0] for v in saved_values),
         *(forward.states[v] for v in states),
+        *(forward.env[step.owner_of[v], 0] for v in numbers),
     ]
     made = forward.graph.output((*forward_results, *saved))
     made.meta["desc"] = [
@@ -180,6 +186,8 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     ]
 
     backward = _Emitter(step)
+    for v in numbers:
+        backward.placeholder(step.owner_of[v])
     for p in saved_primals:
         backward.placeholder(p)
     for v in saved_values:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from memfit.pytorch.compat import size_hint, tree_leaves, tree_map_only
+from memfit.pytorch.compat import tree_leaves, tree_map_only
+from memfit.pytorch.compat_symbols import SYMBOLIC, size_hint, stand_in
 
 __all__ = ["OpCall", "OpCost", "TensorSpec", "target_name"]
 
@@ -44,7 +45,7 @@ class TensorSpec:
             tuple(size_hint(s) for s in tensor.stride()),
             tensor.dtype,
             tensor.device,
-            size_hint(tensor.storage_offset()),
+            stand_in(tensor.storage_offset(), 0),
             size_hint(tensor.untyped_storage().nbytes()),
         )
 
@@ -100,8 +101,7 @@ class OpCall:
         new_args, new_kwargs = tree_map_only(
             torch.Tensor, TensorSpec.of, (tuple(args), dict(kwargs or {}))
         )
-        kinds = (torch.SymInt, torch.SymFloat, torch.SymBool)
-        new_args, new_kwargs = tree_map_only(kinds, size_hint, (new_args, new_kwargs))
+        new_args, new_kwargs = tree_map_only(SYMBOLIC, stand_in, (new_args, new_kwargs))
         return cls(target, new_args, new_kwargs, name)
 
     @property

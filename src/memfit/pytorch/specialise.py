@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["has_symbols", "key_of_sizes", "specialised"]
+from memfit.pytorch.compat_symbols import SYMBOLIC
 
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+__all__ = ["has_symbols", "key_of_sizes", "specialised"]
 
 
 def _example(node: fx.Node) -> Any:
@@ -27,10 +27,10 @@ def _is_number(placeholder: fx.Node) -> bool:
     Dynamo hands integers, such as the sizes of tensors, to the graph as they are, and floats as
     tensors of one element, of which the graph takes the item.
     """
-    if isinstance(_example(placeholder), _SYMBOLIC):
+    if isinstance(_example(placeholder), SYMBOLIC):
         return True
     return bool(placeholder.users) and all(
-        user.op == "call_method" and user.target == "item" and isinstance(_example(user), _SYMBOLIC)
+        user.op == "call_method" and user.target == "item" and isinstance(_example(user), SYMBOLIC)
         for user in placeholder.users
     )
 

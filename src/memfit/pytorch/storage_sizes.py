@@ -7,7 +7,7 @@ import math
 import torch
 from torch import fx
 
-from memfit.pytorch.compat import size_hint
+from memfit.pytorch.compat_symbols import size_hint
 
 __all__ = ["CUDA_BLOCK_BYTES", "allocated_bytes", "block_bytes"]
 
