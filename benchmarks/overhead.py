@@ -30,8 +30,8 @@ from torch._dynamo.backends.debugging import boxed_nop
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.backend import StepModule
 from memfit.pytorch.compat import capture_settings, whole_ops
+from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import steady_allocator
 
 LIMIT_PERCENT = 2.0

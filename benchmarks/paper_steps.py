@@ -27,7 +27,7 @@ def real_steps(name: str, say: Callable[[str], None]) -> dict[str, Any]:
     from paper_networks import NETWORKS
 
     import memfit
-    from memfit.pytorch.backend import StepModule
+    from memfit.pytorch.compiled_step import StepModule
     from memfit.pytorch.measure import measure_step, steady_allocator
 
     torch.set_num_threads(THREADS)

@@ -14,8 +14,8 @@ from memfit.errors import UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions, Progress, TradeOff
 from memfit.planners.registry import get_curve
-from memfit.pytorch.backend import StepModule, captured_graph
 from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.compiled_step import StepModule, captured_graph
 from memfit.pytorch.distributed import Parallel
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.settings import settings_for

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -25,17 +23,13 @@ from memfit.pytorch.accumulate import (
     hold_gradients,
     used_inside,
 )
-from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.capture_progress import CAPTURING, TRACING, mark_progress
 from memfit.pytorch.compat import (
-    BackendCompilerFailed,
-    TorchDynamoException,
     aot_backend,
-    capture_settings,
     whole_ops,
 )
-from memfit.pytorch.compat_dynamo import with_fixed_scalars, without_dropped_writes
+from memfit.pytorch.compat_dynamo import traced_code, with_fixed_scalars
 from memfit.pytorch.costing import call_of
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import (
@@ -45,7 +39,6 @@ from memfit.pytorch.distributed import (
     hand_over_gradients,
 )
 from memfit.pytorch.draws import draw_in_memory_order
-from memfit.pytorch.explain import explained
 from memfit.pytorch.given import Given
 from memfit.pytorch.loop_choice import keeping_everything
 from memfit.pytorch.loop_graph import rewrite_loops
@@ -59,12 +52,9 @@ from memfit.pytorch.storage_sizes import block_bytes
 from memfit.units import format_bytes
 
 __all__ = [
+    "CaptureEnds",
     "Compiled",
     "StepBackend",
-    "StepModule",
-    "captured_graph",
-    "compile_step",
-    "no_leaf_warnings",
     "resident_values",
 ]
 
@@ -73,21 +63,6 @@ Decide = Callable[[TrainingGraph], Plan]
 PlanLoops = Callable[[CapturedStep, Sequence[LoopProgram]], tuple[CapturedStep, Plan]]
 
 logger = logging.getLogger("memfit")
-
-
-class StepModule(nn.Module):
-    """The computation that is planned: the model, and the loss where one is given."""
-
-    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss_fn
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`model(*args)`, or `loss_fn(model(*inputs), target)` with the target last in `args`."""
-        if self.loss_fn is None:
-            return self.model(*args, **kwargs)
-        return self.loss_fn(self.model(*args[:-1], **kwargs), args[-1])
 
 
 def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, int]:
@@ -128,7 +103,7 @@ class Compiled:
     given_bytes: int = 0
 
 
-class _Captured(Exception):
+class CaptureEnds(Exception):
     """Ends a compilation that is only there to capture."""
 
 
@@ -141,6 +116,7 @@ class StepBackend:
         count: of input shapes.
         given: to the present call.
         error: what ended the last compilation in memfit's own code; Dynamo wraps it.
+        traced: the Python code that was traced so far.
         adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
     """
 
@@ -186,6 +162,7 @@ class StepBackend:
         self.current: Compiled | None = None
         self.captured: CapturedStep | None = None
         self.error: Exception | None = None
+        self.traced: set[CodeType] = set()
         self._shared = False
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
@@ -195,6 +172,7 @@ class StepBackend:
         }
         if self._report is not None:
             self._report(CAPTURING, 1.0)
+        self.traced.update(traced_code())
         self._kinds = {}
         for i, example in enumerate(example_inputs):
             if isinstance(example, nn.Parameter):
@@ -272,7 +250,7 @@ class StepBackend:
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         if self._decide is None:
             self.captured = keeping_everything(self._costs(step, None), self.programs)
-            raise _Captured
+            raise CaptureEnds
         step, plan = self._plan(step, self._decide)
         plan.check_graph(step.graph)
         plan = with_opaque_notes(plan, step.node_of)
@@ -308,7 +286,7 @@ class StepBackend:
                 step = self._holding(step, parameters)
             modules = self._planned(step, parameters)
             return self._handing_over(modules, joint, num_fwd_outputs, parameters)
-        except _Captured:
+        except CaptureEnds:
             raise
         except Exception as error:
             self.error = error
@@ -437,74 +415,3 @@ class StepBackend:
         if not extra:
             return first
         return self._read_joint(joint, forward_outputs, kinds, extra)
-
-
-def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
-    """`step`, compiled by `backend` at its first call, with memfit's errors unwrapped."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return step(*args, **kwargs)
-
-    # Dynamo limits compilations by code object: every fitted module has its own, and its own limit.
-    run.__code__ = run.__code__.replace(co_name=f"run_{type(step.model).__name__}")
-
-    def compile_graph(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        without_dropped_writes()
-        return backend(module, example_inputs)
-
-    compiled = torch.compile(run, backend=compile_graph, fullgraph=True, dynamic=False)
-
-    averages = has_cumulative_average(step.model)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = Given(step.model, args, kwargs)
-        backend.compiling(given)
-        averaging = traceable_cumulative_average() if averages else nullcontext()
-        try:
-            with capture_settings(backend.count.most), averaging, no_leaf_warnings(args, kwargs):
-                result = compiled(*args, **kwargs)
-            backend.called(given)
-            return result
-        except (BackendCompilerFailed, TorchDynamoException) as error:
-            if isinstance(getattr(error, "inner_exception", None), _Captured):
-                raise _Captured from None
-            taken = args if step.loss_fn is None else args[:-1]
-            cause = backend.error or explained(step.model, error, taken, kwargs)
-            backend.failed(cause)
-            raise cause from None
-        finally:
-            backend.given = Given()
-
-    return call
-
-
-@contextmanager
-def no_leaf_warnings(*given: Any) -> Iterator[None]:
-    """While Dynamo compiles, it reads `.grad` of inputs that others computed, which warns."""
-    leaves = torch.utils._pytree.tree_leaves(given)
-    if not any(isinstance(x, torch.Tensor) and not x.is_leaf for x in leaves):
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        yield
-
-
-def captured_graph(
-    step: StepModule, backend: StepBackend, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> CapturedStep:
-    """The step as captured, without running it.
-
-    Raises:
-        CaptureError: the model cannot be captured as one graph, or has nothing to train.
-    """
-    with torch.enable_grad(), suppress(_Captured):
-        compile_step(step, backend)(*args, **kwargs)
-    if backend.captured is None:
-        raise CaptureError(
-            f"{type(step.model).__name__} has no backward pass for these inputs: no output depends "
-            "on a tensor that requires gradients; set requires_grad on what you train"
-        )
-    captured, backend.captured = backend.captured, None
-    gc.collect()
-    return captured

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from torch import fx
 from torch._dynamo.exc import ShortenTraceback, TensorifyScalarRestartAnalysis
 from torch._dynamo.symbolic_convert import InstructionTranslator, TensorifyState
+from torch._guards import TracingContext
 
 __all__ = [
     "arguments_traced",
@@ -17,6 +19,7 @@ __all__ = [
     "error_of_traced_code",
     "register_backend",
     "shown_by_dynamo",
+    "traced_code",
     "with_fixed_scalars",
     "without_dropped_writes",
 ]
@@ -63,6 +66,11 @@ def arguments_traced() -> list[Any]:
     count = code.co_argcount + code.co_kwonlyargcount
     count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
     return [traced.f_locals[n] for n in code.co_varnames[:count] if n in traced.f_locals]
+
+
+def traced_code() -> list[CodeType]:
+    """The code of the functions that the trace that is going on has run through."""
+    return TracingContext.get_traced_code() or []
 
 
 def error_of_traced_code(text: str) -> tuple[str, str] | None:

@@ -64,8 +64,9 @@ _REMEDY = (
     "rewrite that line without a branch on tensor data or a call that PyTorch cannot trace "
     "(torch.where, torch.cond), or fit the parts of the model before and after it one by one"
 )
+_HOOKS = "backwards hooks"
 _REMEDIES = {
-    "backwards hooks": "take off the hooks that modules have for their backward pass "
+    _HOOKS: "take off the hooks that modules have for their backward pass "
     "(register_full_backward_hook); hooks on tensors and parameters (Tensor.register_hook) work",
     "FSDP with use_orig_params=False": "use FSDP2: memfit.fit_blocks, then fully_shard",
 }
@@ -114,6 +115,8 @@ def _why_not_captured(
             "outside and give the numbers as an input"
         )
     detail = detail.removeprefix("Explanation:").strip()
+    if "grad_fn()" in text and any(module._backward_hooks for module in model.modules()):
+        text += _HOOKS  # those of register_backward_hook, which look at the result's grad_fn
     remedy = next((told for part, told in _REMEDIES.items() if part in text), _REMEDY)
     return (
         f"{name} cannot be captured as one graph{where}: {reason.rstrip('.')}"

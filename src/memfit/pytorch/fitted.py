@@ -13,7 +13,8 @@ from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.accumulate import hand_out
-from memfit.pytorch.backend import StepBackend, StepModule, compile_step
+from memfit.pytorch.backend import StepBackend
+from memfit.pytorch.compiled_step import StepModule, compile_step
 from memfit.pytorch.distributed import Parallel, Replication, replication_of
 from memfit.pytorch.second_use import refuse_second_use
 from memfit.pytorch.shapes import Example, plan_ahead
@@ -36,8 +37,8 @@ class FittedModule(nn.Module):
     """A model whose training step is planned at its first call; made by `memfit.fit`.
 
     It shares the model's parameters, buffers and submodules, so that `state_dict`, `parameters`,
-    `to`, `train` and optimizers work as on the model itself. In `eval()` or under
-    `torch.no_grad()` it runs the plain model.
+    `to`, `train` and optimizers work as on the model itself. Other attributes are read from the
+    model and written to it. In `eval()` or under `torch.no_grad()` it runs the plain model.
 
     Attributes:
         plan: the plan of the newest training call, None before the first.
@@ -55,8 +56,6 @@ class FittedModule(nn.Module):
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        self.__dict__["_model"] = model
-        self.__dict__["_loss_fn"] = loss_fn  # not a submodule: the model's are shared as they are
         self._make_backend = make_backend
         self._parallel = parallel or Parallel()
         self._shapes = tuple(shapes)
@@ -64,13 +63,25 @@ class FittedModule(nn.Module):
         self._replication: Replication | None = None
         self._call: Callable[..., Any] | None = None
         self._backend: StepBackend | None = None
+        self.__dict__["_loss_fn"] = loss_fn  # not a submodule: the model's are shared as they are
+        self.__dict__["_model"] = model  # from here on, new attributes are the model's
         self._share()
 
     def _share(self) -> None:
         model = self.__dict__["_model"]
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[name] = model.__dict__[name]
-        self.training = model.training
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        model = self.__dict__.get("_model")
+        return True if model is None else bool(model.training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_model" in self.__dict__:
+            self.__dict__["_model"].training = mode
 
     @property
     def plan(self) -> Plan | None:
@@ -90,7 +101,6 @@ class FittedModule(nn.Module):
     def train(self, mode: bool = True) -> FittedModule:
         """Set training mode on the model."""
         self.__dict__["_model"].train(mode)
-        self.training = mode
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,6 +152,19 @@ class FittedModule(nn.Module):
             if "_model" not in self.__dict__:
                 raise
             return getattr(self.__dict__["_model"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = self.__dict__.get("_model")
+        if model is None or name in self.__dict__ or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:  # what the model's forward reads, or a trainer's note
+            setattr(model, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            super().__delattr__(name)
+        else:
+            delattr(self.__dict__["_model"], name)
 
     def __getstate__(self) -> Mapping[str, Any]:
         state = dict(self.__dict__)

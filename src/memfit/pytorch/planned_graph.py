@@ -18,9 +18,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
-from memfit.pytorch.backend import no_leaf_warnings
 from memfit.pytorch.compat import MAX_SHAPES, capture_settings
 from memfit.pytorch.compat_fake import FakeTensor
+from memfit.pytorch.compiled_step import no_leaf_warnings
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.explain import no_code
 from memfit.pytorch.second_use import on_backward

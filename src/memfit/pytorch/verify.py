@@ -13,7 +13,7 @@ from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.api import fit
-from memfit.pytorch.backend import StepModule
+from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import StepTime, measure_step, steady_allocator, time_steps
 from memfit.units import Budget
 
