@@ -36,7 +36,22 @@ def same_bits(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return bool(torch.equal(a, b)) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _relative(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
+SMALL = 1e-3  # of the largest entry of all; below it, entries may be what cancellation left
+LEAST = 1e-5
+
+
+def _floor(seen: dict[str, torch.Tensor | None], gradients: bool) -> float:
+    """The least size that differences in gradients, or in other values, are held against."""
+    largest = 0.0
+    for name, t in seen.items():
+        if t is None or name.startswith("gradient") != gradients:
+            continue
+        if t.is_floating_point() and t.numel():
+            largest = max(largest, float(t.abs().nan_to_num(0, 0, 0).max()))
+    return max(SMALL * largest, LEAST)
+
+
+def _relative(a: torch.Tensor | None, b: torch.Tensor | None, floor: float) -> float:
     if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape:
         return float("inf")
     if not (a.is_floating_point() or a.is_complex()):
@@ -45,9 +60,7 @@ def _relative(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
         return float("inf")
     wide = torch.complex128 if a.is_complex() else torch.float64
     a, b = (t.to(wide).nan_to_num(0.0, 0.0, 0.0) for t in (a, b))
-    scale = float(b.abs().max())
-    gap = float((a - b).abs().max())
-    return gap / scale if scale else gap
+    return float((a - b).abs().max()) / max(float(b.abs().max()), floor)
 
 
 def compare(ours: Seen, theirs: Seen, *, zeros_for_none: bool = False) -> Difference | None:
@@ -58,6 +71,7 @@ def compare(ours: Seen, theirs: Seen, *, zeros_for_none: bool = False) -> Differ
     """
     worst, where, names = 0.0, "", []
     for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        floors = {gradients: _floor(other, gradients) for gradients in (False, True)}
         for name in other:
             a, b = mine.get(name), other[name]
             if same_bits(a, b):
@@ -65,7 +79,7 @@ def compare(ours: Seen, theirs: Seen, *, zeros_for_none: bool = False) -> Differ
             if zeros_for_none and b is None and a is not None and not bool(a.any()):
                 continue
             names.append(f"step {i + 1}, {name}")
-            relative = _relative(a, b)
+            relative = _relative(a, b, floors[name.startswith("gradient")])
             if not relative < worst:
                 worst, where = relative, names[-1]
     return Difference(where, worst, tuple(names)) if names else None

@@ -148,3 +148,10 @@ def test_a_peak_over_the_budget_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(exchange.Capture, "graph", property(smaller))
     verdict = check(program("v2 = v1 + 1", "v3.sum()"), measured=True)
     assert "over budget" in {f.kind for f in verdict.findings}
+
+
+def test_double_precision_leaves_the_program_in_its_own_type() -> None:
+    """Gradients that cancel differ in their last bits, so that the program runs in both types."""
+    made = program("v2 = nn.functional.batch_norm(v1, None, None, training=True)", "v2.sum()")
+    verdict = check(dataclasses.replace(made, accumulate=True))
+    assert verdict.status == "right"
