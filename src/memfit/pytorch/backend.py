@@ -39,6 +39,7 @@ from memfit.pytorch.distributed import (
     hand_over_gradients,
 )
 from memfit.pytorch.draws import draw_in_memory_order
+from memfit.pytorch.failures import failing, guard_backward
 from memfit.pytorch.given import Given
 from memfit.pytorch.loop_choice import keeping_everything
 from memfit.pytorch.loop_graph import rewrite_loops
@@ -194,11 +195,17 @@ class StepBackend:
         compiled = with_fixed_scalars(lambda: self._compile(module, example_inputs))
         record = self.compiled[-1] if len(self.compiled) > before else None
 
+        guarded = False
+
         def run(*args: Any) -> Any:
+            nonlocal guarded
             if self.count.ahead:
                 raise PlannedAhead
             self.current = record
-            return compiled(*args)
+            with failing(self._name, "forward"):
+                result = compiled(*args)
+            guarded = guarded or guard_backward(self._name, result)
+            return result
 
         self.current = record
         return run

@@ -1,10 +1,13 @@
-"""Private names of the autograd engine: where a gradient that a node returns will go."""
+"""Private names of autograd: where the gradients of a node go, and what computes them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 
-__all__ = ["accumulating_leaf"]
+__all__ = ["accumulating_leaf", "wrap_backward"]
 
 
 def accumulating_leaf(position: int, count: int) -> torch.Tensor | None:
@@ -32,3 +35,25 @@ def accumulating_leaf(position: int, count: int) -> torch.Tensor | None:
     except RuntimeError:  # what the engine says of leaves that autograd.grad was asked for
         return None
     return leaf if runs else None
+
+
+def wrap_backward(
+    results: Iterable[Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> bool:
+    """Put another function in place of the backward of the compiled graph that made some tensors.
+
+    AOTAutograd makes one autograd function of a graph. Its backward also unpacks what was saved,
+    and compiles what was not compiled before.
+
+    Returns:
+        Whether it was found.
+    """
+    for tensor in results:
+        node = tensor.grad_fn if isinstance(tensor, torch.Tensor) else None
+        while node is not None:
+            function = getattr(node, "_forward_cls", None)
+            if function is not None and hasattr(function, "_aot_id"):
+                function.backward = staticmethod(wrap(function.backward))
+                return True
+            node = node.next_functions[0][0] if node.next_functions else None  # of a view
+    return False

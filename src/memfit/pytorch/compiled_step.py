@@ -15,10 +15,11 @@ from memfit.errors import CaptureError
 from memfit.pytorch.backend import CaptureEnds, StepBackend
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import BackendCompilerFailed, TorchDynamoException, capture_settings
+from memfit.pytorch.compat import capture_settings
 from memfit.pytorch.compat_dynamo import without_dropped_writes
-from memfit.pytorch.explain import explained
+from memfit.pytorch.failures import is_own_fault, told
 from memfit.pytorch.given import Given
+from memfit.pytorch.shapes import PlannedAhead
 from memfit.pytorch.unguarded import Unguarded
 
 __all__ = ["StepModule", "captured_graph", "compile_step", "no_leaf_warnings"]
@@ -47,27 +48,31 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal averages
-        given = Given(step.model, args, kwargs)
-        backend.compiling(given)
-        state = unguarded.state()
-        if state not in compiled:
-            compiled[state] = _compiled(step, backend)
         before = len(backend.compiled)
         averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
+            given = Given(step.model, args, kwargs)
+            backend.compiling(given)
+            state = unguarded.state()
+            if state not in compiled:
+                compiled[state] = _compiled(step, backend)
             with capture_settings(backend.count.most), averaging, no_leaf_warnings(args, kwargs):
                 result = compiled[state](*args, **kwargs)
             backend.called(given)
-        except (BackendCompilerFailed, TorchDynamoException) as error:
-            if isinstance(getattr(error, "inner_exception", None), CaptureEnds):
+        except PlannedAhead:
+            raise
+        except Exception as error:
+            if isinstance(getattr(error, "inner_exception", error), CaptureEnds):
                 raise CaptureEnds from None
-            if not averages and has_cumulative_average(step.model):
+            if backend.error is None and not averages and has_cumulative_average(step.model):
                 averages = True  # since the last time
                 return call(*args, **kwargs)
             taken = args if step.loss_fn is None else args[:-1]
-            cause = backend.error or explained(step.model, error, taken, kwargs)
+            cause = told(step.model, error, backend.error, taken, kwargs)
             backend.failed(cause)
-            raise cause from None
+            if cause is error:
+                raise
+            raise cause from (error if is_own_fault(cause) else None)
         finally:
             backend.given = Given()
         if len(backend.compiled) > before:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from memfit.errors import CaptureError, ExecutionError, MemfitError
+from memfit.pytorch.compat import TorchDynamoException
 from memfit.pytorch.compat_dynamo import error_of_traced_code
 from memfit.pytorch.compat_inductor import CppCompileError, InductorError
 
@@ -68,6 +69,8 @@ _HOOKS = "backwards hooks"
 _REMEDIES = {
     _HOOKS: "take off the hooks that modules have for their backward pass "
     "(register_full_backward_hook); hooks on tensors and parameters (Tensor.register_hook) work",
+    "maximum recursion depth": "raise the limit before the first step, "
+    "sys.setrecursionlimit(10_000), or make the nesting of what forward calls flatter",
     "FSDP with use_orig_params=False": "use FSDP2: memfit.fit_blocks, then fully_shard",
 }
 
@@ -95,6 +98,8 @@ def _why_not_captured(
         reason = f"{type(inner).__name__}: {(str(inner).strip().splitlines() or [''])[0]}"
     else:
         reason = lines[0] if lines else type(error).__name__
+        if not isinstance(error, TorchDynamoException) and lines:
+            reason = f"{type(error).__name__}: {reason}"
     detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
     places = [
         m

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from memfit.errors import MemfitError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
 from memfit.pytorch.compat import MAX_SHAPES, capture_settings
@@ -23,6 +24,7 @@ from memfit.pytorch.compat_fake import FakeTensor
 from memfit.pytorch.compiled_step import no_leaf_warnings
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.explain import no_code
+from memfit.pytorch.failures import own_fault
 from memfit.pytorch.second_use import on_backward
 from memfit.pytorch.specialise import key_of_sizes, specialised
 from memfit.pytorch.step_budget import BudgetWarning, GraphRun
@@ -129,10 +131,13 @@ class PlannedGraph:
             with capture_settings(), no_leaf_warnings(*args):
                 self._run = backend(self._module, args)
         except Exception as error:
-            cause = backend.error or no_code(NAME, error)
+            known = backend.error
+            if isinstance(known, MemfitError):
+                raise known from None
+            cause = no_code(NAME, error) or own_fault(NAME, known or error)
             if cause is None:
                 raise
-            raise cause from None
+            raise cause from error
         if backend.compiled:
             made = backend.compiled[-1]
             self.graph, self.plan = made.graph, made.plan
