@@ -118,6 +118,8 @@ class StepBackend:
         given: to the present call.
         error: what ended the last compilation in memfit's own code; Dynamo wraps it.
         traced: the Python code that was traced so far.
+        sample: arguments that the step can run with, where it is called with some that only have
+            the right shapes.
         adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
     """
 
@@ -164,6 +166,7 @@ class StepBackend:
         self.captured: CapturedStep | None = None
         self.error: Exception | None = None
         self.traced: set[CodeType] = set()
+        self.sample: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         self._shared = False
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:

@@ -9,12 +9,18 @@ from types import CodeType
 from typing import Any
 
 from torch import fx
-from torch._dynamo.exc import ShortenTraceback, TensorifyScalarRestartAnalysis
+from torch._dynamo.exc import (
+    InternalTorchDynamoError,
+    ShortenTraceback,
+    TensorifyScalarRestartAnalysis,
+    Unsupported,
+)
 from torch._dynamo.symbolic_convert import InstructionTranslator, TensorifyState
 from torch._guards import TracingContext
 
 __all__ = [
     "arguments_traced",
+    "code_not_traced",
     "ending_break",
     "error_of_traced_code",
     "register_backend",
@@ -84,6 +90,16 @@ def error_of_traced_code(text: str) -> tuple[str, str] | None:
     """
     found = _RAISED.search(text)
     return (found[1], found[3]) if found else None
+
+
+def code_not_traced(error: Exception) -> bool:
+    """Whether Dynamo met code that it cannot trace, whatever the data; no error of that code."""
+    text = str(error)
+    return (
+        isinstance(error, (Unsupported, InternalTorchDynamoError))
+        and error_of_traced_code(text) is None
+        and "data-dependent" not in text.lower()
+    )
 
 
 def shown_by_dynamo(error: Exception) -> Exception:

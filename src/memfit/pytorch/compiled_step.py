@@ -18,6 +18,7 @@ from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import capture_settings
 from memfit.pytorch.compat_dynamo import without_dropped_writes
 from memfit.pytorch.failures import is_own_fault, told
+from memfit.pytorch.first_run import FirstRun
 from memfit.pytorch.given import Given
 from memfit.pytorch.shapes import PlannedAhead
 from memfit.pytorch.unguarded import Unguarded
@@ -45,6 +46,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     compiled: dict[int, Callable[..., Any]] = {}  # for each state of what Dynamo does not guard
     unguarded = Unguarded(step.model, step.loss_fn)
     averages = has_cumulative_average(step.model)
+    first_run = FirstRun(step)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal averages
@@ -66,6 +68,9 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
                 raise CaptureEnds from None
             if backend.error is None and not averages and has_cumulative_average(step.model):
                 averages = True  # since the last time
+                return call(*args, **kwargs)
+            sample = backend.sample or (args, kwargs)
+            if backend.error is None and first_run.prepares(error, *sample):
                 return call(*args, **kwargs)
             taken = args if step.loss_fn is None else args[:-1]
             cause = told(step.model, error, backend.error, taken, kwargs)

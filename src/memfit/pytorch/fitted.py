@@ -124,7 +124,9 @@ class FittedModule(nn.Module):
             self._backend = self._make_backend(model, replication)
             self._call = None
             call = compile_step(StepModule(model, self._loss_fn), self._backend)
+            self._backend.sample = (args, kwargs)
             self._plan_ahead(call, self._backend)
+            self._backend.sample = None
             self._call = call
         if self._backend is not None:
             self._backend.check_accumulation(model)
