@@ -7,7 +7,7 @@ autograd then adds them to. Here each gradient is added as soon as it is final, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from memfit.graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_autograd import accumulating_leaf
+from memfit.pytorch.missing import is_missing
 from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = [
@@ -36,19 +37,24 @@ _LOCK = (
 )  # autograd's own accumulation locks too: backward passes may run in threads
 
 
-def accumulate(gradient: torch.Tensor, position: int, count: int) -> torch.Tensor | None:
+def accumulate(
+    gradient: torch.Tensor, position: int, count: int, *outputs: int
+) -> torch.Tensor | None:
     """Add a finished gradient to its parameter's `.grad`, where autograd would do just that later.
 
     Args:
         gradient: the gradient.
         position: which of the autograd node's tensor inputs it belongs to.
         count: number of the node's tensor inputs.
+        outputs: of the step, through which the parameter is reached (`missing.outputs_behind`).
 
     Returns:
-        None when it was added; else the gradient, for autograd to handle in its ordinary way: when
-        there is no `.grad` yet, when a hook wants to see the gradient, and when it is not to be
-        accumulated at all.
+        None when it was added, or is zeros in the place of None; else the gradient, for autograd to
+        handle in its ordinary way: when there is no `.grad` yet, when a hook wants to see the
+        gradient, and when it is not to be accumulated at all.
     """
+    if is_missing(outputs):
+        return None
     leaf = accumulating_leaf(position, count)
     if leaf is None or not _simply_added(leaf, gradient):
         return gradient
@@ -106,7 +112,10 @@ def used_inside(
 
 
 def accumulate_when_ready(
-    backward: fx.GraphModule, joint: fx.GraphModule, parameters: Set[fx.Node]
+    backward: fx.GraphModule,
+    joint: fx.GraphModule,
+    parameters: Set[fx.Node],
+    behind: Mapping[fx.Node, Sequence[int]],
 ) -> None:
     """Let a backward graph add each parameter's gradient to `.grad` right after its last op.
 
@@ -115,6 +124,7 @@ def accumulate_when_ready(
         joint: the joint graph it was lowered from.
         parameters: the placeholders that are parameters, those that the step hands out left aside
             (`used_inside`).
+        behind: the outputs of the step behind each gradient (`missing.outputs_behind`).
     """
     primals = J.primals(joint)
     count = sum(bool(J.tensors(p)) for p in primals)
@@ -131,7 +141,9 @@ def accumulate_when_ready(
         if not _place_early(gradient):
             continue
         with backward.graph.inserting_after(gradient):
-            made = backward.graph.call_function(accumulate, (gradient, position, count))
+            made = backward.graph.call_function(
+                accumulate, (gradient, position, count, *behind.get(primal, ()))
+            )
         made.meta = {k: v for k, v in gradient.meta.items() if k in ("val", "tensor_meta")}
         results[i] = made
     end.args = (tuple(results),)

@@ -45,11 +45,13 @@ from memfit.pytorch.loop_choice import keeping_everything
 from memfit.pytorch.loop_graph import rewrite_loops
 from memfit.pytorch.loop_run import LoopProgram
 from memfit.pytorch.lower import lower
+from memfit.pytorch.missing import leave_out, note_missing, outputs_behind
 from memfit.pytorch.opaque_recurrence import with_opaque_notes
 from memfit.pytorch.scalars import fold_constants
 from memfit.pytorch.shape_plans import Occasion, ShapePlans
 from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.storage_sizes import block_bytes
+from memfit.pytorch.stored_outputs import StoredOutputs, stored_in
 from memfit.units import format_bytes
 
 __all__ = [
@@ -121,6 +123,7 @@ class StepBackend:
         sample: arguments that the step can run with, where it is called with some that only have
             the right shapes.
         adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
+        takes_apart: whether what forward stores is planned without a gradient.
     """
 
     adds_gradients = True
@@ -156,6 +159,7 @@ class StepBackend:
         self.given = Given()
         self._input_bytes = 0
         self._kinds: dict[int, ValueKind] = {}
+        self._behind: Mapping[fx.Node, tuple[int, ...]] = {}
         self._replication = replication or Replication()
         self._overlap = self._replication.overlapper()
         self._sharing = self._replication.sharing(name)
@@ -168,6 +172,9 @@ class StepBackend:
         self.traced: set[CodeType] = set()
         self.sample: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         self._shared = False
+        self.takes_apart = True
+        self._stored: StoredOutputs | None = None
+        self._all_stored: list[StoredOutputs] = []
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """Dynamo's entry."""
@@ -194,9 +201,14 @@ class StepBackend:
             raise
         with whole_ops():
             self._rewrite_loops(module)
+        self._stored = stored = stored_in(module)
+        if stored is not None:
+            self._all_stored.append(stored)
         before = len(self.compiled)
+        self._behind = {}
         compiled = with_fixed_scalars(lambda: self._compile(module, example_inputs))
         record = self.compiled[-1] if len(self.compiled) > before else None
+        several = bool(self._behind)
 
         guarded = False
 
@@ -205,13 +217,21 @@ class StepBackend:
             if self.count.ahead:
                 raise PlannedAhead
             self.current = record
+            again = stored.begin(args) if stored is not None else None
             with failing(self._name, "forward"):
-                result = compiled(*args)
-            guarded = guarded or guard_backward(self._name, result)
-            return result
+                results = compiled(*args)
+            guarded = guarded or guard_backward(self._name, results)
+            if several:
+                note_missing(results, args)
+            return results if again is None else again.attach(results)
 
         self.current = record
         return run
+
+    @property
+    def stored_were_used(self) -> bool:
+        """Whether a loss has read what forward stores and the plans have no gradient of."""
+        return any(stored.used for stored in self._all_stored)
 
     # What executors do differently.
 
@@ -287,6 +307,8 @@ class StepBackend:
             self._prepare(joint)
             kinds = J.kinds_of(joint, self._kinds)
             parameters = {p for p, kind in kinds.items() if kind is ValueKind.PARAMETER}
+            if self._stored is not None:
+                self._stored.read(joint, num_fwd_outputs)
             J.own_gradients(joint, num_fwd_outputs, parameters)
             step = self._read(joint, num_fwd_outputs, kinds)
             self.count.captured()
@@ -310,11 +332,15 @@ class StepBackend:
         parameters: Set[fx.Node],
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """The lowered graphs, with what becomes of each gradient once it is final."""
+        if not self.adds_gradients:
+            return modules
+        self._behind = outputs_behind(joint, forward_outputs)
+        if self._overlap is None and not self._replication.reduced:
+            inside = used_inside(joint, forward_outputs, parameters)
+            accumulate_when_ready(modules[1], joint, inside, self._behind)
+        leave_out(modules[1], joint, self._behind)
         if self._overlap is not None:
             return self._overlap.mark(*modules, forward_outputs, J.positions(joint))
-        if self.adds_gradients and not self._replication.reduced:
-            inside = used_inside(joint, forward_outputs, parameters)
-            accumulate_when_ready(modules[1], joint, inside)
         return modules
 
     def _held_peak(self, step: CapturedStep, plan: Plan, parameters: Set[fx.Node]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["accumulating_leaf", "wrap_backward"]
+__all__ = ["accumulating_leaf", "compiled_nodes", "notes_of_running_node", "wrap_backward"]
 
 
 def accumulating_leaf(position: int, count: int) -> torch.Tensor | None:
@@ -57,3 +57,29 @@ def wrap_backward(
                 return True
             node = node.next_functions[0][0] if node.next_functions else None  # of a view
     return False
+
+
+def compiled_nodes(results: Sequence[Any]) -> set[Any]:
+    """The autograd nodes that AOTAutograd made for a step, found behind what the step returned.
+
+    Outputs that are views of others have nodes of their own in front of them.
+    """
+    found: set[Any] = set()
+    seen: set[Any] = set()
+    stack = [t.grad_fn for t in results if isinstance(t, torch.Tensor)]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "CompiledFunctionBackward":
+            found.add(node)
+        else:
+            stack.extend(before for before, _ in node.next_functions)
+    return found
+
+
+def notes_of_running_node() -> dict[str, Any]:
+    """A dict that belongs to the autograd node that is running, or about to; empty without one."""
+    node = torch._C._current_autograd_node()
+    return {} if node is None else node.metadata

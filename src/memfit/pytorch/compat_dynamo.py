@@ -16,6 +16,8 @@ from torch._dynamo.exc import (
     Unsupported,
 )
 from torch._dynamo.symbolic_convert import InstructionTranslator, TensorifyState
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.tensor import TensorVariable
 from torch._guards import TracingContext
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "error_of_traced_code",
     "register_backend",
     "shown_by_dynamo",
+    "stored_outputs",
     "traced_code",
     "with_fixed_scalars",
     "without_dropped_writes",
@@ -153,3 +156,53 @@ def without_dropped_writes() -> None:
     if not TensorifyState.empty():
         TensorifyState.clear()
         raise TensorifyScalarRestartAnalysis
+
+
+def stored_outputs(module: fx.GraphModule) -> dict[int, str]:
+    """Outputs of the graph that Dynamo makes just now which the code stores and does not return.
+
+    Args:
+        module: the graph.
+
+    Returns:
+        For their positions, the names of the attributes that they are stored as, "" where they go
+        elsewhere: into a list or a dict. Nothing for a graph that a break ends, whose values the
+        code after the break may use.
+    """
+    if ending_break(module) is not None:
+        return {}
+    try:
+        traced = InstructionTranslator.current_tx()
+    except AttributeError:  # nothing has been traced in this thread
+        return {}
+    changes = traced.output.side_effects
+    returned = _tensors_of(list(traced.stack), changes)
+    known = list(changes.id_to_variable.values())
+    stored: dict[str, str] = dict.fromkeys(_tensors_of(known, changes), "")
+    for attributes in list(changes.store_attr_mutations.values()):
+        for name, value in list(attributes.items()):
+            stored.update(dict.fromkeys(_tensors_of(value, changes), name))
+    (end,) = module.graph.find_nodes(op="output")
+    return {
+        i: stored[node.name]
+        for i, node in enumerate(end.args[0])
+        if isinstance(node, fx.Node) and node.name in stored and node.name not in returned
+    }
+
+
+def _tensors_of(value: Any, changes: Any) -> set[str]:
+    """Names of the graph's nodes whose tensors hang on a value of the traced code."""
+    found: set[str] = set()
+    seen: dict[int, Any] = {}
+
+    def visit(variable: VariableTracker) -> None:
+        if id(variable) in seen:
+            return
+        seen[id(variable)] = variable
+        if issubclass(type(variable), TensorVariable):  # isinstance would trace what is not read
+            found.add(variable.as_proxy().node.name)
+        if variable in changes.store_attr_mutations:
+            VariableTracker.visit(visit, changes.store_attr_mutations[variable])
+
+    VariableTracker.visit(visit, value)
+    return found

@@ -18,6 +18,7 @@ from memfit.pytorch.compat_dynamo import (
     ending_break,
     register_backend,
     shown_by_dynamo,
+    stored_outputs,
     without_dropped_writes,
 )
 from memfit.pytorch.given import unread_bytes
@@ -25,6 +26,7 @@ from memfit.pytorch.planned_graph import PlannedGraph, SymbolicGraph
 from memfit.pytorch.settings import COSTS, EXECUTORS, Settings, check_accumulate
 from memfit.pytorch.specialise import has_symbols
 from memfit.pytorch.step_runs import StepRuns
+from memfit.pytorch.stored_outputs import take_apart
 from memfit.units import parse_budget, parse_bytes
 
 __all__ = ["memfit_backend", "plans", "register"]
@@ -56,6 +58,12 @@ class _Call:
     content: Mapping[str, Any]
     step: StepRuns
     graphs: list[PlannedGraph | SymbolicGraph] = field(default_factory=list)
+
+    @property
+    def stored_were_used(self) -> bool:
+        """Whether a loss has read what forward stores and a plan had no gradient of."""
+        planned = (graph for graph in self.graphs if isinstance(graph, PlannedGraph))
+        return any(graph.stored is not None and graph.stored.used for graph in planned)
 
 
 _calls: dict[int, _Call] = {}
@@ -154,6 +162,8 @@ def _compiled(
     if has_symbols(module):
         graph = SymbolicGraph(call.step, module, line, unread)
     else:
+        if not call.stored_were_used:
+            take_apart(module, stored_outputs(module))
         call.step.begin()
         graph = PlannedGraph(call.step, module, example_inputs, line, unread)
     call.graphs.append(graph)

@@ -16,11 +16,12 @@ from memfit.pytorch.backend import CaptureEnds, StepBackend
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import capture_settings
-from memfit.pytorch.compat_dynamo import without_dropped_writes
+from memfit.pytorch.compat_dynamo import stored_outputs, without_dropped_writes
 from memfit.pytorch.failures import is_own_fault, told
 from memfit.pytorch.first_run import FirstRun
 from memfit.pytorch.given import Given
 from memfit.pytorch.shapes import PlannedAhead
+from memfit.pytorch.stored_outputs import take_apart
 from memfit.pytorch.unguarded import Unguarded
 
 __all__ = ["StepModule", "captured_graph", "compile_step", "no_leaf_warnings"]
@@ -96,6 +97,8 @@ def _compiled(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
 
     def compile_graph(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         without_dropped_writes()
+        if backend.takes_apart:
+            take_apart(module, stored_outputs(module))
         return backend(module, example_inputs)
 
     return torch.compile(run, backend=compile_graph, fullgraph=True, dynamic=False)

@@ -10,7 +10,13 @@ import torch
 from memfit.errors import UsageError
 from memfit.pytorch.compat import is_marked_effectful
 
-__all__ = ["allow_recompute", "draws_from_own_generator", "may_be_measured", "may_have_effect"]
+__all__ = [
+    "allow_recompute",
+    "draws_from_own_generator",
+    "is_harmless",
+    "may_be_measured",
+    "may_have_effect",
+]
 
 # PyTorch's own ops say in their schema what they write; so do those of torchvision. Others may
 # count calls, log, communicate or change state that no schema mentions.
@@ -65,6 +71,18 @@ def may_have_effect(target: Any) -> bool:
     if not isinstance(target, torch._ops.OpOverload):
         return True
     return bool(target._schema.is_mutable) or not _is_known(target) or is_marked_effectful(target)
+
+
+def is_harmless(target: Any) -> bool:
+    """Whether an op writes nothing that the caller sees, and may run again although it is marked.
+
+    PyTorch's checks and assertions are marked to have an effect.
+    """
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and not target._schema.is_mutable
+    )
 
 
 def may_be_measured(target: Any) -> bool:

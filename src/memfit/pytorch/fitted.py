@@ -61,6 +61,7 @@ class FittedModule(nn.Module):
         self._shapes = tuple(shapes)
         self._progress = progress
         self._replication: Replication | None = None
+        self._takes_apart = True
         self._call: Callable[..., Any] | None = None
         self._backend: StepBackend | None = None
         self.__dict__["_loss_fn"] = loss_fn  # not a submodule: the model's are shared as they are
@@ -119,9 +120,12 @@ class FittedModule(nn.Module):
         if not (torch.is_grad_enabled() and self.training):
             return StepModule(model, self._loss_fn)(*args, **kwargs)
         replication = replication_of(model, self._parallel)
+        if self._backend is not None and self._backend.stored_were_used:
+            self._takes_apart, self._call = False, None
         if self._call is None or replication != self._replication:
             self._replication = replication
             self._backend = self._make_backend(model, replication)
+            self._backend.takes_apart = self._takes_apart
             self._call = None
             call = compile_step(StepModule(model, self._loss_fn), self._backend)
             self._backend.sample = (args, kwargs)

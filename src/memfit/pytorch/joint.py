@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import torch
 from torch import fx
 
 from memfit.errors import CaptureError
-from memfit.pytorch.compat_descriptions import with_effects
+from memfit.pytorch.compat_descriptions import with_effects, written_input
 from memfit.pytorch.joint_inputs import (
     forward_inputs,
     is_primal,
@@ -35,15 +35,18 @@ __all__ = [
     "own_gradients",
     "positions",
     "primals",
+    "read_by",
     "source_of",
     "storages",
     "tensors",
+    "written_inputs",
 ]
 
 aten = torch.ops.aten
 _KNOWN_NAMESPACES = frozenset(
     {"aten", "prims", "prim", "inductor", "_c10d_functional", "c10d", "memfit"}
 )
+_BATCH_NORM = aten._native_batch_norm_legit_functional.default
 _BATCH_NORM_BACKWARD = (aten.native_batch_norm_backward.default,)
 
 
@@ -197,6 +200,34 @@ def mutated_placeholders(joint: fx.GraphModule) -> set[fx.Node]:
         and isinstance(node.args[0], fx.Node)
         and node.args[0].op == "placeholder"
     }
+
+
+def written_inputs(joint: fx.GraphModule, forward_outputs: int) -> set[fx.Node]:
+    """Inputs that the step writes: in the graph, or by an output that is copied into them."""
+    (end,) = joint.graph.find_nodes(op="output")
+    described = list(end.meta.get("desc") or ())[:forward_outputs]
+    written = {written_input(d) for d in described} - {None}
+    late = {p for p, i in zip(primals(joint), positions(joint), strict=True) if i in written}
+    return mutated_placeholders(joint) | late
+
+
+def read_by(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """What some nodes are computed from, themselves included.
+
+    In training, batch norm reads its running statistics only to update them.
+    """
+    found: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node in found:
+            continue
+        found.add(node)
+        read = node.all_input_nodes
+        if node.target is _BATCH_NORM and node.args[5]:
+            read = [a for a in node.args[:3] if isinstance(a, fx.Node)]
+        stack.extend(read)
+    return found
 
 
 def forward_nodes(joint: fx.GraphModule, forward_outputs: int) -> set[fx.Node]:

@@ -30,6 +30,7 @@ from memfit.errors import ExecutionError
 from memfit.pytorch import joint as J
 from memfit.pytorch.compat import saved_output_description
 from memfit.pytorch.compat_distributed import boxed, is_subclass, without_autocast
+from memfit.pytorch.missing import missing_now, while_missing
 from memfit.pytorch.pieces import Piece, run_piece, split_backward
 
 __all__ = ["Overlap"]
@@ -45,6 +46,7 @@ class _Run:
         self.pieces = pieces
         self.wanted = {name for piece in pieces for name in piece.reads}
         self.live: dict[str, Any] | None = None
+        self.missing: frozenset[int] = frozenset()
 
     def gradients(self, index: int) -> list[Any]:
         """Run the piece; the gradients that are final at its end."""
@@ -53,7 +55,7 @@ class _Run:
                 "a stage of the backward pass was reached before the compiled step; "
                 "please report this as a bug"
             )
-        with without_autocast():
+        with without_autocast(), while_missing(self.missing):
             return run_piece(self.pieces[index], self.live)
 
 
@@ -158,6 +160,7 @@ class Overlap:
 
         def hand_over(arguments: list[Any]) -> tuple[None, ...]:
             run = _runs[int(arguments[0])]
+            run.missing = missing_now()
             run.live = {n: a for n, a in zip(names, arguments, strict=True) if n in run.wanted}
             arguments.clear()
             return (None,) * count

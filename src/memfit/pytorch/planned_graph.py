@@ -30,6 +30,7 @@ from memfit.pytorch.specialise import key_of_sizes, specialised
 from memfit.pytorch.step_budget import BudgetWarning, GraphRun
 from memfit.pytorch.step_runs import StepRuns
 from memfit.pytorch.storage_sizes import block_bytes
+from memfit.pytorch.stored_outputs import stored_in
 
 __all__ = ["PlannedGraph", "SymbolicGraph"]
 
@@ -66,6 +67,7 @@ class PlannedGraph:
         self.wanted: Plan | None = None
         self.exchanges = 0
         self.held_peak_bytes = 0
+        self.stored = stored_in(module)
         self._step = step
         self._module = module
         self._unread_bytes = unread_bytes
@@ -86,6 +88,9 @@ class PlannedGraph:
             return self._run(*args)
         step = self._step
         step.begin()
+        if self.stored is not None and self.stored.used and stored_in(self._module):
+            self.stored.put_together()
+            self.wanted = self.wanted or self.plan
         if self.wanted is not None:
             self._exchange(args)
         inputs, references = self._read(args)
