@@ -16,7 +16,7 @@ from typing import Any
 from programs.pool import Worker
 from programs.summary import Summary
 
-PATIENCE_S = 300.0
+PATIENCE_S = 120.0  # of processor time
 
 
 def _arguments() -> argparse.Namespace:

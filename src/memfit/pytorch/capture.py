@@ -97,8 +97,9 @@ def read_joint(
     changed = J.mutated_placeholders(joint)
     outputs, gradients = J.joint_outputs(joint, forward_outputs)
     returned = {n for n in (*outputs, *gradients) if isinstance(n, fx.Node)}
-    output_storages = {s for n in outputs if isinstance(n, fx.Node) for s in J.storages(n)}
-    gradient_storages = {s for n in gradients if isinstance(n, fx.Node) for s in J.storages(n)}
+    kept_storages = J.handed_to_inputs(joint)
+    for n in (*outputs, *gradients):
+        kept_storages.update(J.storages(n) if isinstance(n, fx.Node) else ())
 
     def new_value(storage: int, size: int, value: Value) -> int:
         value_of[storage] = len(values)
@@ -150,7 +151,7 @@ def read_joint(
         )
         writes = []
         for storage, size in fresh.items():
-            keeps = storage in output_storages or storage in gradient_storages
+            keeps = storage in kept_storages
             value = new_value(storage, size, Value(node.name, 0, kind, is_output=keeps))
             owner_of[value] = node
             writes.append(value)

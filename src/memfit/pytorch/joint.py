@@ -25,6 +25,7 @@ from memfit.pytorch.storage_sizes import allocated_bytes
 __all__ = [
     "forward_inputs",
     "forward_nodes",
+    "handed_to_inputs",
     "is_primal",
     "is_random",
     "is_tangent",
@@ -190,15 +191,29 @@ def _copy_like(graph: fx.Graph, node: fx.Node, other: fx.Node) -> fx.Node:
     return node
 
 
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """The placeholders that an op writes into, or gives other memory (`buffer.data = ...`)."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return
+    for given, argument in zip(node.args, node.target._schema.arguments, strict=False):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        for item in given if isinstance(given, (tuple, list)) else (given,):
+            if isinstance(item, fx.Node) and item.op == "placeholder":
+                yield item
+
+
 def mutated_placeholders(joint: fx.GraphModule) -> set[fx.Node]:
     """Inputs that the graph writes in place (buffers such as running statistics)."""
+    return {written for node in joint.graph.nodes for written in _written(node)}
+
+
+def handed_to_inputs(joint: fx.GraphModule) -> set[int]:
+    """Storages that become an input's own (`buffer.data = ...`), and live on after the step."""
     return {
-        node.args[0]
-        for node in joint.graph.nodes
-        if node.op == "call_function"
-        and node.target is aten.copy_.default
-        and isinstance(node.args[0], fx.Node)
-        and node.args[0].op == "placeholder"
+        storage
+        for node in joint.graph.find_nodes(op="call_function", target=aten.set_.source_Tensor)
+        for storage in storages(node.args[1])
     }
 
 
@@ -251,10 +266,7 @@ def forward_nodes(joint: fx.GraphModule, forward_outputs: int) -> set[fx.Node]:
     stack += [
         n
         for n in joint.graph.nodes
-        if n.op == "call_function"
-        and n.target is aten.copy_.default
-        and n not in after_tangent
-        and not tagged(n, "must_be_in_backward")
+        if n not in after_tangent and any(_written(n)) and not tagged(n, "must_be_in_backward")
     ]
     required: set[fx.Node] = set()
     while stack:
