@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
-from memfit.pytorch.storage_sizes import allocated_bytes
+from memfit.pytorch.storage_sizes import allocated_bytes, enlarge_fake_storages
 
 aten = torch.ops.aten
 X = torch.rand(4, 8, 6, 6)
@@ -74,3 +75,61 @@ def test_sizes_are_those_of_real_storages(
             assert allocated_bytes(node, position, assumed) == size
         else:  # fake running statistics are float32 whatever the real ones are: a little too many
             assert allocated_bytes(node, position, assumed) >= size
+
+
+BASE = torch.rand(10, 6, 8)
+PARTS = {
+    "whole": lambda x: x,
+    "rows": lambda x: x[2:4],
+    "columns": lambda x: x[:, 1:4].transpose(0, 1),
+    "expanded": lambda x: x[:1, :3].expand(4, 3, 8),
+    "windows": lambda x: x.view(-1).unfold(0, 8, 4)[:6, None],
+    "nothing": lambda x: x[:0],
+    "of a fold": lambda x: x[2:, :, 1:],
+}
+
+
+def _clones(part: torch.Tensor) -> list[tuple[Callable, tuple]]:
+    row = part[:1]
+    return [
+        (aten.copy.default, (part, torch.ones(part.shape, dtype=torch.float64))),
+        (aten.slice_scatter.default, (part, torch.ones(row.shape), 0, 0, 1)),
+        (aten.select_scatter.default, (part, torch.ones(part.shape[:-1]), -1, 1)),
+        (aten.diagonal_scatter.default, (part, torch.ones(part.diagonal().shape))),
+        (
+            aten.as_strided_scatter.default,
+            (part, torch.ones(2), [2], [1], part.storage_offset()),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_clones_of_parts_take_what_the_whole_takes(name: str) -> None:
+    """Of parts, and of parts of what is itself larger than it looks."""
+    mode, graph = FakeTensorMode(), fx.Graph()
+    base = graph.placeholder("base")
+    real = {base: BASE}
+    base.meta["val"] = mode.from_tensor(BASE)
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
+
+    def call(target: Callable, *args: object) -> fx.Node:
+        node = graph.call_function(target, args)
+        real[node] = target(*fx.node.map_arg(args, real.__getitem__))
+        given = fx.node.map_arg(args, lambda n: n.meta["val"])
+        given = tree_map_only(torch.Tensor, fake, given)
+        with mode:
+            node.meta["val"] = target(*given)
+        return node
+
+    whole = base
+    if name == "of a fold":
+        whole = call(aten.col2im.default, base, [6, 3], [3, 2], [1, 1], [0, 0], [1, 1])
+    part = call(PARTS[name], whole)
+    for target, (_, *args) in _clones(real[part]):
+        if real[part].numel() or target is not aten.as_strided_scatter.default:
+            call(target, part, *args)
+    enlarge_fake_storages(fx.GraphModule({}, graph))
+    for node, tensor in real.items():
+        assert node.meta["val"].untyped_storage().nbytes() == tensor.untyped_storage().nbytes()

@@ -91,6 +91,7 @@ def _run_on_meta(call: OpCall) -> _MetaRun | None:
     def to_meta(leaf: Any) -> Any:
         if isinstance(leaf, TensorSpec):
             span = leaf.storage_offset + leaf.extent_bytes // leaf.dtype.itemsize
+            span = max(span, leaf.storage_bytes // leaf.dtype.itemsize)
             base = torch.empty(span, dtype=leaf.dtype, device="meta")
             return torch.as_strided(base, leaf.shape, leaf.stride, leaf.storage_offset)
         return torch.device("meta") if isinstance(leaf, torch.device) else leaf

@@ -38,7 +38,6 @@ from memfit.pytorch.distributed import (
     check_plain,
     hand_over_gradients,
 )
-from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.failures import failing, guard_backward
 from memfit.pytorch.given import Given
 from memfit.pytorch.loop_choice import keeping_everything
@@ -47,7 +46,7 @@ from memfit.pytorch.loop_run import LoopProgram
 from memfit.pytorch.lower import lower
 from memfit.pytorch.missing import leave_out, note_missing, outputs_behind
 from memfit.pytorch.opaque_recurrence import with_opaque_notes
-from memfit.pytorch.scalars import fold_constants
+from memfit.pytorch.prepare import prepare_for_kernels
 from memfit.pytorch.shape_plans import Occasion, ShapePlans
 from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.storage_sizes import block_bytes
@@ -262,9 +261,7 @@ class StepBackend:
             raise
 
     def _prepare(self, joint: fx.GraphModule) -> None:
-        fold_constants(joint)
-        J.normalise(joint)
-        draw_in_memory_order(joint)
+        prepare_for_kernels(joint)
 
     def _read_joint(
         self,

@@ -45,6 +45,7 @@ from memfit.pytorch.kernel_fusion import (
     workspace_of,
 )
 from memfit.pytorch.lower import lower
+from memfit.pytorch.prepare import prepare
 
 __all__ = ["InductorBackend", "PlanPartitioner", "digest_of"]
 
@@ -193,7 +194,7 @@ class InductorBackend(StepBackend):
         merge_equal_nodes(joint)
         _renew_views(joint)
         _tag_new_nodes(joint)
-        super()._prepare(joint)
+        prepare(joint)
 
     def _read_joint(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Any, extra: Sequence[Value] = ()

@@ -14,8 +14,8 @@ from memfit.liveness import simulate
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat_loops import fake_mode_of, traced_joint
-from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.lower import lower
+from memfit.pytorch.prepare import prepare_for_kernels
 from memfit.pytorch.rng import device_of, state_bytes
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.stages import store_all_schedule
@@ -176,8 +176,7 @@ def trace_body(
             f"{name}: a step returns {outputs} tensors where {signature.carry + signature.ys} are "
             "expected; the body must not return what it is given, nor change it in place (clone it)"
         )
-    J.normalise(joint)
-    draw_in_memory_order(joint)
+    prepare_for_kernels(joint)
     step = costs(read_joint(joint, outputs, {}, name=name, replay=True))
     return _body(step, examples, signature, name)
 

@@ -11,6 +11,7 @@ import torch
 
 from memfit.pytorch.compat import tree_leaves, tree_map_only
 from memfit.pytorch.compat_symbols import SYMBOLIC, size_hint, stand_in
+from memfit.pytorch.storage_sizes import CLONES_OF_STORAGES
 
 __all__ = ["OpCall", "OpCost", "TensorSpec", "target_name"]
 
@@ -123,6 +124,8 @@ class OpCall:
     def signature(self) -> str | None:
         """Text that is equal for calls of equal cost; None where an argument has no stable text."""
         parts = [_argument_text(a) for a in self.args]
+        if self.target in CLONES_OF_STORAGES:
+            parts.append(f"of {self.args[0].storage_bytes} bytes+{self.args[0].storage_offset}")
         parts += [_argument_text(self.kwargs[k], f"{k}=") for k in sorted(self.kwargs)]
         if any(part is None for part in parts) or "<" in target_name(self.target):
             return None  # closures and graphs of their own have no name that tells them apart

@@ -9,6 +9,7 @@ import torch
 
 from memfit.pytorch.compat import tree_map_only
 from memfit.pytorch.op_calls import OpCall, TensorSpec
+from memfit.pytorch.storage_sizes import CLONES_OF_STORAGES
 
 __all__ = ["SyntheticData"]
 
@@ -70,6 +71,8 @@ class SyntheticData:
                 self.tensor(spec, call.args[0].shape[dim]) if isinstance(spec, TensorSpec) else spec
                 for dim, spec in enumerate(args[1])
             ]
+        if call.target in CLONES_OF_STORAGES and isinstance(args[0], TensorSpec):
+            args[0] = self._part(args[0])
         made: tuple[list[Any], dict[str, Any]] = tree_map_only(
             TensorSpec, self.tensor, (args, dict(call.kwargs))
         )
@@ -83,6 +86,14 @@ class SyntheticData:
         data = torch.empty(elements, dtype=spec.dtype, device=spec.device)
         self._fill(data, integers_below)
         return torch.as_strided(data, spec.shape, spec.stride, spec.misalignment)
+
+    def _part(self, spec: TensorSpec) -> torch.Tensor:
+        """A tensor of the given form in all the memory that it is a part of."""
+        size = spec.dtype.itemsize
+        elements = max(spec.storage_bytes, spec.storage_offset * size + spec.extent_bytes) // size
+        data = torch.empty(elements, dtype=spec.dtype, device=spec.device)
+        self._fill(data, 1)
+        return torch.as_strided(data, spec.shape, spec.stride, spec.storage_offset)
 
     def _fill(self, data: torch.Tensor, integers_below: int) -> None:
         # Copies of one random tile: drawing every element would take longer than most ops.
