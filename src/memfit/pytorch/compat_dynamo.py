@@ -23,6 +23,7 @@ from torch._guards import TracingContext
 __all__ = [
     "arguments_traced",
     "code_not_traced",
+    "depends_on_data",
     "ending_break",
     "error_of_traced_code",
     "register_backend",
@@ -103,6 +104,19 @@ def code_not_traced(error: Exception) -> bool:
         and error_of_traced_code(text) is None
         and "data-dependent" not in text.lower()
     )
+
+
+def depends_on_data(error: Exception) -> bool:
+    """Whether tracing met a size or a branch that depends on the content of a tensor."""
+    text = str(error).lower()
+    return any(part in text for part in _ON_DATA)
+
+
+_ON_DATA = (
+    "data-dependent",
+    "output shape depends on input tensor data",
+    "tolist() with non-integer tensor",
+)
 
 
 def shown_by_dynamo(error: Exception) -> Exception:

@@ -13,7 +13,14 @@ from torch.fx.experimental import _config
 from memfit.errors import CaptureError
 from memfit.pytorch.config_values import config_values
 
-__all__ = ["SYMBOLIC", "constant_value", "numbers_inside_ops", "size_hint", "stand_in"]
+__all__ = [
+    "SYMBOLIC",
+    "DependsOnData",
+    "constant_value",
+    "numbers_inside_ops",
+    "size_hint",
+    "stand_in",
+]
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 """Types of numbers that tracing knows by an expression."""
@@ -30,6 +37,10 @@ def constant_value(number: Any) -> bool | int | float | None:
     if isinstance(number, torch.SymInt):
         return node.maybe_as_int()
     return node.maybe_as_float()
+
+
+class DependsOnData(CaptureError):
+    """A size that depends on data was met."""
 
 
 @contextmanager
@@ -56,7 +67,7 @@ def size_hint(value: Any) -> Any:
     """A number as it is, a symbolic number as its hint; asking for the hint adds no guard.
 
     Raises:
-        CaptureError: the number depends on data and has no hint.
+        DependsOnData: the number depends on data and has no hint.
     """
     if not isinstance(value, SYMBOLIC):
         return value
@@ -64,7 +75,7 @@ def size_hint(value: Any) -> Any:
     if hint is None:
         hint = constant_value(value)
     if hint is None:
-        raise CaptureError(
+        raise DependsOnData(
             f"size {value} depends on the data and has no known value; make the model's shapes "
             "independent of its data, by torch.where or a product instead of x[mask], nonzero or "
             "unique"
@@ -82,6 +93,6 @@ def stand_in(value: Any, unknown: int = 1) -> Any:
         return value
     try:
         return size_hint(value)
-    except CaptureError:
+    except DependsOnData:
         kind = {torch.SymBool: bool, torch.SymInt: int, torch.SymFloat: float}[type(value)]
         return kind(unknown)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from memfit.errors import CaptureError
+from memfit.errors import CaptureError, MemfitError
 from memfit.pytorch.backend import CaptureEnds, StepBackend
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import capture_settings
-from memfit.pytorch.compat_dynamo import stored_outputs, without_dropped_writes
+from memfit.pytorch.compat_constants import constants_known
+from memfit.pytorch.compat_dynamo import (
+    depends_on_data,
+    stored_outputs,
+    without_dropped_writes,
+)
+from memfit.pytorch.compat_symbols import DependsOnData
 from memfit.pytorch.failures import is_own_fault, told
 from memfit.pytorch.first_run import FirstRun
 from memfit.pytorch.given import Given
@@ -48,9 +54,10 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
     unguarded = Unguarded(step.model, step.loss_fn)
     averages = has_cumulative_average(step.model)
     first_run = FirstRun(step)
+    constants: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal averages
+        nonlocal averages, constants
         before = len(backend.compiled)
         averaging = traceable_cumulative_average() if averages else nullcontext()
         try:
@@ -59,7 +66,8 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
             state = unguarded.state()
             if state not in compiled:
                 compiled[state] = _compiled(step, backend)
-            with capture_settings(backend.count.most), averaging, no_leaf_warnings(args, kwargs):
+            settings = capture_settings(backend.count.most)
+            with settings, averaging, constants(), no_leaf_warnings(args, kwargs):
                 result = compiled[state](*args, **kwargs)
             backend.called(given)
         except PlannedAhead:
@@ -69,6 +77,9 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
                 raise CaptureEnds from None
             if backend.error is None and not averages and has_cumulative_average(step.model):
                 averages = True  # since the last time
+                return call(*args, **kwargs)
+            if constants is nullcontext and _reads_data(backend.error or error):
+                constants = constants_known
                 return call(*args, **kwargs)
             sample = backend.sample or (args, kwargs)
             if backend.error is None and first_run.prepares(error, *sample):
@@ -86,6 +97,12 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _reads_data(error: Exception) -> bool:
+    if isinstance(error, MemfitError):
+        return isinstance(error, DependsOnData)
+    return depends_on_data(error)
 
 
 def _compiled(step: StepModule, backend: StepBackend) -> Callable[..., Any]:

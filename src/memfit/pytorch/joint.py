@@ -76,7 +76,7 @@ def storages(node: fx.Node) -> dict[int, int]:
             result[storage] = allocated_bytes(node, position, tensor)
         except CaptureError as error:
             where = source_of(node)
-            raise CaptureError(f"{error}{f' (made by {where})' if where else ''}") from None
+            raise type(error)(f"{error}{f' (made by {where})' if where else ''}") from None
     return result
 
 
