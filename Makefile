@@ -21,7 +21,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SEED ?= $(shell date +%s)
 
 BIN := $(VENV)/bin
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+# Files are handed out by name, so that the last ones, those of tests/unit, are short: none keeps one process waiting.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) \
+	--dist loadfile --no-loadscope-reorder
 # By environment variables, for these reach the isolated builds too: the first until pip 25.2, the second from 25.3.
 PIP = PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) \
 	$(BIN)/python -m pip --disable-pip-version-check --quiet

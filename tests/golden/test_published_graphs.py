@@ -66,7 +66,23 @@ def test_nodes_costs_and_lower_sets(name: str, reference_dir: Path, core: str) -
     assert graph_from_json(graph_to_json(graph)) == graph
 
 
-@pytest.mark.parametrize("entry", GOLDEN["plans"], ids=_name)
+def _plan_cases() -> list[Any]:
+    """Every entry with each core; ResNet-152's 581 lower sets take the Python core many seconds."""
+    return [
+        pytest.param(
+            core,
+            entry,
+            id=f"{core}-{_name(entry)}",
+            marks=[pytest.mark.slow]
+            if (core, entry["graph"], entry["family"]) == ("python", "resnet152", "all")
+            else [],
+        )
+        for core in ("native", "python")
+        for entry in GOLDEN["plans"]
+    ]
+
+
+@pytest.mark.parametrize(("core", "entry"), _plan_cases(), indirect=["core"])
 def test_plans(entry: dict[str, Any], solved: Callable[..., tuple[int, dict[str, Any]]]) -> None:
     code, result = solved(
         entry["graph"], PLANNER_OF[entry["family"]], entry["mode"], entry["budget_bytes"]

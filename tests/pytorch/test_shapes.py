@@ -143,14 +143,16 @@ def measured_peak(fitted: FittedModule, data: tuple[torch.Tensor, ...]) -> int:
     return found.peak_bytes + fitted.graph.resident_bytes
 
 
-@pytest.mark.parametrize("cost", ["analytic", "measured"])
-def test_every_shape_trains_as_plain_within_the_budget(cost: str) -> None:
+@pytest.mark.parametrize(
+    ("cost", "lengths"), [("analytic", (96, 40, 8, 88, 96)), ("measured", (96, 8, 96))]
+)
+def test_every_shape_trains_as_plain_within_the_budget(cost: str, lengths: tuple[int, ...]) -> None:
     limit = int(budget_for(96, 0.3) * 1.02)  # analytic workspaces are estimates
     model = reader()
     twin = copy.deepcopy(model)
     fitted = memfit.fit(model, token_loss, budget=limit, cost=cost)
     overheads = {}
-    for length in (96, 40, 8, 88, 96):
+    for length in lengths:
         data = batch(length)
         check_against_plain(fitted, twin, data)
         assert fitted.plan is not None
@@ -162,7 +164,7 @@ def test_every_shape_trains_as_plain_within_the_budget(cost: str) -> None:
             state = copy.deepcopy(model.state_dict())
             assert measured_peak(fitted, data) <= limit
             model.load_state_dict(state)
-    assert len(fitted.plans) == 4
+    assert len(fitted.plans) == len(set(lengths))
     assert overheads[96] > 0
     assert overheads[8] == 0
     seconds = fitted.plans[1].provenance["shape"]["seconds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -58,10 +59,22 @@ def random_canonical(random: Random, nodes: int) -> CanonicalArguments:
 
 
 def assert_same_answers(
-    arguments: CanonicalArguments, threads: Sequence[int], random: Random, tries: int = 8
+    arguments: CanonicalArguments,
+    threads: Sequence[int],
+    random: Random,
+    tries: int = 8,
+    units: Sequence[int] = (1,),
 ) -> None:
-    """All that can be asked of a table of stages, of the native core and of the reference; `tries`
-    is the number of budgets taken from the curve."""
+    """All that can be asked of a table of stages, of the native core and of the reference.
+
+    Args:
+        arguments: the table's.
+        threads: numbers of threads that the native core is asked with.
+        random: chooses budgets.
+        tries: the number of budgets taken from the curve.
+        units: what the native core's costs are multiplied by, each of which multiplies overheads
+            and changes nothing else; the reference is asked once.
+    """
     reference = python_canonical.canonical_table(*arguments)
     curve, least = reference.curve(), reference.smallest_budget()
     assert curve[-1][1] == least
@@ -69,9 +82,11 @@ def assert_same_answers(
     budgets = {least - 1, least, least + 1, 2 * least + 1, 2**62, 2**63 - 1, 0, -1, *chosen}
     budgets |= {b - 1 for b in chosen} | {random.randint(least, b) for b in chosen}
     paths = [(b, mode, reference.shortest(b, mode)) for b in budgets for mode in (False, True)]
-    for count in threads:
-        ours = native.canonical_table(*arguments, threads=count)
-        assert ours.curve() == curve
+    predecessors, sizes, costs, sets, connected = arguments
+    for unit, count in itertools.product(units, threads):
+        scaled = [unit * cost for cost in costs]
+        ours = native.canonical_table(predecessors, sizes, scaled, sets, connected, threads=count)
+        assert ours.curve() == [(unit * overhead, peak) for overhead, peak in curve]
         assert ours.smallest_budget() == least
         for budget, longest, path in paths:
             assert ours.shortest(budget, longest) == path, (budget, longest)
@@ -120,9 +135,8 @@ def test_canonical_tables_across_word_boundaries(nodes: int, connected: bool) ->
     # fronts.
     sizes = [random.randint(0, 50) for _ in range(nodes)]
     costs = [random.choice([0, 0, 0, 0, 1, 2]) for _ in range(nodes)]
-    for unit in (1, 10**9):
-        times = [unit * cost for cost in costs]
-        assert_same_answers((predecessors, sizes, times, sets, connected), (1, 2), random, 2)
+    arguments = (predecessors, sizes, costs, sets, connected)
+    assert_same_answers(arguments, (1, 2), random, 2, units=(1, 10**9))
 
 
 @needs_native
