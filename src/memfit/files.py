@@ -31,7 +31,10 @@ def write_bytes_whole(path: Path, data: bytes) -> None:
         os.replace(name, path)
     except OSError as error:
         Path(name).unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; choose another file, in a folder "
+            "with room"
+        ) from None
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

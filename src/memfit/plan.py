@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from memfit.errors import PlanMismatchError
+from memfit.errors import GraphError, PlanMismatchError
 from memfit.files import write_text_whole
 from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, simulate
@@ -21,6 +21,18 @@ PLAN_SCHEMA_VERSION = 1
 
 GRAPH_KEYS = ("graph", "shapes")
 """What a plan file may hold beside its plan; see `memfit.plan_file`."""
+
+
+_COUNTS = (
+    "budget_bytes",
+    "peak_bytes",
+    "overhead",
+    "forward_cost",
+    "total_cost",
+    "cached_bytes",
+    "plain_peak_bytes",
+    "smallest_feasible_budget_bytes",
+)
 
 
 class PlanStatus(StrEnum):
@@ -130,6 +142,23 @@ class Plan:
                 "shapes and this loss"
             )
 
+    def check_schedule(self, graph: TrainingGraph) -> None:
+        """Refuse a plan whose schedule does not compute its graph, as one that was written to.
+
+        Raises:
+            PlanMismatchError: it does not, or the plan is for another graph.
+        """
+        self.check_graph(graph)
+        try:
+            if not all(0 <= step.op < len(graph.ops) for step in self.schedule.steps):
+                raise ValueError("a step names an op that the graph does not have")
+            self.schedule.validate(graph)
+        except (GraphError, ValueError) as error:
+            raise PlanMismatchError(
+                f"the plan's schedule does not compute {graph.name}: {error}; the plan was changed "
+                "after it was made: plan again"
+            ) from None
+
     def timeline(self, graph: TrainingGraph) -> MemoryTimeline:
         """Simulated memory of every step of the schedule."""
         self.check_graph(graph)
@@ -163,7 +192,7 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanMismatchError(
                 f"{where} is not JSON ({error}); give a file written by memfit plan -o"
             ) from None
@@ -187,6 +216,9 @@ class Plan:
                 Compute(int(op), int(copy), tuple(int(r) for r in reads))
                 for op, copy, reads in schedule["steps"]
             )
+            wrong = [name for name in _COUNTS if type(data[name]) is not int or data[name] < 0]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is no number of 0 or more")
             return cls(
                 **{
                     **data,
@@ -195,7 +227,7 @@ class Plan:
                     "schedule": Schedule(steps, int(schedule["backward_start"])),
                 }
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanMismatchError(
                 f"{where} is no whole plan ({type(error).__name__}: {error}); "
                 "plan again and save it with memfit plan -o"

@@ -111,10 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; give it somewhere to go.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return _EXIT_BROKEN_PIPE
+
+
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more at exit; give it somewhere to go."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -133,6 +137,13 @@ def _run(arguments: Sequence[str]) -> int:
         return _EXIT_INTERRUPTED
     except MemfitError as error:
         return _fail(error, str(error), arguments)
+    except OSError as error:
+        text = (
+            f"cannot read or write: {error.strerror or error}"
+            f"{f', {error.filename}' if error.filename else ''}; check the path, its permissions "
+            "and the room on its disk"
+        )
+        return _fail(error, text, arguments)
     except Exception as error:
         text = (
             f"unexpected {type(error).__name__}: {error}; set MEMFIT_DEBUG=1 for the traceback, "
@@ -160,9 +171,11 @@ def _fail(error: Exception, text: str, arguments: Sequence[str]) -> int:
     if debugging():
         traceback.print_exception(error)
     print(f"memfit: error: {one_line(text)}", file=sys.stderr)
-    if "--json" in arguments:
+    if "--json" in arguments and not isinstance(error, OSError):  # stdout itself may be full
         print_json({**error_payload(error), "message": one_line(text)})
         sys.stdout.flush()
+    if isinstance(error, OSError):
+        _drop_output()
     if isinstance(error, InfeasibleBudgetError):
         return EXIT_INFEASIBLE
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE

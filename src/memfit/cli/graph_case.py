@@ -215,7 +215,7 @@ def _refuse_plan(path: Path) -> None:
     """A plan where a graph is wanted is a slip worth a message of its own."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return
     if isinstance(data, dict) and "graph_fingerprint" in data and "ops" not in data:
         raise UsageError(

@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import math
 import re
 import sys
 from argparse import ArgumentParser, Namespace
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memfit.errors import MemfitError, UsageError
+from memfit.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -299,11 +301,19 @@ def _tensors(
     made = []
     for text in texts:
         dtype = getattr(torch, text.dtype)
-        if text.dtype in _FLOATS:
-            tensor = torch.randn(text.shape, generator=generator).to(dtype)
-        else:
-            tensor = torch.randint(text.choices, text.shape, generator=generator).to(dtype)
-        made.append(tensor.to(device))
+        try:
+            if text.dtype in _FLOATS:
+                tensor = torch.randn(text.shape, generator=generator).to(dtype)
+            else:
+                tensor = torch.randint(text.choices, text.shape, generator=generator).to(dtype)
+            made.append(tensor.to(device))
+        except (RuntimeError, MemoryError):  # also of a number of elements beyond 64 bits
+            shape = "x".join(map(str, text.shape))
+            size = format_bytes(math.prod(text.shape) * dtype.itemsize)
+            raise UsageError(
+                f"a tensor of shape {shape} and type {text.dtype} takes {size}, more than there is "
+                "memory for; write a smaller shape"
+            ) from None
     return tuple(made)
 
 
@@ -435,7 +445,7 @@ def _resolve(text: str, what: str) -> Any:
         else:
             remedy = f"install {missing}"
         raise UsageError(f"{what} {text!r}: there is no module {missing!r}; {remedy}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"{what} {text!r}: importing {module_name} failed with {type(error).__name__}: "
             f"{error}; fix it so that `python -c 'import {module_name}'` works"
@@ -460,7 +470,7 @@ def _call(text: str, function: Callable[..., Any], keywords: Mapping[str, Any]) 
         return function(**keywords)
     except MemfitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         written = ", ".join(f"{k}={v!r}" for k, v in keywords.items())
         raise UsageError(
             f"target {text!r}: calling it with ({written}) failed with "

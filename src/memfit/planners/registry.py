@@ -36,7 +36,8 @@ Where one run can serve both, it has `search_all`, too.
 
 
 def _module(name: str) -> ModuleType:
-    module = "memfit.planners.auto" if name == "auto" else PLANNERS.get(name)
+    known = isinstance(name, str)  # a list would not even be looked up
+    module = "memfit.planners.auto" if name == "auto" else PLANNERS.get(name) if known else None
     if module is None:
         raise UnknownPlannerError(name, ("auto", *PLANNERS))
     return importlib.import_module(module)

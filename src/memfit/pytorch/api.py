@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,13 @@ from memfit.errors import UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions, Progress, TradeOff
 from memfit.planners.registry import get_curve
+from memfit.pytorch.arguments import (
+    check_callable,
+    check_flag,
+    check_inputs,
+    check_time_limit,
+    prepared_plan,
+)
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compiled_step import StepModule, captured_graph
 from memfit.pytorch.distributed import Parallel
@@ -23,6 +31,8 @@ from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, parse_shapes
 from memfit.units import Budget
 
 __all__ = ["capture", "fit", "plan", "plan_step", "trade_off"]
+
+_LOSS = "give a function of the model's result and the target, such as torch.nn.MSELoss()"
 
 
 def fit(
@@ -35,7 +45,7 @@ def fit(
     executor: str = "eager-graph",
     cost: str = "measured",
     optimizer: torch.optim.Optimizer | None = None,
-    plan: Plan | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
     accumulate: bool = False,
     loops: str = "auto",
     overlap: bool | None = None,
@@ -66,7 +76,8 @@ def fit(
         cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
             `"analytic"`.
         optimizer: counts its state into the budget.
-        plan: a plan made before for this model and these shapes, instead of `budget`.
+        plan: a plan made before for this model and these shapes, or the path of its file, instead
+            of `budget`.
         accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
             that the budget has to hold every `.grad` from the start of the step.
         loops: what becomes of `scan` and `while_loop` in the model: `"unroll"` plans every op of
@@ -92,6 +103,9 @@ def fit(
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
     """
+    check_callable("loss_fn", loss_fn, _LOSS)
+    check_flag("overlap", overlap, optional=True)
+    check_flag("same_plan", same_plan, optional=True)
     settings = settings_for(
         model,
         budget=budget,
@@ -100,7 +114,7 @@ def fit(
         executor=executor,
         cost=cost,
         optimizer=optimizer,
-        prepared=plan,
+        prepared=prepared_plan(plan),
         progress=progress,
         time_limit_s=time_limit_s,
         accumulate=accumulate,
@@ -141,6 +155,8 @@ def capture(
         accumulate=accumulate,
         loops=loops,
     )
+    check_callable("loss_fn", loss_fn, _LOSS)
+    check_inputs(example_inputs, example_kwargs)
     was_training = model.training
     model.train()
     try:
@@ -274,6 +290,7 @@ def trade_off(
         CaptureError: the model cannot be captured.
     """
     curve = get_curve(planner)
+    check_time_limit(time_limit_s)
     step = capture(
         model,
         example_inputs,

@@ -22,7 +22,11 @@ from torch._higher_order_ops.effects import has_effects
 from torch.fx.node import _side_effectful_functions
 from torch.nn.modules import module as _module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_in_torch_dispatch_mode,
+)
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from memfit.pytorch.compat_symbols import numbers_inside_ops
@@ -34,6 +38,7 @@ __all__ = [
     "BatchNormBase",
     "MemoryEvent",
     "OpInterval",
+    "TorchDispatchMode",
     "TorchDynamoException",
     "aot_backend",
     "backward_keeps_graph",
@@ -52,6 +57,7 @@ __all__ = [
     "tree_map",
     "tree_map_only",
     "whole_ops",
+    "why_not_compiled",
 ]
 
 MAX_SHAPES = 64
@@ -107,6 +113,17 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
         numbers_inside_ops(),
     ):
         yield
+
+
+def why_not_compiled() -> str | None:
+    """Why Dynamo would run a call as plain PyTorch; None where it compiles."""
+    if torch._dynamo.config.disable:
+        return "PyTorch's compiler is switched off (TORCHDYNAMO_DISABLE, TORCH_COMPILE_DISABLE)"
+    if is_in_torch_dispatch_mode(include_infra_modes=False):
+        return "a mode that looks at every op (FlopCounterMode, for one) is active"
+    if torch._dynamo.eval_frame._stance.stance == "force_eager":
+        return 'torch.compiler.set_stance("force_eager") is in force'
+    return None
 
 
 def quiet_logs() -> None:

@@ -13,6 +13,7 @@ from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
+from memfit.pytorch.arguments import MODES, check_choice, check_time_limit
 from memfit.pytorch.compat_dynamo import (
     arguments_traced,
     ending_break,
@@ -80,14 +81,12 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
             'backend memfit has no budget; write torch.compile(model, backend="memfit", '
             'options={"budget": "6GiB"})'
         )
-    for name, allowed in (("executor", EXECUTORS), ("cost", COSTS)):
-        if given[name] not in allowed:
-            raise UsageError(f"unknown {name} {given[name]!r}; known {name}s: {', '.join(allowed)}")
+    for name, allowed in (("executor", EXECUTORS), ("cost", COSTS), ("mode", MODES)):
+        check_choice(name, given[name], allowed)
     get_planner(given["planner"])
     optimizer_bytes = given["optimizer_bytes"]
     limit = given["time_limit_s"]
-    if limit is not None and not limit >= 0:
-        raise UsageError(f"time_limit_s is {limit!r}; give seconds, 0 or more, or None")
+    check_time_limit(limit)
     check_accumulate(given["accumulate"], given["executor"])
     settings = Settings(
         budget=parse_budget(given["budget"]),

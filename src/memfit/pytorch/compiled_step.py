@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from memfit.errors import CaptureError, MemfitError
+from memfit.errors import CaptureError, MemfitError, UsageError
 from memfit.pytorch.backend import CaptureEnds, StepBackend
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import capture_settings
+from memfit.pytorch.compat import capture_settings, why_not_compiled
 from memfit.pytorch.compat_constants import constants_known
 from memfit.pytorch.compat_dynamo import (
     depends_on_data,
@@ -141,6 +141,9 @@ def captured_graph(
     Raises:
         CaptureError: the model cannot be captured as one graph, or has nothing to train.
     """
+    reason = why_not_compiled()
+    if reason is not None:
+        raise UsageError(f"{type(step.model).__name__} cannot be captured while {reason}; end that")
     with torch.enable_grad(), suppress(CaptureEnds):
         compile_step(step, backend)(*args, **kwargs)
     if backend.captured is None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,26 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where costs are kept: `$MEMFIT_CACHE_DIR`, or `memfit` in the user's cache folder (XDG)."""
+    """Where costs are kept: `$MEMFIT_CACHE_DIR`, or `memfit` in the user's cache folder (XDG).
+
+    Raises:
+        UsageError: there is no such user.
+    """
     chosen = os.environ.get("MEMFIT_CACHE_DIR")
     if chosen:
-        return Path(chosen).expanduser()
+        return _found(chosen, "MEMFIT_CACHE_DIR", lambda: Path(chosen).expanduser())
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "memfit"
+    return (Path(base) if base else _found("", "HOME", Path.home) / ".cache") / "memfit"
+
+
+def _found(value: str, variable: str, find: Callable[[], Path]) -> Path:
+    try:
+        return find()
+    except RuntimeError as error:
+        raise UsageError(
+            f"the cache has no folder, {variable} is {value!r}: {error}; set MEMFIT_CACHE_DIR to a "
+            "folder, or MEMFIT_CACHE=0 to keep nothing"
+        ) from None
 
 
 def cache_enabled(enabled: bool | None = None) -> bool:
@@ -134,7 +149,14 @@ def _read(path: Path) -> dict[str, OpCost]:
         return {str(key): _entry(value) for key, value in payload["costs"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         _log.warning("op costs in %s are ignored: %s: %s", path, type(error).__name__, error)
         return {}
 

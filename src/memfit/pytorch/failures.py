@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from memfit.errors import ExecutionError, MemfitError
+from memfit.errors import CaptureError, ExecutionError, MemfitError
+from memfit.pytorch.compat import tree_leaves
 from memfit.pytorch.compat_autograd import wrap_backward
 from memfit.pytorch.explain import explained
 
@@ -119,6 +120,12 @@ def told(
         given, kwargs: what the model's forward was called with.
     """
     cause = known or error
+    odd = next((x for x in tree_leaves((given, kwargs)) if _is_subclass(x)), None)
+    if odd is not None and "Multiple dispatch failed" in str(cause):
+        return CaptureError(
+            f"{type(model).__name__} is given a {type(odd).__name__}, which PyTorch cannot trace; "
+            "give a plain tensor: x.as_subclass(torch.Tensor)"
+        )
     if isinstance(cause, MemfitError):
         return cause
     full = out_of_memory(cause)
@@ -126,6 +133,10 @@ def told(
         return full
     name = type(model).__name__
     return own_fault(name, cause) or explained(model, error, given, kwargs)
+
+
+def _is_subclass(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and type(value) not in (torch.Tensor, nn.Parameter)
 
 
 class failing:  # a generator could not pass on StopIteration

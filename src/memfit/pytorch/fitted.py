@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -14,12 +15,15 @@ from memfit.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.accumulate import hand_out
 from memfit.pytorch.backend import StepBackend
+from memfit.pytorch.compat import why_not_compiled
 from memfit.pytorch.compiled_step import StepModule, compile_step
 from memfit.pytorch.distributed import Parallel, Replication, replication_of
 from memfit.pytorch.second_use import refuse_second_use
 from memfit.pytorch.shapes import Example, plan_ahead
 
 __all__ = ["FittedModule"]
+
+logger = logging.getLogger("memfit")
 
 
 def _guard(result: Any, given: Any) -> None:
@@ -60,6 +64,7 @@ class FittedModule(nn.Module):
         self._parallel = parallel or Parallel()
         self._shapes = tuple(shapes)
         self._progress = progress
+        self._told: set[str] = set()
         self._replication: Replication | None = None
         self._takes_apart = True
         self._call: Callable[..., Any] | None = None
@@ -119,6 +124,10 @@ class FittedModule(nn.Module):
             )
         if not (torch.is_grad_enabled() and self.training):
             return StepModule(model, self._loss_fn)(*args, **kwargs)
+        reason = why_not_compiled()
+        if reason is not None:
+            self._tell_plain(reason)
+            return StepModule(model, self._loss_fn)(*args, **kwargs)
         replication = replication_of(model, self._parallel)
         if self._backend is not None and self._backend.stored_were_used:
             self._takes_apart, self._call = False, None
@@ -137,6 +146,17 @@ class FittedModule(nn.Module):
         result = self._call(*args, **kwargs)
         _guard(result, (args, kwargs))
         return result
+
+    def _tell_plain(self, reason: str) -> None:
+        """Say, once, that a step runs without a plan."""
+        if reason not in self._told:
+            self._told.add(reason)
+            logger.warning(
+                "a step of %s runs as plain PyTorch, without a plan, and may be over the budget: "
+                "%s",
+                type(self.__dict__["_model"]).__name__,
+                reason,
+            )
 
     def _plan_ahead(self, call: Callable[..., Any], backend: StepBackend) -> None:
         if not self._shapes:

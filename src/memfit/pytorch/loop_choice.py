@@ -258,7 +258,7 @@ def _prepared(
             f"{[s.program.steps for s in sites]}; plan again for these input shapes"
         )
     planned = with_loop_plans(step, sites, given)
-    prepared.check_graph(planned.graph)
+    prepared.check_schedule(planned.graph)
     for site, plan in zip(sites, given, strict=True):
         site.program.plan = plan
     return planned, prepared

@@ -170,7 +170,8 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
         forward.compute(compute)
     forward_results = [_result(forward, n) for n in outputs]
     used = _primals_read(step, backward_steps, gradients)
-    saved_primals = [p for p in given if p in used]
+    sizes = [p for p in given if p in used and isinstance(p.meta.get("val"), torch.SymInt)]
+    saved_primals = [p for p in given if p in used and p not in sizes]
     numbers = [v for v in sorted(kept) if step.owner_of.get(v) in forward.numbers]
     saved_values = [v for v in sorted(kept) if v not in states and v not in numbers]
     saved = [  # AOTAutograd takes numbers last here, and gives them first to the backward graph
@@ -178,6 +179,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
         *(forward.env[step.owner_of[v], 0] for v in saved_values),
         *(forward.states[v] for v in states),
         *(forward.env[step.owner_of[v], 0] for v in numbers),
+        *(forward.env[p, 0] for p in sizes),
     ]
     made = forward.graph.output((*forward_results, *saved))
     made.meta["desc"] = [
@@ -188,7 +190,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     backward = _Emitter(step)
     for v in numbers:
         backward.placeholder(step.owner_of[v])
-    for p in saved_primals:
+    for p in (*sizes, *saved_primals):
         backward.placeholder(p)
     for v in saved_values:
         backward.placeholder(step.owner_of[v])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import torch
 
+from memfit.errors import UsageError
+from memfit.pytorch.compat import TorchDispatchMode, tree_leaves
 from memfit.pytorch.storage_sizes import block_bytes
 
 __all__ = ["optimizer_state_bytes"]
@@ -20,6 +24,9 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
     Before the first step, the same optimizer is stepped once on `meta` copies of its parameters,
     which allocates nothing.
+
+    Raises:
+        UsageError: it cannot be stepped that way.
     """
     device = next((p.device for g in optimizer.param_groups for p in g["params"]), _CPU)
     if optimizer.state:
@@ -44,12 +51,43 @@ def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
                 options["lr"] = float(options["lr"])
             counted_there.update(params)
         groups.append({**options, "params": params})
-    twin_optimizer = copy.copy(optimizer)
-    twin_optimizer.__dict__ = dict(optimizer.__dict__)
-    twin_optimizer.param_groups = groups
-    twin_optimizer.state = type(optimizer.state)(optimizer.state.default_factory)
-    twin_optimizer.step()
-    return _bytes(twin_optimizer, device, counted_there)
+    twin = copy.copy(optimizer)
+    own = {k: v for k, v in vars(optimizer).items() if k != "step"}
+    twin.__dict__ = {**own, "param_groups": groups}  # without `step` as a scheduler wraps it
+    for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        twin.__dict__[hooks] = OrderedDict()
+    twin.state = type(optimizer.state)(optimizer.state.default_factory)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return _lbfgs_bytes(groups, device)
+    try:
+        with _MadeUpNumbers(), torch.no_grad():
+            type(optimizer).step(twin)
+    except Exception as error:
+        kind, said = type(optimizer).__name__, " ".join(str(error).split()).rstrip(".")
+        raise UsageError(
+            f"what state {kind} will keep cannot be found out before its first step "
+            f"({type(error).__name__}: {said}); step it once before memfit.fit, or leave optimizer "
+            "out and lower the budget by what its state takes"
+        ) from None
+    return _bytes(twin, device, counted_there)
+
+
+class _MadeUpNumbers(TorchDispatchMode):
+    """While on, a number that is read out of a `meta` tensor is one: which one does not matter."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.ones((), dtype=args[0].dtype).item()
+        return func(*args, **(kwargs or {}))
+
+
+def _lbfgs_bytes(groups: Sequence[Mapping[str, Any]], device: torch.device) -> int:
+    """Bytes that LBFGS comes to keep: two vectors for each step of its history, and three more."""
+    return sum(
+        block_bytes(sum(p.numel() * p.element_size() for p in group["params"]), device)
+        * (2 * group["history_size"] + 3)
+        for group in groups
+    )
 
 
 def _bytes(
@@ -68,6 +106,6 @@ def _bytes(
             device if value.device.type == "meta" or parameter in counted_there else value.device,
         )
         for parameter, state in optimizer.state.items()
-        for value in state.values()
+        for value in tree_leaves(state)
         if isinstance(value, torch.Tensor)
     )

@@ -32,6 +32,7 @@ MOST_FILES = 1000
 
 Costs = Sequence[tuple[int, int]]
 _log = logging.getLogger(__name__)
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def with_costs(graph: TrainingGraph, costs: Costs) -> TrainingGraph:
@@ -97,7 +98,7 @@ class PlanCache:
             return _checked(json.loads(path.read_text(encoding="utf-8")), graph)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, IndexError, TypeError, MemfitError) as error:
+        except (*_DAMAGED, MemfitError) as error:
             _log.warning("the plan in %s is ignored: %s: %s", path, type(error).__name__, error)
             return None
 

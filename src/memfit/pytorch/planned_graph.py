@@ -16,15 +16,15 @@ import torch
 from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from memfit.errors import MemfitError
+from memfit.errors import CaptureError, MemfitError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
-from memfit.pytorch.compat import MAX_SHAPES, capture_settings
+from memfit.pytorch.compat import MAX_SHAPES, TorchDynamoException, capture_settings
 from memfit.pytorch.compat_fake import FakeTensor
 from memfit.pytorch.compiled_step import no_leaf_warnings
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.explain import no_code
-from memfit.pytorch.failures import own_fault
+from memfit.pytorch.failures import first_line, out_of_memory, own_fault
 from memfit.pytorch.second_use import on_backward
 from memfit.pytorch.specialise import key_of_sizes, specialised
 from memfit.pytorch.step_budget import BudgetWarning, GraphRun
@@ -139,10 +139,13 @@ class PlannedGraph:
             known = backend.error
             if isinstance(known, MemfitError):
                 raise known from None
-            cause = no_code(NAME, error) or own_fault(NAME, known or error)
-            if cause is None:
+            if out_of_memory(error) or isinstance(error, TorchDynamoException):
                 raise
-            raise cause from error
+            cause = no_code(NAME, error) or own_fault(NAME, known or error)
+            raise cause or CaptureError(
+                f"{NAME} cannot be planned: {first_line(known or error)}; fit the model with "
+                "memfit.fit, or keep that part (nested tensors, for one) out of what is compiled"
+            ) from error
         if backend.compiled:
             made = backend.compiled[-1]
             self.graph, self.plan = made.graph, made.plan

@@ -18,6 +18,16 @@ from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions, Progress
 from memfit.planners.registry import get_planner
 from memfit.pytorch.accumulate import gradient_bytes
+from memfit.pytorch.arguments import (
+    MODES,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_initialised,
+    check_optimizer,
+    check_time_limit,
+    short,
+)
 from memfit.pytorch.backend import StepBackend, resident_values
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.costing import cost_step
@@ -75,7 +85,12 @@ class Settings:
     def backend(
         self, model: nn.Module, replication: Replication | None = None, *, decide: bool = True
     ) -> StepBackend:
-        """A Dynamo backend for one model."""
+        """A Dynamo backend for one model.
+
+        Raises:
+            UsageError: a lazy layer has no shape yet, or the optimizer's state cannot be sized.
+        """
+        check_initialised(model)
         optimizer_bytes = self._optimizer_state_bytes()
         resident = resident_values(model, optimizer_bytes)
         if replication is not None:
@@ -177,7 +192,7 @@ class Settings:
     def decide(self, graph: TrainingGraph) -> Plan:
         """The plan for a captured graph."""
         if self.prepared is not None:
-            self.prepared.check_graph(graph)
+            self.prepared.check_schedule(graph)
             return self.prepared
         return self.decide_within(graph, self.resolve(graph))
 
@@ -227,8 +242,7 @@ def check_accumulate(accumulate: Any, executor: str) -> None:
     Raises:
         UsageError: it is no bool, or the executor does not support it.
     """
-    if not isinstance(accumulate, bool):
-        raise UsageError(f"accumulate is {accumulate!r}; give True or False")
+    check_flag("accumulate", accumulate)
     if accumulate and executor == "inductor":
         raise UsageError(
             'accumulate=True is not supported by executor "inductor"; use executor "eager-graph"'
@@ -276,21 +290,21 @@ def settings_for(
             f"the {type(model).__name__} is, or holds, a module that is fitted already, and plans "
             "do not nest; fit the plain model once, or its parts one by one"
         )
-    if executor not in EXECUTORS:
-        raise UsageError(f"unknown executor {executor!r}; known executors: {', '.join(EXECUTORS)}")
+    check_choice("executor", executor, EXECUTORS)
     check_accumulate(accumulate, executor)
-    if cost not in COSTS:
-        raise UsageError(f"unknown cost {cost!r}; known costs: {', '.join(COSTS)}")
-    if loops not in LOOPS:
-        raise UsageError(f"unknown loops {loops!r}; write one of {', '.join(LOOPS)}")
+    check_choice("cost", cost, COSTS)
+    check_choice("mode", mode, MODES)
+    check_optimizer(optimizer)
+    check_callable("progress", progress, "give a function of a label and the share done, or None")
+    if not isinstance(loops, str) or loops not in LOOPS:
+        raise UsageError(f"unknown loops {short(loops)}; write one of {', '.join(LOOPS)}")
     if loops == "roll" and executor == "inductor":
         raise UsageError(
             'loops="roll" is not supported by executor "inductor"; use executor "eager-graph"'
         )
     if budget is None and prepared is None:
         raise UsageError('no budget; give budget="3GiB", a share such as "60%", or a plan')
-    if time_limit_s is not None and not time_limit_s >= 0:
-        raise UsageError(f"time_limit_s is {time_limit_s!r}; give seconds, 0 or more, or None")
+    check_time_limit(time_limit_s)
     get_planner(planner)
     parsed = parse_budget(budget) if budget is not None else Budget(auto=True)
     first = next(iter(model.parameters()), None)
