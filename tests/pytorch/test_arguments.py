@@ -148,7 +148,7 @@ def test_plans_that_were_changed(what: str) -> None:
     ],
 )
 def test_texts_that_are_no_plans(text: str) -> None:
-    with pytest.raises(PlanMismatchError, match="memfit plan -o|plan again") as caught:
+    with pytest.raises(PlanMismatchError, match=r"memfit plan -o|plan again") as caught:
         Plan.from_json(text)
     assert "\n" not in str(caught.value)
 
