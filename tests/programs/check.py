@@ -158,7 +158,6 @@ class _Check:
         self.cost = "measured" if measured else "analytic"
         self.done = _Progress()
         self.met: set[str] = set()  # planners that have run at their smallest budget
-        self.left_out = program.objective == "out[0]" and not program.result.endswith(".detach())")
 
     def all(self, pairs: Sequence[Pair], fresh: bool) -> Verdict:
         torch._dynamo.reset()
@@ -338,7 +337,7 @@ class _Check:
             )
 
     def _compare(self, seen: Seen, planner: str, budget: str, wide: bool | None) -> None:
-        difference = compare(seen, self.eager, zeros_for_none=self.left_out)
+        difference = compare(seen, self.eager)
         if difference is None:
             return
         limit = ROUNDING[self.program.dtype]
@@ -364,7 +363,7 @@ class _Check:
         """Whether the program is right where rounding is small; found out once."""
         if self.done.wide is None:
             with quiet():  # the program in hand goes on in its own type
-                self.done.wide = _right_in_float64(in_float64(self.program), self.left_out)
+                self.done.wide = _right_in_float64(in_float64(self.program))
         return self.done.wide
 
     def _fresh(self, planner: str, budget: str) -> None:
@@ -391,7 +390,7 @@ class _Check:
         self._find("minimum", f"{planner} fails at the minimum it names", planner, str(given))
 
 
-def _right_in_float64(program: Program, left_out: bool) -> bool:
+def _right_in_float64(program: Program) -> bool:
     trial = Trial(program)
     try:
         eager = trial.run(trial.plain)
@@ -405,7 +404,7 @@ def _right_in_float64(program: Program, left_out: bool) -> bool:
         seen = trial.run(fitted)
     except MemfitError:
         return False
-    difference = compare(seen, eager, zeros_for_none=left_out)
+    difference = compare(seen, eager)
     return difference is None or difference.relative < EXACT
 
 

@@ -63,20 +63,14 @@ def _relative(a: torch.Tensor | None, b: torch.Tensor | None, floor: float) -> f
     return float((a - b).abs().max()) / max(float(b.abs().max()), floor)
 
 
-def compare(ours: Seen, theirs: Seen, *, zeros_for_none: bool = False) -> Difference | None:
-    """The largest difference of `ours` from `theirs`; None where all bits are the same.
-
-    Args:
-        zeros_for_none: a gradient of zeros may stand where there is none.
-    """
+def compare(ours: Seen, theirs: Seen) -> Difference | None:
+    """The largest difference of `ours` from `theirs`; None where all bits are the same."""
     worst, where, names = 0.0, "", []
     for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         floors = {gradients: _floor(other, gradients) for gradients in (False, True)}
         for name in other:
             a, b = mine.get(name), other[name]
             if same_bits(a, b):
-                continue
-            if zeros_for_none and b is None and a is not None and not bool(a.any()):
                 continue
             names.append(f"step {i + 1}, {name}")
             relative = _relative(a, b, floors[name.startswith("gradient")])
