@@ -15,7 +15,7 @@ from memfit.errors import CaptureError, MemfitError, UsageError
 from memfit.pytorch.backend import CaptureEnds, StepBackend
 from memfit.pytorch.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import capture_settings, why_not_compiled
+from memfit.pytorch.compat import why_not_compiled
 from memfit.pytorch.compat_constants import constants_known
 from memfit.pytorch.compat_dynamo import (
     depends_on_data,
@@ -28,6 +28,7 @@ from memfit.pytorch.first_run import FirstRun
 from memfit.pytorch.given import Given
 from memfit.pytorch.shapes import PlannedAhead
 from memfit.pytorch.stored_outputs import take_apart
+from memfit.pytorch.tracing import trace_settings
 from memfit.pytorch.unguarded import Unguarded
 
 __all__ = ["StepModule", "captured_graph", "compile_step", "no_leaf_warnings"]
@@ -66,7 +67,7 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
             state = unguarded.state()
             if state not in compiled:
                 compiled[state] = _compiled(step, backend)
-            settings = capture_settings(backend.count.most)
+            settings = trace_settings(backend.count.most)
             with settings, averaging, constants(), no_leaf_warnings(args, kwargs):
                 result = compiled[state](*args, **kwargs)
             backend.called(given)

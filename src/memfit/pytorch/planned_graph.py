@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
-from memfit.pytorch.compat import MAX_SHAPES, TorchDynamoException, capture_settings
+from memfit.pytorch.compat import MAX_SHAPES, TorchDynamoException
 from memfit.pytorch.compat_fake import FakeTensor
 from memfit.pytorch.compiled_step import no_leaf_warnings
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
@@ -31,6 +31,7 @@ from memfit.pytorch.step_budget import BudgetWarning, GraphRun
 from memfit.pytorch.step_runs import StepRuns
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.pytorch.stored_outputs import stored_in
+from memfit.pytorch.tracing import trace_settings
 
 __all__ = ["PlannedGraph", "SymbolicGraph"]
 
@@ -133,7 +134,7 @@ class PlannedGraph:
             held=budget_bytes,
         )
         try:
-            with capture_settings(), no_leaf_warnings(*args):
+            with trace_settings(), no_leaf_warnings(*args):
                 self._run = backend(self._module, args)
         except Exception as error:
             known = backend.error
