@@ -30,9 +30,10 @@ from torch._dynamo.backends.debugging import boxed_nop
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.compat import capture_settings, whole_ops
+from memfit.pytorch.compat import whole_ops
 from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import steady_allocator
+from memfit.pytorch.tracing import trace_settings
 
 LIMIT_PERCENT = 2.0
 
@@ -96,7 +97,7 @@ def without_planning(model: nn.Module) -> Callable[..., Any]:
     compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=False)
 
     def call(*args: Any) -> Any:
-        with capture_settings():
+        with trace_settings():
             return compiled(*args)
 
     return call

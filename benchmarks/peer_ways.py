@@ -23,8 +23,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from memfit.pytorch.backend import StepModule
-from memfit.pytorch.compat import capture_settings, whole_ops
+from memfit.pytorch.compat import whole_ops
+from memfit.pytorch.compiled_step import StepModule
+from memfit.pytorch.tracing import trace_settings
 
 __all__ = ["BUDGETS", "DESCRIPTIONS", "SAVED_OPS", "Way", "segment_counts", "ways"]
 
@@ -157,7 +158,7 @@ def min_cut_step(model: nn.Module, loss_fn: Callable[..., Any] | None) -> Callab
     compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
 
     def call(*args: Any) -> Any:
-        with capture_settings():
+        with trace_settings():
             return compiled(*args)
 
     return call
