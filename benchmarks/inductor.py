@@ -33,7 +33,7 @@ import torch._functorch.config as functorch_config
 import memfit
 from memfit.files import write_text_whole
 from memfit.pytorch.api import capture
-from memfit.pytorch.backend import StepModule
+from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import measure_step, steady_allocator
 
 PEERS = (1.0, 0.5, 0.2, 0.0)

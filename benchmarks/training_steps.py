@@ -26,7 +26,7 @@ from networks import NETWORKS, Case
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.backend import StepModule
+from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import measure_step, steady_allocator
 
 MIB = 2**20
