@@ -128,9 +128,9 @@ def _masked(text: str, varies: bool) -> list[str]:
 
 
 def _make(words: Sequence[str]) -> bool:
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert targets is not None
-    return all(word in targets[1].split() for word in words if "=" not in word)
+    lines = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = " ".join(lines).split()
+    return all(word in targets for word in words if "=" not in word)
 
 
 def _scripts(words: Sequence[str]) -> bool:
