@@ -39,7 +39,9 @@ from memfit.pytorch.distributed import (
     hand_over_gradients,
 )
 from memfit.pytorch.failures import failing, guard_backward
+from memfit.pytorch.foreach import write_views_one_by_one
 from memfit.pytorch.given import Given
+from memfit.pytorch.handed_back import hand_back, take_out_inputs
 from memfit.pytorch.loop_choice import keeping_everything
 from memfit.pytorch.loop_graph import rewrite_loops
 from memfit.pytorch.loop_run import LoopProgram
@@ -200,6 +202,7 @@ class StepBackend:
             raise
         with whole_ops():
             self._rewrite_loops(module)
+        inputs = take_out_inputs(module)
         self._stored = stored = stored_in(module)
         if stored is not None:
             self._all_stored.append(stored)
@@ -222,6 +225,8 @@ class StepBackend:
             guarded = guarded or guard_backward(self._name, results)
             if several:
                 note_missing(results, args)
+            if inputs:
+                results = hand_back(results, args, inputs)
             return results if again is None else again.attach(results)
 
         self.current = record
@@ -253,6 +258,7 @@ class StepBackend:
                         'or use loops="unroll"'
                     )
                 how = "unroll"
+            write_views_one_by_one(module)
             self.programs = rewrite_loops(module, how, lambda step: self._costs(step, None))
             if self._report is not None:
                 mark_progress(module, self._report)

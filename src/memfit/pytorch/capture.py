@@ -94,7 +94,7 @@ def read_joint(
     value_of: dict[int, int] = {}
     owner_of: dict[int, fx.Node] = {}
     forward = J.forward_nodes(joint, forward_outputs)
-    changed = J.mutated_placeholders(joint)
+    changed = J.written_inputs(joint, forward_outputs)
     outputs, gradients = J.joint_outputs(joint, forward_outputs)
     returned = {n for n in (*outputs, *gradients) if isinstance(n, fx.Node)}
     kept_storages = J.handed_to_inputs(joint)

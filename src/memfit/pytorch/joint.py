@@ -280,14 +280,19 @@ def forward_nodes(joint: fx.GraphModule, forward_outputs: int) -> set[fx.Node]:
             f"forward output depends on a gradient through {late[0].name}; memfit plans one "
             "forward and one backward pass; return only values of the forward pass"
         )
-    return {
-        node
-        for node in joint.graph.nodes
-        if node.op == "call_function"
-        and node not in after_tangent
-        and not tagged(node, "must_be_in_backward")
-        and (node in required or not tagged(node, "is_backward"))
-    }
+    found: set[fx.Node] = set()
+    backward = set(after_tangent)
+    for node in joint.graph.nodes:
+        if node.op != "call_function" or node in backward:
+            continue
+        # Ops of a custom function's backward have no tag. Where it was given no tangent but zeros,
+        # because nothing depends on that output, only these tell them apart.
+        begun = tagged(node, "is_backward") or any(a in backward for a in node.all_input_nodes)
+        if tagged(node, "must_be_in_backward") or (begun and node not in required):
+            backward.add(node)
+        else:
+            found.add(node)
+    return found
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
