@@ -194,7 +194,9 @@ class StagePath:
     steps: Sequence[StageStep]
 
     def order(self) -> OpOrder:
-        """The stages as an order of computations."""
+        """The stages as an order of computations; without forward ops, that of the program."""
+        if not self.steps:
+            return store_all_order(self.space.blocks.graph)
         forward: list[int] = []
         keep: set[int] = set()
         back: list[list[int]] = []

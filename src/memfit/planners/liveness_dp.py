@@ -16,7 +16,7 @@ from functools import cached_property
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import TrainingGraph
-from memfit.liveness import MemoryTimeline, peak_of_order, simulate
+from memfit.liveness import peak_of_order
 from memfit.plan import Plan, PlanStatus, Stage, make_plan
 from memfit.planners.base import (
     PlannerOptions,
@@ -29,8 +29,10 @@ from memfit.planners.base import (
 from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
 from memfit.schedule import OpOrder, Schedule, make_schedule
 from memfit.stages import StagePath, store_all_order
+from memfit.strategy import peak_op
 
 __all__ = [
+    "CHEAPER_TRIES",
     "plan",
     "plan_from_table",
     "search_all",
@@ -39,7 +41,8 @@ __all__ = [
     "trade_off_from_table",
 ]
 
-_NOMINAL_TRIES = 7
+CHEAPER_TRIES = 3
+"""So many points of a trade-off are tried though they are reckoned to need more than the budget."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,6 @@ class _Found:
     @cached_property
     def schedule(self) -> Schedule:
         return make_schedule(self.graph, *self.order)
-
-    @cached_property
-    def timeline(self) -> MemoryTimeline:
-        return simulate(self.graph, self.schedule)
 
     @cached_property
     def peak_bytes(self) -> int:
@@ -131,8 +130,7 @@ def trade_off_from_table(table: LivenessTable, began: float) -> TradeOff:
     """As `trade_off`, from stages simulated before."""
     graph = table.graph
     points = [
-        TradeOffPoint(table.fixed_bytes + budget, cost)
-        for cost, budget in reversed(table.stages.curve())
+        TradeOffPoint(table.fixed_bytes + budget, cost) for cost, budget in reversed(table.curve)
     ]
     return TradeOff(
         planner="liveness",
@@ -150,28 +148,19 @@ def trade_off_from_table(table: LivenessTable, began: float) -> TradeOff:
 def _search(table: LivenessTable, budget_bytes: int, smallest: _Found) -> _Found:
     """Least overhead whose exactly simulated peak fits the budget.
 
-    Where the simulator finds a peak below the one that the dynamic program reckons with (a cached
-    value was dead already), a nominal budget that much above the real one is tried too.
+    A finished schedule may need less than the dynamic program reckons with (a cached value was dead
+    already), so the next cheaper points of the trade-off are tried too. Always as many: what is
+    tried then only grows with the budget, and the overhead never rises with it.
     """
-    curve = table.stages.curve()
-    needs = [-need for _, need in curve]  # ascending
-    best = smallest
-    real = budget_bytes - table.fixed_bytes
-    nominal = max(real, curve[-1][1])
-    for _ in range(_NOMINAL_TRIES):
-        path = table.path(nominal)
-        assert path is not None, "a nominal budget above the smallest one has a path"
+    falling = [-need for _, need in table.curve]
+    at = bisect_left(falling, table.fixed_bytes - budget_bytes)
+    for _, need in table.curve[max(0, at - CHEAPER_TRIES) : at + 1]:
+        path = table.path(need)
+        assert path is not None, "a point of the trade-off has a path"
         found = _Found(table.graph, path)
-        if found.peak_bytes > budget_bytes:
-            break
-        if (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
-            best = found
-        at = bisect_left(needs, -nominal)  # the point that the path is for
-        spare = curve[at][1] - (found.peak_bytes - table.fixed_bytes)
-        if at == 0 or real + spare < curve[at - 1][1]:
-            break
-        nominal = real + spare
-    return best
+        if found.peak_bytes <= budget_bytes:
+            return found
+    return smallest
 
 
 def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
@@ -190,16 +179,15 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
     graph = table.graph
     plain = store_all_order(graph)
     plain_peak_bytes = peak_of_order(graph, plain)
-    path = table.path(table.stages.smallest_budget())
+    path = table.path(table.curve[-1][1])
     assert path is not None, "the smallest budget has a path"
     smallest = _Found(graph, path)
     minimum = min(smallest.peak_bytes, plain_peak_bytes)
     if budget_bytes < minimum:
-        step = smallest.schedule.steps[smallest.timeline.peak_step]
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes,
             minimum_bytes=minimum,
-            binding_op=graph.ops[step.op].source or graph.ops[step.op].name,
+            binding_op=peak_op(graph, smallest.schedule),
         )
     if plain_peak_bytes <= budget_bytes:
         schedule = make_schedule(graph, *plain)

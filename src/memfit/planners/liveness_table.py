@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from memfit import _core
 from memfit.blocks import Block, cut_graph
 from memfit.coarsening import links, negligible_bytes, useful_ops, without_links
 from memfit.graph import TrainingGraph, ValueKind
+from memfit.liveness import peak_of_order
 from memfit.lower_sets import FAMILIES, choose_family
-from memfit.stages import BackwardStages, StagePath, StageSpace
+from memfit.stages import BackwardStages, StagePath, StageSpace, store_all_order
 
 __all__ = [
     "Effort",
@@ -90,8 +92,23 @@ class LivenessTable:
         """Number of lower sets that the search covers: cuts, and those left out as no better."""
         return self.cut_count + self.left_out
 
+    @cached_property
+    def curve(self) -> list[tuple[int, int]]:
+        """(overhead, need): each overhead that some budget calls for, ascending, with the least
+        bytes that it takes, `fixed_bytes` left out.
+
+        Without forward ops there are no stages that the backward ops could belong to, and nothing
+        to choose.
+        """
+        graph = self.graph
+        if not graph.forward_count:
+            return [(0, peak_of_order(graph, store_all_order(graph)) - self.fixed_bytes)]
+        return self.stages.curve()
+
     def path(self, nominal_bytes: int) -> StagePath | None:
         """Least recomputation where every stage's simulated peak is at most `nominal_bytes`."""
+        if not self.graph.forward_count:
+            return StagePath(self.space, ())
         steps = self.stages.path(min(nominal_bytes, _LARGEST))
         return None if steps is None else StagePath(self.space, steps)
 

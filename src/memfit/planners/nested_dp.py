@@ -29,14 +29,14 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
+from memfit.planners.liveness_dp import CHEAPER_TRIES
 from memfit.planners.liveness_table import LivenessTable
 from memfit.planners.nested_table import EFFORT, NestedPlans, build_nested
 from memfit.schedule import Schedule
 from memfit.stages import store_all_order
+from memfit.strategy import peak_op
 
 __all__ = ["nested_for", "plan", "plan_from_tables", "search_all", "trade_off"]
-
-_NOMINAL_TRIES = 7
 
 
 @dataclass(frozen=True)
@@ -74,38 +74,15 @@ def nested_for(graph: TrainingGraph, options: PlannerOptions) -> NestedPlans | N
 def search(plans: NestedPlans, budget_bytes: int, smallest: Found) -> Found | None:
     """Least overhead whose exactly simulated peak fits the budget; None if none does.
 
-    The program reckons with some values a little longer than they live, so nominal budgets above
-    the real one are tried too.
+    The program reckons with some values a little longer than they live, so the next cheaper labels
+    are tried too, always as many (see `liveness_dp`).
     """
     needs = plans.front[1]
-    falling = [-need for need in needs]
-    real = budget_bytes - plans.fixed_bytes
-    best = smallest if smallest.peak_bytes <= budget_bytes else None
-    nominal = max(real, needs[-1])
-    tried: set[int] = set()
-    for _ in range(_NOMINAL_TRIES):
-        label = bisect_left(falling, -nominal)
-        if label in tried:
-            break
-        tried.add(label)
-        found = Found(plans.graph, plans.path(label))
-        if found.peak_bytes > budget_bytes:
-            # Too much was asked for: the label between is the next to try, if there is one.
-            over = found.peak_bytes - budget_bytes
-            if best is not None or nominal - over < needs[-1]:
-                break
-            nominal -= over
-            continue
-        if best is None or (found.overhead, found.peak_bytes) < (best.overhead, best.peak_bytes):
-            best = found
-        spare = budget_bytes - found.peak_bytes
-        if label == 0:
-            break
-        # The next cheaper label, if its need is not further off than what this one left unused.
-        nominal = max(nominal, needs[label] + spare)
-        if nominal < needs[label - 1]:
-            break
-    return best
+    at = bisect_left([-need for need in needs], plans.fixed_bytes - budget_bytes)
+    labels = range(max(0, at - CHEAPER_TRIES), min(at + 1, len(needs)))
+    found = [smallest, *(Found(plans.graph, plans.path(label)) for label in labels)]
+    fitting = [f for f in found if f.peak_bytes <= budget_bytes]
+    return min(fitting, key=lambda f: (f.overhead, f.peak_bytes), default=None)
 
 
 def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
@@ -217,13 +194,12 @@ def better_plan(
             raise InfeasibleBudgetError(
                 budget_bytes=budget_bytes, minimum_bytes=least, binding_op=binding
             )
-        return _recounted(single, began, least, ())
+        return _recounted(single, began, least, plans.notes if plans is not None else ())
     smallest = Found(graph, plans.path(len(plans.front[0]) - 1))
     minimum = min(least, smallest.peak_bytes)
     if budget_bytes < minimum:
         if smallest.peak_bytes < least:
-            step = smallest.schedule.steps[smallest.timeline.peak_step]
-            binding = graph.ops[step.op].source or graph.ops[step.op].name
+            binding = peak_op(graph, smallest.schedule)
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes, minimum_bytes=minimum, binding_op=binding
         )

@@ -23,6 +23,8 @@ __all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested"]
 
 _MOST_WORK = 10
 """Plans that compute again more than so many times the forward pass are left out."""
+_MOST_COST = 1 << 60
+"""Costs of strategies have to stay below; a chain's are below its steps squared times one's."""
 _LEAST_STEPS = 24
 _LONGEST_PERIOD = 24
 _UNIT_CUTS = 16
@@ -271,6 +273,10 @@ class _Builder:
 
     def build(self) -> NestedPlans:
         graph = self.graph
+        # A strategy has fewer splits than cuts, and each computes no op more than three times.
+        if graph.forward_cost * 3 * (graph.forward_count + 2) >= _MOST_COST:
+            note = "nested strategies were left out, their costs are too large to add up"
+            return NestedPlans(graph, CutLine(graph, (), ()), (), ((), ()), (note,))
         found = self.find_run()
         if found is None:
             return self._without_run()
@@ -315,7 +321,7 @@ class _Builder:
         small = [False] * len(graph.values)
         blocks = blocks_at(graph, [], self.flags, self.slight, self.ranks, small)
         if not blocks.blocks:
-            return NestedPlans(graph, CutLine(graph, (), ()), (), ((0,), (0,)), ())
+            return NestedPlans(graph, CutLine(graph, (), ()), (), ((), ()), ())
         (block,) = blocks.blocks
         cuts = self.cuts_of(block, self.effort.cuts)
         table = _core.nested_table(
@@ -359,6 +365,8 @@ class _Builder:
             always += bottom.stretch().always_bytes
         self.report("nesting stages", 0.5)
         steps = end
+        if any(_dearest(u) * steps**2 >= _MOST_COST for u in (unit, first) if u is not None):
+            return None
         found = self._levels(unit, steps, after)
         if found is None:
             return None
@@ -410,6 +418,12 @@ class _Builder:
             places = thinned(graph, block, places, fits - 1)
         masks = [0, *((2 << v) - 1 for v in places), (1 << count) - 1]
         return tuple(block.cut(mask) for mask in masks)
+
+
+def _dearest(unit: ChainUnit) -> int:
+    """The largest cost of a step of a chain."""
+    stages = [stage[0] for stage in (*unit.staged, *unit.top)]
+    return max(unit.sweep_cost, unit.leaf[0][-1], *stages, 0)
 
 
 def _chain_unit(table: _core.NestedTable, base: int, own_base: int) -> ChainUnit:

@@ -10,7 +10,8 @@ bookkeeping (`memfit.bookkeeping`), as in the paper's graphs.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from memfit import _core
@@ -43,12 +44,15 @@ from memfit.strategy import (
 
 __all__ = ["MODES", "PaperTable", "build_table", "plan_paper", "trade_off_paper"]
 
-MODES = ("time", "memory", "auto")
+_CENTRIC = ("time", "memory")
+MODES = (*_CENTRIC, "auto")
 
 _MAX_LOWER_SETS = {"native": 1 << 17, "python": 1 << 12}
 _COST_STEPS = 1 << 25
 _FEW_LOWER_SETS = 256
 _LARGEST = 1 << 62
+_JUDGED_OPS = 1000  # strategies are judged whose ops come to so many, if one has fewer
+_LEAST_RUNGS, _MOST_RUNGS = 4, 16
 _FINEST_SHARE = 4  # costs are rounded by at most this share of an op's mean cost
 
 
@@ -86,6 +90,12 @@ class Strategy:
     def peak_bytes(self) -> int:
         """Simulated peak of the whole step, with liveness analysis."""
         return peak_of_order(self.graph, self._order)
+
+    @cached_property
+    def overhead(self) -> int:
+        """Cost of all recomputations in its schedule: the last stage runs once, for instance."""
+        count = self.graph.forward_count
+        return sum(self.graph.ops[op].cost for op in self._order.backward if op < count)
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ class PaperTable:
         Time-centric is the least overhead, memory-centric the largest on the Pareto front at V.
         """
         path = self.stages.shortest(min(nominal_bytes, _LARGEST), longest=mode == "memory")
-        if path is None:
+        if path is None or nominal_bytes < self.minimum_bytes:
             return None
         sets = tuple(self.lower_sets[state] for state in path)
         return Strategy(self.graph, mode, sets, self._backward_stages)
@@ -138,12 +148,6 @@ class PaperTable:
     @cached_property
     def _backward_stages(self) -> BackwardStages:
         return BackwardStages(self.graph)
-
-    @cached_property
-    def smallest(self) -> tuple[Strategy, ...]:
-        """The time- and the memory-centric strategy for the smallest budget of the formulas."""
-        found = [self.strategy(self.minimum_bytes, mode) for mode in ("time", "memory")]
-        return tuple(strategy for strategy in found if strategy is not None)
 
 
 def _cost_quantum(lower_sets: int, ops: int, total_cost: int) -> int:
@@ -247,10 +251,8 @@ def plan_paper(
 ) -> Plan:
     """A plan of the paper's dynamic program.
 
-    Modes `time` and `memory` accept a budget where the paper's formulas do. Mode `auto` is the
-    authors' system: the time-centric strategy with liveness analysis where its simulated peak fits,
-    else the memory-centric one with liveness analysis, for the budget or for the smallest that the
-    formulas accept.
+    Modes `time` and `memory` accept a budget where the paper's formulas do. Mode `auto` accepts one
+    where the simulated peak fits; see `AuthorsSystem`.
 
     Raises:
         InfeasibleBudgetError: nothing fits; names the smallest budget that does.
@@ -260,8 +262,11 @@ def plan_paper(
     if options.mode not in MODES:
         raise UsageError(f"unknown mode {options.mode!r}; known modes: {', '.join(MODES)}")
     table = build_table(graph, family, options)
-    choose = _choose_auto if options.mode == "auto" else _choose_by_formula
-    found, smallest = choose(table, budget_bytes, options.mode)
+    if options.mode == "auto":
+        system = AuthorsSystem(table)
+        found, smallest = system.choose(budget_bytes), system.minimum_bytes
+    else:
+        found, smallest = _choose_by_formula(table, budget_bytes, options.mode)
     notes = list(table.notes)
     if found.peak_bytes > budget_bytes:
         notes.append(
@@ -302,7 +307,8 @@ def _choose_by_formula(table: PaperTable, budget_bytes: int, mode: str) -> tuple
     smallest = graph.resident_bytes + table.minimum_bytes
     found = table.strategy(budget_bytes - graph.resident_bytes, mode)
     if found is None:
-        sets = table.smallest[0].lower_sets
+        least = table.strategy(table.minimum_bytes, mode)
+        sets = least.lower_sets if least is not None else ()
         peaks = formula_peaks(graph, sets)
         top = sets[peaks.index(max(peaks))] if peaks else 0
         raise InfeasibleBudgetError(
@@ -314,24 +320,108 @@ def _choose_by_formula(table: PaperTable, budget_bytes: int, mode: str) -> tuple
     return found, smallest
 
 
-def _choose_auto(table: PaperTable, budget_bytes: int, mode: str) -> tuple[Strategy, int]:
-    least = min(table.smallest, key=lambda strategy: strategy.peak_bytes)
-    nominal = budget_bytes - table.graph.resident_bytes
-    candidates: list[Strategy] = []
-    if nominal > table.minimum_bytes:
-        for centric in ("time", "memory"):
-            found = table.strategy(nominal, centric)
-            if found is not None and found.peak_bytes <= budget_bytes:
-                candidates.append(found)
-                break
-    # The formula bounds the simulated peak only nearly, so a larger nominal budget may miss where
-    # the smallest one fits; with these tried too, every budget from the smallest on is accepted.
-    candidates += [s for s in table.smallest if s.peak_bytes <= budget_bytes]
-    if not candidates:
-        raise InfeasibleBudgetError(
-            budget_bytes=budget_bytes,
-            minimum_bytes=least.peak_bytes,
-            binding_op=peak_op(table.graph, least.schedule),
-            detail=f"family {table.family}, with liveness analysis",
-        )
-    return candidates[0], min(least.peak_bytes, budget_bytes)
+@dataclass(frozen=True)
+class AuthorsSystem:
+    """The authors' system: strategies of the formulas, judged by their simulated peaks.
+
+    The formula is no bound of the peak: it knows no parameter gradients, workspace or gradients
+    that leave a stage. So what a nominal budget gives may need more than the real one, and what a
+    smaller one gives may need more still. What may be planned is therefore a set of strategies
+    that only grows with the budget:
+
+    - at any budget those for the smallest nominal one, in both modes; where they need more than it
+      promises, also those for nominal budgets in between;
+    - those for nominal budgets up to the real one: the time-centric ones for all, the
+      memory-centric ones for some.
+
+    Of those that fit the cheapest is the plan. The smallest budget is the least peak of the first
+    kind, and all from it on are accepted. Of the second kind all are judged where the graph is
+    small, so that the overhead never rises with the budget; where it is large, a few.
+
+    Attributes:
+        table: the strategies.
+    """
+
+    table: PaperTable
+    _known: dict[tuple[int, ...], Strategy] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def _always(self) -> list[Strategy]:
+        """The strategies that any budget may be met with."""
+        low = self.table.minimum_bytes
+        found = [self._strategy(low, mode) for mode in _CENTRIC]
+        high = min(s.peak_bytes for s in found) - self.table.graph.resident_bytes
+        return found + [self._strategy(n, m) for n in self._rungs(low, high)[1:] for m in _CENTRIC]
+
+    @cached_property
+    def _least(self) -> Strategy:
+        return min(self._always, key=lambda s: s.peak_bytes)
+
+    @property
+    def minimum_bytes(self) -> int:
+        """The smallest budget that is accepted."""
+        return self._least.peak_bytes
+
+    def choose(self, budget_bytes: int) -> Strategy:
+        """The strategy for a budget.
+
+        Raises:
+            InfeasibleBudgetError: none fits.
+        """
+        graph = self.table.graph
+        if budget_bytes < self.minimum_bytes:
+            raise InfeasibleBudgetError(
+                budget_bytes=budget_bytes,
+                minimum_bytes=self.minimum_bytes,
+                binding_op=peak_op(graph, self._least.schedule),
+                detail=f"family {self.table.family}, with liveness analysis",
+            )
+        judged = [*self._more(budget_bytes), *self._always]
+        fitting = [s for s in judged if s.peak_bytes <= budget_bytes]
+        return min(fitting, key=lambda s: (s.overhead, s.mode != "time", s.peak_bytes))
+
+    def _more(self, budget_bytes: int) -> Iterator[Strategy]:
+        """Strategies for nominal budgets up to the real one.
+
+        Time-centric ones by falling budget. Where none of the first ones fits, the first one that
+        does is looked for by halving, and memory-centric ones are tried too.
+        """
+        table = self.table
+        nominal = budget_bytes - table.graph.resident_bytes
+        if nominal <= table.minimum_bytes:
+            return
+        first = self._judged(1)
+        fits = False
+        if first == 1:  # this needs no whole trade-off
+            yield (found := self._strategy(nominal, "time"))
+            if found.peak_bytes <= budget_bytes:
+                return
+        curve = [budget for _, budget in table.stages.curve()]
+        budgets = [budget for budget in curve if budget <= nominal]
+        for budget in budgets[: first if first > 1 else 0]:
+            yield (found := self._strategy(budget, "time"))
+            fits = fits or found.peak_bytes <= budget_bytes
+        low, high = first - 1, 0 if fits else len(budgets)
+        while high - low > 1:
+            middle = (low + high) // 2
+            yield (found := self._strategy(budgets[middle], "time"))
+            low, high = (low, middle) if found.peak_bytes <= budget_bytes else (middle, high)
+        if not fits or len(curve) <= first:
+            for rung in self._rungs(table.minimum_bytes, curve[0]):
+                if rung <= nominal:
+                    yield self._strategy(rung, "memory")
+
+    def _rungs(self, low: int, high: int) -> list[int]:
+        """Nominal budgets from `low` on below `high`, evenly apart; none if it is no higher."""
+        count = min(_MOST_RUNGS, self._judged(_LEAST_RUNGS))
+        return sorted({low + (high - low) * i // count for i in range(count)}) if low < high else []
+
+    def _judged(self, least: int) -> int:
+        """How many strategies to judge, fewer where the graph is large."""
+        return max(least, _JUDGED_OPS // max(1, len(self.table.graph.ops)))
+
+    def _strategy(self, nominal_bytes: int, mode: str) -> Strategy:
+        found = self.table.strategy(nominal_bytes, mode)
+        assert found is not None, "a nominal budget from the smallest one on has a strategy"
+        # Many nominal budgets give the same one, which is simulated once.
+        return self._known.setdefault(found.lower_sets, found)

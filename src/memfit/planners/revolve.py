@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from memfit._core.python_nested import TopStage, Tree
 from memfit.blocks import blocks_at
@@ -30,6 +31,7 @@ from memfit.strategy import peak_op
 __all__ = ["chain_line", "plan", "revolve_path"]
 
 _MOST_WORK = 10
+_JUDGED_OPS = 1000  # numbers of slots are tried whose schedules' ops come to about so many
 
 
 def chain_line(graph: TrainingGraph) -> CutLine:
@@ -99,6 +101,27 @@ class _Slots:
     most: int
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Revolve's strategy with so many slots, judged by the simulator."""
+
+    graph: TrainingGraph
+    line: CutLine
+    slots: int
+
+    @cached_property
+    def path(self) -> NestedPath:
+        return revolve_path(self.line, self.slots)
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        return simulate(self.graph, self.path.schedule).peak_bytes
+
+    @cached_property
+    def overhead(self) -> int:
+        return self.path.schedule.overhead(self.graph)
+
+
 def _range(steps: int) -> _Slots:
     least = 1
     while steps > 1 and advances(steps, least) > _MOST_WORK * steps:
@@ -110,7 +133,8 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     """Revolve's schedule with as many slots as the budget has room for.
 
     The number of slots is what is left of the budget, with the fewest slots, over the largest
-    checkpoint, and less where the simulated peak says so. Numbers with which more than 10 times the
+    checkpoint, and less where the simulated peak says so, or where that costs less: steps are not
+    all alike. On small graphs all numbers are tried. Numbers with which more than 10 times the
     forward steps would run again are left out.
 
     Raises:
@@ -121,26 +145,29 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     line = chain_line(graph)
     steps = line.starts[-1]
     choice = _range(steps)
-    found = revolve_path(line, choice.least)
-    minimum = simulate(graph, found.schedule).peak_bytes
+    found = _Judged(graph, line, choice.least)
+    minimum = found.peak_bytes
     if minimum > budget_bytes:
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes,
             minimum_bytes=minimum,
-            binding_op=peak_op(graph, found.schedule),
+            binding_op=peak_op(graph, found.path.schedule),
             detail="revolve takes all steps of the chain for alike",
         )
     largest = max(_held_bytes(graph, edge) for edge in line.edges) or 1
-    slots = min(choice.most, choice.least + (budget_bytes - minimum) // largest)
-    while slots > choice.least:
-        path = revolve_path(line, slots)
-        if simulate(graph, path.schedule).peak_bytes <= budget_bytes:
-            found = path
+    most = min(choice.most, choice.least + (budget_bytes - minimum) // largest)
+    tries = max(1, _JUDGED_OPS // len(graph.ops))
+    fitting = [found]
+    for slots in range(most, choice.least, -1):
+        if most - slots >= tries and len(fitting) > 1:
             break
-        slots -= 1
+        more = _Judged(graph, line, slots)
+        if more.peak_bytes <= budget_bytes:
+            fitting.append(more)
+    found = min(fitting, key=lambda judged: (judged.overhead, -judged.slots))
     return make_plan(
         graph,
-        found.schedule,
+        found.path.schedule,
         planner="revolve",
         family="articulation",
         mode=None,
@@ -149,9 +176,9 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
         smallest_feasible_budget_bytes=minimum,
         lower_sets=steps + 1,
-        stages=found.stages(),
+        stages=found.path.stages(),
         seconds=time.perf_counter() - began,
-        provenance={"notes": [], "steps": steps, "slots": max(slots, choice.least)},
+        provenance={"notes": [], "steps": steps, "slots": found.slots},
     )
 
 
