@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.effects import draws_from_own_generator, may_have_effect
+from memfit.pytorch.first_outputs import first_run_outputs, is_batch_norm
 from memfit.pytorch.rng import device_of, state_bytes
 from memfit.pytorch.scalars import is_arithmetic, is_number
 
 __all__ = ["CapturedStep", "read_joint"]
-
-_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,7 @@ def read_joint(
     backward_token: int | None = None
     readers: dict[int, list[int]] = {}
     state_of_node: dict[fx.Node, int] = {}
+    first_run: dict[int, _Draft] = {}  # values that only the first run of an op gives
     for node in joint.graph.nodes:
         if node.op == "get_attr":
             for storage, size in J.storages(node).items():
@@ -162,7 +161,7 @@ def read_joint(
             values.append(Value(number.name, 0, kind, is_output=number in returned))
         old = changed_values.intersection(reads)
         yields_number = len(writes) > len(fresh)  # what was decided by it stays decided
-        recomputable = not effect and not yields_number and (not old or node.target is _BATCH_NORM)
+        recomputable = not effect and not yields_number and (not old or is_batch_norm(node))
         recomputable = recomputable and not draws_from_own_generator(node)
         if old and effect:  # what is written in place has been read by all that read it before
             reads = sorted({*reads, *(t for v in old for t in readers.get(v, ()))})
@@ -208,9 +207,18 @@ def read_joint(
             backward_token = len(values)
             values.append(Value(f"{node.name}.order", 0, ValueKind.GRADIENT))
             writes = [*writes, backward_token]
-        drafts.append(
-            _Draft(node, node.name, str(node.target), reads, writes, recomputable, in_forward)
-        )
+        # Only what runs once can read what an op gives once.
+        sources = [first_run[v] for v in reads if v in first_run]
+        if sources and in_forward:
+            recomputable = False
+        elif sources:
+            for source in sources:
+                source.recomputable = False
+        draft = _Draft(node, node.name, str(node.target), reads, writes, recomputable, in_forward)
+        drafts.append(draft)
+        outputs_of = J.tensors(node)
+        for at in first_run_outputs(node):
+            first_run[value_of[outputs_of[at].untyped_storage()._cdata]] = draft
     drafts = [d for d in drafts if d.forward] + _late_constants(
         [d for d in drafts if not d.forward], values
     )

@@ -13,14 +13,13 @@ from memfit.errors import ExecutionError
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import saved_output_description
+from memfit.pytorch.first_outputs import first_run_outputs, run_again
 from memfit.pytorch.rng import device_of, read_state, replay
 from memfit.pytorch.scalars import is_number
 from memfit.schedule import Compute, Schedule
 
 __all__ = ["lower"]
 
-aten = torch.ops.aten
-_BATCH_NORM = aten._native_batch_norm_legit_functional.default
 Key = tuple[fx.Node, int]
 
 
@@ -119,17 +118,13 @@ class _Emitter:
                 replay, (state, device_of(node), node.target, *args), dict(kwargs)
             )
             made.meta = dict(node.meta)
-        elif again and node.target is _BATCH_NORM and node.args[5]:
-            # Recomputation must neither read nor write the running statistics.
-            x, weight, bias, _, _, training, momentum, eps = node.args
-            args = fx.node.map_arg((x, weight, bias, training, momentum, eps), arg)
-            made = self.graph.call_function(aten._native_batch_norm_legit.no_stats, args)
-            made.meta = {**node.meta, "val": node.meta["val"][:3]}
+        elif again and first_run_outputs(node):
+            made = run_again(self.graph, node, arg)
         else:
             made = self.graph.node_copy(node, arg)
         self.env[node, compute.copy] = made
         for item in J.getitem_users(node):
-            if again and node.target is _BATCH_NORM and item.args[1] > 2:
+            if again and item.args[1] in first_run_outputs(node):
                 continue
             self.env[item, compute.copy] = self.graph.node_copy(item, lambda _: made)
 
@@ -230,7 +225,7 @@ def _primals_read(
     for compute in computes:
         node = step.node_of[compute.op]
         args = list(node.all_input_nodes)
-        if compute.copy and node.target is _BATCH_NORM and node.args[5]:
+        if compute.copy and first_run_outputs(node):
             running = {node.args[3], node.args[4]}
             args = [a for a in args if a not in running]
         stack.extend(args)
