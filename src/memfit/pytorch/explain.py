@@ -6,7 +6,6 @@ import inspect
 import linecache
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,7 @@ from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch.compat import TorchDynamoException
 from memfit.pytorch.compat_dynamo import error_of_traced_code
 from memfit.pytorch.compat_inductor import CppCompileError, InductorError
+from memfit.pytorch.source_files import is_own
 
 __all__ = ["explained", "no_code"]
 
@@ -58,7 +58,6 @@ def no_code(name: str, error: BaseException) -> ExecutionError | None:
 
 _DAMAGED = re.compile(r"\S+\.so: (file too short|invalid ELF header|cannot read file data)")
 _USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
-_OWN_FILES = f"{Path(__file__).parents[1]}/"
 
 
 _REMEDY = (
@@ -101,11 +100,7 @@ def _why_not_captured(
         if not isinstance(error, TorchDynamoException) and lines:
             reason = f"{type(error).__name__}: {reason}"
     detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
-    places = [
-        m
-        for m in _USER_LINE.findall(text)
-        if "/torch/" not in m[0] and not m[0].startswith(_OWN_FILES)
-    ]
+    places = [m for m in _USER_LINE.findall(text) if "/torch/" not in m[0] and not is_own(m[0])]
     where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
     own = error_of_traced_code(text)
     if own is not None:

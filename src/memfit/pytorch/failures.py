@@ -9,7 +9,6 @@ it is, for trainers that then make the batch smaller.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch.compat import tree_leaves
 from memfit.pytorch.compat_autograd import wrap_backward
 from memfit.pytorch.explain import explained
+from memfit.pytorch.source_files import OWN_FOLDER
 
 __all__ = [
     "failing",
@@ -31,7 +31,6 @@ __all__ = [
     "told",
 ]
 
-_OWN_FILES = f"{Path(__file__).parents[1]}/"
 _REMEDIES = (
     (
         "modified by an inplace operation",
@@ -87,9 +86,9 @@ def own_fault(name: str, error: Exception) -> ExecutionError | None:
     if isinstance(error, MemfitError) or type(error).__module__.partition(".")[0] != "builtins":
         return None
     place = _innermost(error.__traceback__)
-    if place is None or not place[0].startswith(_OWN_FILES):
+    if place is None or not place[0].startswith(OWN_FOLDER):
         return None
-    where = f"{place[0].removeprefix(_OWN_FILES)}:{place[1]}"
+    where = f"{place[0].removeprefix(OWN_FOLDER)}:{place[1]}"
     return _OwnFault(
         f"memfit fails on {name}: {first_line(error)}, in {where}; please report this as a bug, "
         "with the traceback"

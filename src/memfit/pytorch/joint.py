@@ -20,6 +20,7 @@ from memfit.pytorch.joint_inputs import (
     positions,
     primals,
 )
+from memfit.pytorch.source_files import is_own
 from memfit.pytorch.storage_sizes import allocated_bytes
 
 __all__ = [
@@ -307,10 +308,7 @@ def source_of(node: fx.Node) -> str | None:
         path = re.sub(r"L\['[^']*'\]\.?|_modules\['([^']*)'\]", r"\1", str(entry[0])).strip(".")
         path = path.replace("_MemfitStep__", "").replace("._method.__self__", "")
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = tuple(
-        f"memfit/{p}.py" for p in ("pytorch/backend", "pytorch/planned_method", "cli/target")
-    )
-    frames = [f for f in frames if not f[0].endswith(own)]
+    frames = [f for f in frames if not is_own(f[0])]
     frames = [f for f in frames if "/torch/" not in f[0]] or frames
     line = f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
     if path and line:

@@ -140,9 +140,12 @@ class PlannedGraph:
             known = backend.error
             if isinstance(known, MemfitError):
                 raise known from None
-            if out_of_memory(error) or isinstance(error, TorchDynamoException):
+            if out_of_memory(error):
                 raise
-            cause = no_code(NAME, error) or own_fault(NAME, known or error)
+            cause = no_code(NAME, error)  # Inductor's errors are Dynamo's, too
+            if cause is None and isinstance(error, TorchDynamoException):
+                raise
+            cause = cause or own_fault(NAME, known or error)
             raise cause or CaptureError(
                 f"{NAME} cannot be planned: {first_line(known or error)}; fit the model with "
                 "memfit.fit, or keep that part (nested tensors, for one) out of what is compiled"
