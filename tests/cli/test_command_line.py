@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,14 +194,57 @@ def test_interrupt(
     assert capsys.readouterr().err == "memfit: interrupted\n"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="pipes that break with a signal")
-def test_a_reader_that_goes_away_is_no_error(chain: Path) -> None:
-    command = [sys.executable, "-m", "memfit", "solve", str(chain), "--budget", "100%", "--json"]
+SHORT = (
+    ["--help"],
+    ["solve", "chain.json", "--budget", "100%"],
+    ["solve", "chain.json", "--budget", "1", "--json"],
+    ["sweep", "chain.json", "--csv", "-"],
+)
+
+
+def _written_to(words: list[str], chain: Path, **streams: Any) -> tuple[int, str | None]:
+    done = subprocess.run(
+        [sys.executable, "-m", "memfit", *words],
+        **{"stderr": subprocess.PIPE, **streams},
+        text=True,
+        timeout=120,
+        cwd=chain.parent,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def no_reader() -> Iterator[int]:
+    """A pipe that nobody reads."""
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    yield write
     os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that break with a signal")
+@pytest.mark.parametrize("words", SHORT, ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(words: list[str], chain: Path, no_reader: int) -> None:
+    assert _written_to(words, chain, stdout=no_reader) == (141, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that break with a signal")
+def test_nobody_reads_errors(chain: Path, no_reader: int) -> None:
+    words = SHORT[1]
+    assert _written_to(words, chain, stdout=no_reader, stderr=no_reader) == (141, None)
+    assert _written_to(words, chain, stdout=subprocess.DEVNULL, stderr=no_reader) == (0, None)
+    assert _written_to(["plan"], chain, stderr=no_reader) == (2, None)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+@pytest.mark.parametrize("words", SHORT, ids=" ".join)
+def test_a_full_disk_is_told_in_one_line(words: list[str], chain: Path) -> None:
+    with open("/dev/full", "w") as full:
+        code, said = _written_to(words, chain, stdout=full)
+    assert code == 1
+    assert said is not None
+    assert said.count("\n") == 1
+    assert said.startswith("memfit: error: cannot read or write: No space left on device")
 
 
 def test_json_has_no_infinities(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +316,8 @@ def test_terminals_get_colours_pipes_and_no_color_do_not(
     words: tuple[str, ...], chain: Path
 ) -> None:
     command = [sys.executable, "-m", "memfit", words[0], str(chain), *words[1:]]
-    plain = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    plain = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert plain.returncode == (3 if words[0] == "explain" else 0)
     assert "\x1b" not in plain.stdout
     assert "─" not in plain.stdout
     assert "━" not in plain.stdout
@@ -289,7 +335,7 @@ def test_terminals_get_colours_pipes_and_no_color_do_not(
         os.close(theirs)
         shown[name] = os.read(ours, 1 << 16).decode()
         os.close(ours)
-        assert (done.returncode, done.stderr) == (0, b"")
+        assert (done.returncode, done.stderr) == (plain.returncode, b"")
     coloured = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7]|38;[0-9;]+)m")
     assert not coloured.search(shown["none"])
     assert shown["none"].split()  # it says the same, without colours

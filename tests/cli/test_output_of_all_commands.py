@@ -6,6 +6,7 @@ The commands that capture a model take long, so that most of their runs are with
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_files_and_pipes_get_plain_text(command: str, capsys: pytest.CaptureFixt
     assert out.strip()
     assert not DRAWN.search(out)
     assert _said(err, command) == ""
+
+
+@QUICK
+def test_a_reader_that_goes_away_is_no_error(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert main([command, *CASES[command]]) == 141
+    assert _said(capsys.readouterr().err, command) == ""
 
 
 @QUICK

@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from memfit import __version__, build_info
 from memfit.cli import (
@@ -30,11 +29,16 @@ from memfit.cli import (
 from memfit.cli.output import (
     EXIT_INFEASIBLE,
     debugging,
+    drop_what_cannot_be_written,
     error_payload,
+    flush_stdout,
     one_line,
     print_json,
 )
 from memfit.errors import InfeasibleBudgetError, MemfitError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["EXIT_DONE", "EXIT_FAILURE", "EXIT_INFEASIBLE", "EXIT_USAGE", "build_parser", "main"]
 
@@ -56,6 +60,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`."""
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help; argparse's own passes over what cannot be written."""
+        print(self.format_help(), end="", file=file)
 
 
 class _Version(argparse.Action):
@@ -111,29 +119,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except BrokenPipeError:
-        _drop_output()
         return _EXIT_BROKEN_PIPE
-
-
-def _drop_output() -> None:
-    """The interpreter flushes stdout once more at exit; give it somewhere to go."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        drop_what_cannot_be_written()
 
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        args, unknown = build_parser().parse_known_args(arguments)
+        args, unknown = _parsed(arguments)
         if unknown:
             raise UsageError(_unexpected(unknown[0], args.parser))
         run: Callable[[argparse.Namespace], int] = args.run
         code = run(args)
-        sys.stdout.flush()
+        flush_stdout()
         return code
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
-        print("memfit: interrupted", file=sys.stderr)
+        _say("interrupted")
         return _EXIT_INTERRUPTED
     except MemfitError as error:
         return _fail(error, str(error), arguments)
@@ -150,6 +153,14 @@ def _run(arguments: Sequence[str]) -> int:
             "and please report it"
         )
         return _fail(error, text, arguments)
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    try:
+        return build_parser().parse_known_args(arguments)
+    except SystemExit:  # --help and --version have printed
+        flush_stdout()
+        raise
 
 
 def _unexpected(word: str, parser: argparse.ArgumentParser) -> str:
@@ -170,12 +181,21 @@ def _fail(error: Exception, text: str, arguments: Sequence[str]) -> int:
     """One line on stderr, one object on stdout with `--json`; the exit code."""
     if debugging():
         traceback.print_exception(error)
-    print(f"memfit: error: {one_line(text)}", file=sys.stderr)
-    if "--json" in arguments and not isinstance(error, OSError):  # stdout itself may be full
-        print_json({**error_payload(error), "message": one_line(text)})
-        sys.stdout.flush()
-    if isinstance(error, OSError):
-        _drop_output()
+    _say(f"error: {one_line(text)}")
+    if "--json" in arguments:
+        try:
+            print_json({**error_payload(error), "message": one_line(text)})
+            flush_stdout()
+        except BrokenPipeError:
+            raise
+        except OSError:  # the error may be that stdout is full
+            pass
     if isinstance(error, InfeasibleBudgetError):
         return EXIT_INFEASIBLE
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE
+
+
+def _say(text: str) -> None:
+    """One line on stderr; what cannot be written there changes no exit code."""
+    with contextlib.suppress(OSError):
+        print(f"memfit: {text}", file=sys.stderr)

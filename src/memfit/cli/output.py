@@ -8,9 +8,9 @@ import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,7 +35,9 @@ __all__ = [
     "add_time_limit_argument",
     "check_output_file",
     "debugging",
+    "drop_what_cannot_be_written",
     "error_payload",
+    "flush_stdout",
     "foreign_prints_to_stderr",
     "one_line",
     "print_json",
@@ -109,10 +111,33 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the command line end as it does for what is not printed by a console."""
+        raise BrokenPipeError
+
+
 def stdout_console() -> Console:
     """A console on stdout; wide enough for tables where stdout is a file or a pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def flush_stdout() -> None:
+    """Have written what was printed; a process may have been started without a stdout."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def drop_what_cannot_be_written() -> None:
+    """Give what the interpreter flushes at exit somewhere to go, where its reader is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):  # no file at all
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
