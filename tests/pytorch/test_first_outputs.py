@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import memfit
@@ -29,6 +30,26 @@ def instance_norm() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(*layers), torch.randn(2, 8, 12, 12)
 
 
+class ReadInBackward(nn.Module):
+    """The updated statistics scale what follows: ops of the backward pass read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.batch_norm(self.first(x), self.mean, self.var, None, None, True, 0.1)
+        scale = (self.mean * self.first.bias).exp().view(1, -1, 1, 1)
+        return self.last(torch.relu(x * scale))
+
+
+def read_in_backward() -> tuple[nn.Module, torch.Tensor]:
+    return ReadInBackward(), torch.randn(2, 8, 12, 12)
+
+
 def two_steps(
     step: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, x: torch.Tensor
 ) -> list[torch.Tensor]:
@@ -38,7 +59,7 @@ def two_steps(
     return [*(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
 
 
-@pytest.mark.parametrize("make", [norm_in_bfloat16, instance_norm])
+@pytest.mark.parametrize("make", [norm_in_bfloat16, instance_norm, read_in_backward])
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_statistics_are_updated_once(
     make: Callable[[], tuple[nn.Module, torch.Tensor]], planner: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -155,7 +154,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     (output,) = step.joint.graph.find_nodes(op="output")
     descriptions = list(output.meta.get("desc") or [None] * (len(outputs) + len(gradients)))
 
-    states = {v: i for i, v in enumerate(sorted(kept)) if v in step.state_of.values()}
+    states = [v for v in sorted(kept) if v in step.state_of.values()]
     forward = _Emitter(step)
     for p in given:
         forward.placeholder(p)
@@ -164,35 +163,23 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
             continue
         forward.compute(compute)
     forward_results = [_result(forward, n) for n in outputs]
-    used = _primals_read(step, backward_steps, gradients)
-    sizes = [p for p in given if p in used and isinstance(p.meta.get("val"), torch.SymInt)]
-    saved_primals = [p for p in given if p in used and p not in sizes]
-    numbers = [v for v in sorted(kept) if step.owner_of.get(v) in forward.numbers]
-    saved_values = [v for v in sorted(kept) if v not in states and v not in numbers]
-    saved = [  # AOTAutograd takes numbers last here, and gives them first to the backward graph
-        *(forward.env[p, 0] for p in saved_primals),
-        *(forward.env[step.owner_of[v], 0] for v in saved_values),
-        *(forward.states[v] for v in states),
-        *(forward.env[step.owner_of[v], 0] for v in numbers),
-        *(forward.env[p, 0] for p in sizes),
-    ]
-    made = forward.graph.output((*forward_results, *saved))
-    made.meta["desc"] = [
-        *descriptions[: len(outputs)],
-        *(saved_output_description(i) for i in range(len(saved))),
-    ]
 
+    # AOTAutograd takes numbers last from the forward graph, and gives them first to the backward
+    # graph.
+    sizes = [p for p in given if isinstance(p.meta.get("val"), torch.SymInt)]
+    owners = [step.owner_of[v] for v in sorted(kept) if v not in states]
+    numbers = [*(n for n in owners if n in forward.numbers), *sizes]
+    tensors = [
+        *(p for p in given if p not in sizes),
+        *(n for n in owners if n not in forward.numbers),
+    ]
     backward = _Emitter(step)
-    for v in numbers:
-        backward.placeholder(step.owner_of[v])
-    for p in (*sizes, *saved_primals):
-        backward.placeholder(p)
-    for v in saved_values:
-        backward.placeholder(step.owner_of[v])
+    saved_numbers = [(forward.env[n, 0], backward.placeholder(n)) for n in numbers]
+    saved_tensors = [(forward.env[n, 0], backward.placeholder(n)) for n in tensors]
     for v in states:
-        source = forward.states[v]
-        backward.states[v] = backward.graph.placeholder(source.name)
-        backward.states[v].meta = dict(source.meta)
+        backward.states[v] = backward.graph.placeholder(forward.states[v].name)
+        backward.states[v].meta = dict(forward.states[v].meta)
+        saved_tensors.append((forward.states[v], backward.states[v]))
     for p in tangents:
         backward.placeholder(p)
     for compute in backward_steps:
@@ -206,42 +193,26 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
         tuple(backward.find(n, newest) if isinstance(n, fx.Node) else n for n in gradients)
     )
     made.meta["desc"] = descriptions[len(outputs) :]
+
+    saved = [source for source, taken in (*saved_tensors, *saved_numbers) if _is_read(taken)]
+    made = forward.graph.output((*forward_results, *saved))
+    made.meta["desc"] = [
+        *descriptions[: len(outputs)],
+        *(saved_output_description(i) for i in range(len(saved))),
+    ]
     return _module(step.joint, forward.graph), _module(step.joint, backward.graph)
+
+
+def _is_read(placeholder: fx.Node) -> bool:
+    """Whether anything reads the placeholder; else it goes, or it would live until the end."""
+    if placeholder.users:
+        return True
+    placeholder.graph.erase_node(placeholder)
+    return False
 
 
 def _result(emitter: _Emitter, node: Any) -> Any:
     return emitter.find(node, {}) if isinstance(node, fx.Node) else node
-
-
-def _primals_read(
-    step: CapturedStep,
-    computes: Iterable[Compute],
-    gradients: Iterable[Any],
-) -> set[fx.Node]:
-    """Primal placeholders that the steps read, through views too."""
-    found: set[fx.Node] = set()
-    seen: set[fx.Node] = set()
-    stack: list[fx.Node] = []
-    for compute in computes:
-        node = step.node_of[compute.op]
-        args = list(node.all_input_nodes)
-        if compute.copy and first_run_outputs(node):
-            running = {node.args[3], node.args[4]}
-            args = [a for a in args if a not in running]
-        stack.extend(args)
-    stack.extend(n for n in gradients if isinstance(n, fx.Node))
-    emitter = _Emitter(step)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "placeholder":
-            if not J.is_tangent(node):
-                found.add(node)
-        elif node.op == "call_function" and emitter._is_view(node):
-            stack.extend(node.all_input_nodes)
-    return found
 
 
 def _module(joint: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
