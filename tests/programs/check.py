@@ -158,6 +158,9 @@ class _Check:
         self.cost = "measured" if measured else "analytic"
         self.done = _Progress()
         self.met: set[str] = set()  # planners that have run at their smallest budget
+        # AOTAutograd remembers positions of saved tensors whose sizes depend on data: where other
+        # graphs cannot take the place of the first, each pair is fitted anew.
+        self.exchangeable = True
 
     def all(self, pairs: Sequence[Pair], fresh: bool) -> Verdict:
         torch._dynamo.reset()
@@ -185,7 +188,10 @@ class _Check:
             self._evaluate(trial, fitted)
             kept = self._keeping_everything(trial, fitted, captures)
             for planner, budget in pairs:
-                self._pair(trial, fitted, captures, planner, budget, kept)
+                if self.exchangeable:
+                    self._pair(trial, fitted, captures, planner, budget, kept)
+                else:
+                    self._fresh(planner, budget)
         if fresh and pairs:
             self._fresh(*Random(self.program.seed).choice(list(pairs)))
         return self._verdict()
@@ -295,8 +301,9 @@ class _Check:
             if budget != SMALLEST:  # then it runs with the least that it can
                 self._pair(trial, fitted, captures, planner, SMALLEST, kept)
             return
-        except Exception as error:
-            self._raw(error, planner, budget)
+        except Exception:
+            self.exchangeable = False
+            self._fresh(planner, budget)
             return
         if any(plan.peak_bytes > plan.budget_bytes for plan in plans):
             self._find("plan", "the plan's own peak is over its budget", planner, budget)

@@ -259,10 +259,13 @@ class Draft:
                 self._build(name, made)
             for name, made in self.inputs.items():
                 self.values[name] = self.space[name] = eval(made, self.space)
-            for statement in self.statements:
-                exec(statement.code, self.space)
-                for name in statement.makes:
-                    self.values[name] = self.space[name]
+            try:
+                for statement in self.statements:
+                    exec(statement.code, self.space)
+                    for name in statement.makes:
+                        self.values[name] = self.space[name]
+            except Exception as error:  # it depends on what values happen to be: no program
+                raise Skip from error
 
 
 def _is_trained_leaf(t: Any) -> bool:
