@@ -31,6 +31,20 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _dead(worker: Worker, seed: int, cause: str) -> dict[str, Any]:
+    """What to say of a program with which a process ended: plain PyTorch's kernels crash too."""
+    plain = worker.ask({"seed": seed, "plain": True}, PATIENCE_S)
+    if "died" in plain:
+        return {
+            "seed": seed,
+            "status": "unfit",
+            "cause": f"PyTorch: {plain['died']}",
+            "message": "",
+        }
+    finding = {"kind": "raw error", "cause": cause, "planner": "", "budget": "", "detail": ""}
+    return {"seed": seed, "status": "found", "findings": [finding]}
+
+
 class Run:
     """Hands out seeds and collects what comes back."""
 
@@ -71,9 +85,7 @@ class Run:
         while (seed := self.seed()) is not None:
             answer = worker.ask({"seed": seed}, PATIENCE_S)
             if "died" in answer:
-                finding = {"kind": "raw error", "cause": answer["died"], "planner": "",
-                           "budget": "", "detail": ""}  # fmt: skip
-                answer = {"seed": seed, "status": "found", "findings": [finding]}
+                answer = _dead(worker, seed, answer["died"])
             with self.lock:
                 fresh = self.summary.add(answer)
                 self.log.write(json.dumps(answer) + "\n")

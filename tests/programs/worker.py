@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from programs.check import Finding, cause_of, check
 from programs.generate import generate
 from programs.program import source
 from programs.shrink import shrink
+from programs.trial import Trial
 
 __all__ = ["main", "run_seed"]
 
@@ -41,6 +43,16 @@ def run_seed(seed: int, most: int = 14) -> dict[str, Any]:
     return {"seed": seed, **asdict(verdict), "seconds": round(time.process_time() - began, 3)}
 
 
+def _run_plain(seed: int, most: int = 14) -> dict[str, Any]:
+    """Make the program and run it in plain PyTorch, to see whether that ends the process."""
+    program = generate(seed, most)
+    if program is not None:
+        trial = Trial(program)
+        with suppress(Exception):
+            trial.run(trial.plain)
+    return {"seed": seed}
+
+
 def _shrunk(seed: int, finding: dict[str, Any], seconds: float) -> dict[str, Any]:
     program = generate(seed)
     assert program is not None
@@ -51,7 +63,9 @@ def _shrunk(seed: int, finding: dict[str, Any], seconds: float) -> dict[str, Any
 def _serve(answers: TextIO) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
-        if "finding" in asked:
+        if "plain" in asked:
+            answer = _run_plain(asked["seed"])
+        elif "finding" in asked:
             answer = _shrunk(asked["seed"], asked["finding"], asked["seconds"])
         else:
             answer = run_seed(asked["seed"])
