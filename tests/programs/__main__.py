@@ -35,12 +35,8 @@ def _dead(worker: Worker, seed: int, cause: str) -> dict[str, Any]:
     """What to say of a program with which a process ended: plain PyTorch's kernels crash too."""
     plain = worker.ask({"seed": seed, "plain": True}, PATIENCE_S)
     if "died" in plain:
-        return {
-            "seed": seed,
-            "status": "unfit",
-            "cause": f"PyTorch: {plain['died']}",
-            "message": "",
-        }
+        cause = f"plain PyTorch: {plain['died']}"
+        return {"seed": seed, "status": "unfit", "cause": cause, "findings": []}
     finding = {"kind": "raw error", "cause": cause, "planner": "", "budget": "", "detail": ""}
     return {"seed": seed, "status": "found", "findings": [finding]}
 
