@@ -95,6 +95,29 @@ def test_workspace_of_a_convolution_is_that_of_a_real_call(mask: list[bool]) -> 
     assert cost.output_bytes + cost.workspace_bytes == real.peak_bytes
 
 
+@torch.library.custom_op("memfit_test::picked", mutates_args=())
+def picked(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Takes memory for what the mask selects, and more for what it does not select."""
+    chosen = x.new_empty(int(mask.sum()))
+    other = x.new_empty(2 * (mask.numel() - int(mask.sum())))
+    return x.new_zeros(chosen.numel() + other.numel())[: x.numel()].clone()
+
+
+@pytest.mark.parametrize(
+    ("target", "sizes"),
+    [
+        (torch.ops.memfit_test.picked.default, ()),
+        (torch.ops.aten.masked_scatter_backward.default, ([1000],)),
+    ],
+)
+def test_workspace_is_that_of_the_worst_mask(target: Callable[..., Any], sizes: Any) -> None:
+    (cost,) = one(target, spec(1000), spec(1000, dtype=torch.bool), *sizes).costs
+    x = torch.rand(1000)
+    masks = (torch.rand(1000) < share for share in (0.0, 0.3, 0.6, 1.0))
+    really = [measure_step(lambda m=mask: target(x, m, *sizes)).peak_bytes for mask in masks]
+    assert max(really) == cost.output_bytes + cost.workspace_bytes
+
+
 def test_views_cost_no_memory_and_results_count_whole_storages() -> None:
     (cost,) = one(aten.t.default, spec(256, 1024)).costs
     assert (cost.output_bytes, cost.workspace_bytes) == (0, 0)

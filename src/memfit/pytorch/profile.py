@@ -135,7 +135,8 @@ def profile_calls(
 
     Time is that of a warmed-up run on an undisturbed machine, estimated from interleaved rounds; as
     many rounds as the time budget allows, at most 7. Workspace is the largest of two runs'
-    allocator peaks, less the bytes of the storages that the op returns.
+    allocator peaks, less the bytes of the storages that the op returns; of four runs where a mask
+    is given, which selects by chance, nothing, and all.
 
     A call that fails on made-up data, or whose device is not there, gets an analytic estimate and a
     note.
@@ -143,7 +144,7 @@ def profile_calls(
     Args:
         calls: the calls.
         time_budget_s: seconds after which no further timing round starts. Whatever the budget,
-            each distinct call is run three times.
+            each distinct call is run three times, five where it takes a mask.
         cache: costs measured before are taken from it, new ones are added and saved.
         progress: called with the number of distinct calls done so far and of all that must be
             measured; only measurements that are not cached count.
@@ -270,13 +271,22 @@ def _try(item: _Pending, run: Callable[[], None]) -> None:
 def _marked_runs(item: _Pending, number: int, data: SyntheticData) -> None:
     args, kwargs = data.arguments(item.call)
     item.call.target(*args, **kwargs)  # first calls also build primitives and caches
-    for _ in range(2):
+    for masks in _masks(item.call):
+        if masks is not None:
+            args, kwargs = data.arguments(item.call, masks)
         clock = _Clock()
         with torch.profiler.record_function(f"{_MARK}{number}"):
             result = item.call.target(*args, **kwargs)
-        item.first = clock.sample()
-        item.output_bytes = _new_storage_bytes(result, (args, kwargs))
+        if masks is None:
+            item.first = clock.sample()
+            item.output_bytes = _new_storage_bytes(result, (args, kwargs))
         del result
+
+
+def _masks(call: OpCall) -> tuple[bool | None, ...]:
+    """How masks are filled, run for run: what a mask selects may take memory of its own."""
+    coins = (None, None)
+    return (*coins, False, True) if any(s.dtype == torch.bool for s in call.tensors) else coins
 
 
 def _new_storage_bytes(result: Any, arguments: Any) -> int:
@@ -334,14 +344,17 @@ def _cuda_workspace(item: _Pending, data: SyntheticData) -> None:
     device = item.call.device
     args, kwargs = data.arguments(item.call)
     item.call.target(*args, **kwargs)
-    for _ in range(2):
+    for masks in _masks(item.call):
+        if masks is not None:
+            args, kwargs = data.arguments(item.call, masks)
         _wait(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         clock = _Clock()
         result = item.call.target(*args, **kwargs)
         _wait(device)
-        item.first = _elapsed_only(clock.sample())
+        if masks is None:
+            item.first = _elapsed_only(clock.sample())
         peak = torch.cuda.max_memory_allocated(device) - before
         item.output_bytes = torch.cuda.memory_allocated(device) - before
         item.workspace_bytes = max(item.workspace_bytes, peak - item.output_bytes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from memfit.pytorch.compat import tree_map_only
+from memfit.pytorch.compat import tree_leaves, tree_map_only
 from memfit.pytorch.op_calls import OpCall, TensorSpec
 from memfit.pytorch.storage_sizes import CLONES_OF_STORAGES
 
@@ -58,8 +58,15 @@ class SyntheticData:
         self._seed = seed
         self._tiles: dict[tuple[torch.dtype, torch.device, int], torch.Tensor] = {}
 
-    def arguments(self, call: OpCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Fresh arguments for one call."""
+    def arguments(
+        self, call: OpCall, masks: bool | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fresh arguments for one call.
+
+        Args:
+            call: whose arguments.
+            masks: what every entry of a mask is; None for coins.
+        """
         name = _short_name(call.target)
         args = list(call.args)
         if name in _INDEX_ARGUMENTS:
@@ -76,6 +83,10 @@ class SyntheticData:
         made: tuple[list[Any], dict[str, Any]] = tree_map_only(
             TensorSpec, self.tensor, (args, dict(call.kwargs))
         )
+        if masks is not None:
+            for leaf in tree_leaves(made):
+                if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool:
+                    leaf.fill_(masks)
         return tuple(made[0]), made[1]
 
     def tensor(self, spec: TensorSpec, integers_below: int = 1) -> torch.Tensor:
