@@ -53,6 +53,7 @@ from memfit.pytorch.shape_plans import Occasion, ShapePlans
 from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.storage_sizes import block_bytes
 from memfit.pytorch.stored_outputs import StoredOutputs, stored_in
+from memfit.pytorch.unnamed_writes import name_writes
 from memfit.units import format_bytes
 
 __all__ = [
@@ -259,6 +260,7 @@ class StepBackend:
                     )
                 how = "unroll"
             write_views_one_by_one(module)
+            name_writes(module)
             self.programs = rewrite_loops(module, how, lambda step: self._costs(step, None))
             if self._report is not None:
                 mark_progress(module, self._report)
