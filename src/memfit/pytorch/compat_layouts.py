@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["FakeTensor", "corrected_fakes", "in_place_layouts"]
+__all__ = ["FakeTensor", "corrected_fakes", "in_place_draws", "in_place_layouts"]
 
 Correct = Callable[[Any, Any, Any, Any, Any], Any]
 Lay = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Draw = Callable[[torch._ops.OpOverload, Any, Any], bool]
 
 
 class _Patch:
@@ -57,6 +58,29 @@ def corrected_fakes(correct: Correct) -> AbstractContextManager[None]:
         return dispatch
 
     return _Patch(FakeTensorMode, _dispatch_impl=corrected, cache=lambda _: {})
+
+
+def in_place_draws(draw: Draw) -> AbstractContextManager[None]:
+    """While on, random numbers are drawn in place by `draw` where that is traced.
+
+    It gets the op, its arguments and its keyword arguments, and says whether it has written them.
+    """
+
+    def drawn(before: Any) -> Any:
+        def dispatch(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if isinstance(func, torch._ops.OpOverload) and _draws_in_place(func):
+                with self:
+                    if draw(func, args, kwargs or {}):
+                        return args[0]
+            return before(self, func, types, args, kwargs)
+
+        return dispatch
+
+    return _Patch(FunctionalTensorMode, __torch_dispatch__=drawn)
+
+
+def _draws_in_place(op: torch._ops.OpOverload) -> bool:
+    return op._schema.is_mutable and torch.Tag.nondeterministic_seeded in op.tags
 
 
 def in_place_layouts(lay: Lay) -> AbstractContextManager[None]:

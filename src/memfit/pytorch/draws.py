@@ -1,46 +1,65 @@
-"""Masks drawn into memory that is not in the order of its dimensions.
+"""Numbers drawn into memory that is not in the order of its dimensions, or has gaps.
 
-Eager's dropout fills an empty tensor laid out like its input, in the order of memory. Tracing makes
-of that an op that draws a contiguous tensor, with the numbers in other places. Here the op draws in
-the order of memory again, through views.
+Eager fills a tensor in the order of memory, dropout an empty one laid out like its input. Tracing
+makes of that an op that draws a new tensor, with other numbers or in other places. Here ops draw in
+the order of memory again, through views; and normal numbers, of which kernels draw others where
+there are gaps, into memory with the same gaps.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import fx
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["draw_in_memory_order"]
+import torch
+
+from memfit.pytorch import strides as S
+
+__all__ = ["draw_in_place"]
 
 aten = torch.ops.aten
+_LIBRARY = torch.library.Library("memfit", "FRAGMENT")
+_LIBRARY.define(
+    "normal_with_gaps(Tensor x, float mean, float std, *, Generator? generator=None) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
 
 
-def draw_in_memory_order(joint: fx.GraphModule) -> None:
-    """Let `empty_like(x).bernoulli_(p)`, as traced, draw what it draws in eager.
+@torch.library.impl(_LIBRARY, "normal_with_gaps", "CompositeExplicitAutograd")
+def _normal_with_gaps(
+    x: torch.Tensor, mean: float, std: float, *, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    gapped = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return gapped.normal_(mean, std, generator=generator).contiguous()
 
-    Only draws into `empty_like` are meant: what `torch.bernoulli(x, p)` returns is contiguous in
-    eager too.
+
+def _fake_normal_with_gaps(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+torch.library.register_fake("memfit::normal_with_gaps", _fake_normal_with_gaps, lib=_LIBRARY)
+
+
+def draw_in_place(
+    op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> bool:
+    """Draw what eager draws where the traced op would not; whether that was so.
+
+    Args:
+        op: draws numbers into its first argument.
+        args: its arguments.
+        kwargs: its keyword arguments.
     """
-    for node in joint.graph.find_nodes(op="call_function", target=aten.bernoulli.p):
-        empty = node.args[0]
-        if not isinstance(empty, fx.Node) or empty.target is not aten.empty_like.default:
-            continue
-        like = empty.meta["val"]
-        order = sorted(range(like.ndim), key=lambda d: (-like.stride(d), d))
-        if like.is_contiguous() or not torch.empty_like(like).permute(order).is_contiguous():
-            continue
-        back = [order.index(d) for d in range(like.ndim)]
-        with like.fake_mode:
-            turned_value = like.permute(order)
-            drawn_value = torch.empty_like(turned_value)
-        with joint.graph.inserting_before(node):
-            turned = joint.graph.call_function(aten.permute.default, (empty, order))
-        with joint.graph.inserting_after(node):
-            turned_back = joint.graph.call_function(aten.permute.default, (node, back))
-        node.replace_all_uses_with(turned_back, lambda user, made=turned_back: user is not made)
-        node.args = (turned, *node.args[1:])
-        turned.meta = {**empty.meta, "val": turned_value}
-        node.meta = {**node.meta, "val": drawn_value}
-        with like.fake_mode:
-            turned_back.meta = {**node.meta, "val": drawn_value.permute(back)}
-    joint.graph.lint()
+    x = args[0]
+    if any(isinstance(n, torch.SymInt) for n in (*x.shape, *x.stride())):
+        return False
+    layout = tuple(x.shape), tuple(x.stride())
+    if op is aten.normal_.default and not S.is_dense(layout):
+        given = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+        x.copy_(torch.ops.memfit.normal_with_gaps(x, *given, **kwargs))
+        return True
+    order = sorted(range(x.ndim), key=lambda d: (-x.stride(d), d))  # from outermost to innermost
+    if op is aten.bernoulli_.float and order != list(range(x.ndim)):
+        op(x.permute(order), *args[1:], **kwargs)
+        return True
+    return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import fx
 
 from memfit.pytorch import joint as J
-from memfit.pytorch.draws import draw_in_memory_order
 from memfit.pytorch.scalars import fold_constants
 from memfit.pytorch.slice_writes import drop_copies
 from memfit.pytorch.storage_sizes import enlarge_fake_storages
@@ -17,7 +16,6 @@ def prepare(joint: fx.GraphModule) -> None:
     """Make a joint graph compute what eager computes; in place."""
     fold_constants(joint)
     J.normalise(joint)
-    draw_in_memory_order(joint)
 
 
 def prepare_for_kernels(joint: fx.GraphModule) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from memfit.pytorch.compat import MAX_SHAPES, capture_settings
+from memfit.pytorch.compat_layouts import in_place_draws
+from memfit.pytorch.draws import draw_in_place
 from memfit.pytorch.kernel_layouts import real_layouts
 
 __all__ = ["trace_settings"]
@@ -14,5 +16,5 @@ __all__ = ["trace_settings"]
 @contextmanager
 def trace_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
     """Settings for the calls of a step, which may trace it; for so many input shapes."""
-    with capture_settings(shapes), real_layouts():
+    with capture_settings(shapes), real_layouts(), in_place_draws(draw_in_place):
         yield
