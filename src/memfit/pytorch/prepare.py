@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from memfit.pytorch import joint as J
+from memfit.pytorch.batch_norm_formats import settle_formats
 from memfit.pytorch.scalars import fold_constants
 from memfit.pytorch.slice_writes import drop_copies
 from memfit.pytorch.storage_sizes import enlarge_fake_storages
@@ -16,6 +17,7 @@ def prepare(joint: fx.GraphModule) -> None:
     """Make a joint graph compute what eager computes; in place."""
     fold_constants(joint)
     J.normalise(joint)
+    settle_formats(joint)
 
 
 def prepare_for_kernels(joint: fx.GraphModule) -> None:

@@ -97,6 +97,17 @@ def suggests_channels_last(operand: Operand) -> bool:
     return True
 
 
+def settled(operand: Operand) -> tuple[int, ...]:
+    """The strides, with those of dimensions of one element as a new tensor has them.
+
+    Only a tensor in one of PyTorch's memory formats is changed, and where its elements lie is not.
+    """
+    shape, strides = operand
+    if is_contiguous(operand):
+        return contiguous(shape)
+    return channels_last(shape) if is_channels_last(operand) else tuple(strides)
+
+
 def suggested(operand: Operand, shape: Ints) -> tuple[int, ...]:
     """Strides for a new tensor of a shape, in the memory format that an operand suggests."""
     return channels_last(shape) if suggests_channels_last(operand) else contiguous(shape)
