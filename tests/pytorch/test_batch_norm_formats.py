@@ -1,4 +1,4 @@
-"""Batch norm's gradients at a batch of one in channels last, where strides leave the format open."""
+"""Batch norm's gradients at a batch of one in channels last: the format may be left open."""
 
 from __future__ import annotations
 
