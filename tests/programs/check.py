@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import memfit
-from memfit.errors import InfeasibleBudgetError, MemfitError
+from memfit.errors import InfeasibleBudgetError, MemfitError, UsageError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.planners.registry import PLANNERS
@@ -216,6 +216,12 @@ class _Check:
         lines = "".join(traceback.format_exception(error)[-4:])
         self._find("raw error", cause_of(error), planner, budget, lines[-3000:])
 
+    def _unplanned(self, error: UsageError, planner: str, budget: str) -> None:
+        if planner == "revolve":  # the graph is no chain
+            self.done.infeasible += 1
+        else:
+            self._raw(error, planner, budget)
+
     def _evaluate(self, trial: Trial, fitted: Any) -> None:
         if self.evaluated is None:
             return
@@ -300,6 +306,9 @@ class _Check:
             self.done.infeasible += 1
             if budget != SMALLEST:  # then it runs with the least that it can
                 self._pair(trial, fitted, captures, planner, SMALLEST, kept)
+            return
+        except UsageError as error:
+            self._unplanned(error, planner, budget)
             return
         except Exception:
             self.exchangeable = False
@@ -387,6 +396,9 @@ class _Check:
                 if budget != SMALLEST:
                     return
                 given = error.minimum_bytes
+            except UsageError as error:
+                self._unplanned(error, planner, budget)
+                return
             except Exception as error:
                 self._raw(error, planner, f"{budget}, fitted anew")
                 return

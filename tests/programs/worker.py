@@ -72,6 +72,7 @@ def _serve(answers: TextIO) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         gc.collect()
+        gc.freeze()  # what stays, Dynamo's memory above all, need not be looked through again
 
 
 def main() -> None:
