@@ -30,7 +30,7 @@ from torch._dynamo.backends.debugging import boxed_nop
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.compat import whole_ops
+from memfit.pytorch.compat_whole_ops import whole_ops
 from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import steady_allocator
 from memfit.pytorch.tracing import trace_settings

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from memfit.pytorch.compat import whole_ops
+from memfit.pytorch.compat_whole_ops import whole_ops
 from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.tracing import trace_settings
 

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import memfit
 from memfit.pytorch import profile
 from memfit.pytorch import storage_sizes as sizes
-from memfit.pytorch.compat import clear_cublas_workspaces, whole_ops
+from memfit.pytorch.compat import clear_cublas_workspaces
+from memfit.pytorch.compat_whole_ops import whole_ops
 from memfit.pytorch.cost_cache import conditions_digest
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.measure import FREE_MARGIN_PERCENT, free_bytes

@@ -27,9 +27,9 @@ from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.capture_progress import CAPTURING, TRACING, mark_progress
 from memfit.pytorch.compat import (
     aot_backend,
-    whole_ops,
 )
 from memfit.pytorch.compat_dynamo import traced_code, with_fixed_scalars
+from memfit.pytorch.compat_whole_ops import whole_ops
 from memfit.pytorch.costing import call_of
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.distributed import (

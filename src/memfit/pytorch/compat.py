@@ -6,17 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch._functorch.config
 import torch._logging
-from torch._C import DispatchKey
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
-from torch._functorch._aot_autograd import graph_compile
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput
 from torch._higher_order_ops.effects import has_effects
 from torch.fx.node import _side_effectful_functions
@@ -56,7 +53,6 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_map_only",
-    "whole_ops",
     "why_not_compiled",
 ]
 
@@ -149,89 +145,6 @@ def aot_backend(
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-
-
-_WHOLE = ("upsample_", "_upsample_", "dropout", "hardshrink", "softshrink", "lstm", "gru", "rnn_")
-_KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
-
-
-def _recurrent_ops() -> list[Any]:
-    aten = torch.ops.aten
-    packets = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
-    return [op for packet in packets for op in (packet.input, packet.data)]
-
-
-def _step_by_step(op: Any) -> Callable[..., Any]:
-    """The op's C++ path without oneDNN and cuDNN (MIOpen).
-
-    Their recurrent layers hide what they save: tracing gives oneDNN's workspace and cuDNN's reserve
-    no size. cuDNN reads the addresses of weights too, which fake tensors lack, and draws its
-    dropout from a state of its own, which no replay sets.
-    """
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        enabled = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-        torch._C._set_cudnn_enabled(False)
-        try:
-            return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        finally:
-            torch._C._set_mkldnn_enabled(enabled[0])
-            torch._C._set_cudnn_enabled(enabled[1])
-
-    return run
-
-
-@lru_cache(maxsize=1)
-def _families(_known: int) -> tuple[frozenset[Any], tuple[Any, ...]]:
-    """Random ops, and ops to keep whole, of the so many ops that PyTorch has looked up so far."""
-    seeded: set[Any] = set()
-    whole: list[Any] = []
-    for name in dir(torch.ops.aten):
-        packet = getattr(torch.ops.aten, name)
-        ops = [getattr(packet, overload) for overload in getattr(packet, "overloads", list)()]
-        seeded.update(op for op in ops if torch.Tag.nondeterministic_seeded in op.tags)
-        if name.startswith(_WHOLE):
-            whole += ops
-    return frozenset(seeded), tuple(whole)
-
-
-@contextmanager
-def whole_ops() -> Iterator[None]:
-    """Trace ops that AOTAutograd would take apart into other arithmetic as eager runs them.
-
-    PyTorch registers Python decompositions of interpolation, dropout and others for tracing; they
-    compute other bits than eager's kernels, and are slower. While this is on, tracing sees the
-    same C++ paths as eager. Random ops whose values nobody reads stay too: they move the generator.
-    Numbers that are read out of tensors stay numbers: PyTorch would compute with tensors instead,
-    in another order.
-    """
-    removed: list[tuple[Any, DispatchKey, Any]] = []
-    seeded, whole = _families(len(dir(torch.ops.aten)))
-    for op in whole:
-        for key in _KEYS:
-            if key in op.py_kernels:
-                removed.append((op, key, op.py_kernels.pop(key)))
-        op._dispatch_cache.clear()
-    for op in _recurrent_ops():
-        for key in _KEYS:
-            op.py_kernels[key] = _step_by_step(op)
-    kept = seeded - _side_effectful_functions
-    _side_effectful_functions.update(kept)
-    tensorify = graph_compile.tensorify_python_scalars
-    graph_compile.tensorify_python_scalars = lambda *_: None
-    try:
-        yield
-    finally:
-        graph_compile.tensorify_python_scalars = tensorify
-        _side_effectful_functions.difference_update(kept)
-        for op in _recurrent_ops():
-            for key in _KEYS:
-                del op.py_kernels[key]
-            op._dispatch_cache.clear()
-        for op, key, kernel in removed:
-            op.py_kernels[key] = kernel
-            op._dispatch_cache.clear()
 
 
 def is_marked_effectful(op: torch._ops.OpOverload) -> bool:

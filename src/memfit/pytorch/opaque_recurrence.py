@@ -1,6 +1,6 @@
 """Recurrent layers that run as one op, and what unrolling them would gain.
 
-`nn.LSTM`, `nn.GRU` and `nn.RNN` are traced step by step (`memfit.pytorch.compat.whole_ops`). An op
+`nn.LSTM`, `nn.GRU` and `nn.RNN` are traced step by step (`memfit.pytorch.compat_whole_ops`). An op
 of cuDNN, MIOpen or oneDNN for a whole layer is met where a model calls it by itself. Its *reserve*
 holds what its backward pass needs of every time step; a plan can keep it or run the whole layer
 again, nothing between. A loop of cells could keep a state every few steps.
