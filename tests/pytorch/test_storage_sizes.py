@@ -133,3 +133,25 @@ def test_clones_of_parts_take_what_the_whole_takes(name: str) -> None:
     enlarge_fake_storages(fx.GraphModule({}, graph))
     for node, tensor in real.items():
         assert node.meta["val"].untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sizes_of_bags_are_at_most_an_entry_above_the_real_ones(
+    mode: int, ends: bool, dtype: torch.dtype
+) -> None:
+    weight, indices = torch.rand(7, 8, dtype=dtype), torch.arange(12) % 7
+    offsets = torch.tensor([0, 4, 9, 12][: 4 if ends else 3])
+    args = (weight, indices, offsets, False, mode, False, None, ends, -1)
+    target = aten._embedding_bag.default
+    fake_mode, graph = FakeTensorMode(), fx.Graph()
+    node = graph.call_function(target, tuple(graph.placeholder(f"a{i}") for i in range(3)))
+    with fake_mode:
+        fakes = target(*tree_map_only(torch.Tensor, fake_mode.from_tensor, args))
+    node.meta["val"] = fakes
+    for position, (fake, real) in enumerate(zip(fakes, target(*args), strict=True)):
+        really = real.untyped_storage().nbytes()
+        if fake.shape == real.shape:
+            assert 0 <= allocated_bytes(node, position, fake) - really <= 8
+        assert allocated_bytes(node, position, fake) >= really

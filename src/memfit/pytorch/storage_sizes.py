@@ -42,6 +42,8 @@ _LOSSES = frozenset(
         aten.binary_cross_entropy.default,
     }
 )
+# Bags are counted with one entry more, which is cut off afterwards but stays in the storage.
+_BAGS = frozenset({aten._embedding_bag.default, aten._embedding_bag_forward_only.default})
 # What writes into a copy of its first argument and keeps that one's strides, and with them all of
 # the memory that the argument is a part of; fake results have the part alone.
 CLONES_OF_STORAGES = frozenset(
@@ -82,6 +84,8 @@ def _real_bytes(node: fx.Node, position: int, tensor: torch.Tensor) -> int:
         size = max(size, math.prod(int(size_hint(n)) for n in unreduced) * tensor.dtype.itemsize)
     elif node.target is aten.col2im.default:  # made as large as its argument, then given its shape
         size = max(size, _elements(_value(node.args[0])) * tensor.dtype.itemsize)
+    elif node.target in _BAGS and position in (1, 2) and tensor.device.type == "cpu":
+        size += tensor.dtype.itemsize
     return size
 
 
