@@ -30,6 +30,10 @@ _MODULES = (
     torch,
     builtins,
 )
+_FOR_DYNAMO = (  # it traces anew, or leaves the code alone
+    torch._dynamo.exc.SkipFrame,
+    torch._dynamo.exc.TensorifyScalarRestartAnalysis,
+)
 _THEIR_OWN_WAY = (MemoryError, torch.OutOfMemoryError)  # trainers wait for these
 TEXT = "what went wrong\nand a second line\n\nand more"
 
@@ -167,6 +171,50 @@ def test_errors_while_tracing() -> None:
     pythons = [kind for kind in family() if kind.__module__ == "builtins"]
     assert wrong("fake", lambda: net(X), [*theirs, *pythons[::4], RecursionError]) == []
     net(X).sum().backward()  # and nothing is left behind
+
+
+def plan() -> None:
+    memfit.plan(Net(), (X,), budget="1GiB", cost="analytic")
+
+
+def verify() -> None:
+    memfit.verify(Net(), (X,), budget="1GiB", cost="analytic", rounds=1)
+
+
+def compiled() -> None:
+    torch._dynamo.reset()
+    options = {"budget": "1GiB", "cost": "analytic"}
+    torch.compile(Net(), backend="memfit", options=options)(X)
+
+
+@pytest.mark.parametrize(
+    ("door", "every"),
+    [
+        (plan, 16),
+        (compiled, 16),
+        (verify, 24),
+        *[pytest.param(d, 1, marks=pytest.mark.slow) for d in (plan, verify, compiled)],
+    ],
+)
+def test_errors_while_tracing_behind_other_doors(
+    door: Callable[[], Any], every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = backend_module.StepBackend._rewrite_loops
+
+    def begun(self: Any, module: Any) -> None:
+        if "behind Dynamo" in raising:
+            raising["fake"] = raising["behind Dynamo"]
+        begin(self, module)
+
+    def call() -> None:
+        try:
+            door()
+        finally:
+            raising.pop("fake", None)
+
+    monkeypatch.setattr(backend_module.StepBackend, "_rewrite_loops", begun)
+    theirs = [k for k in family() if k.__module__ != "builtins" and k not in _FOR_DYNAMO]
+    assert wrong("behind Dynamo", call, theirs[::every]) == []
 
 
 def test_errors_in_memfits_own_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import fx
 from torch._dynamo.exc import (
     InternalTorchDynamoError,
     ShortenTraceback,
+    SkipFrame,
     TensorifyScalarRestartAnalysis,
     Unsupported,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "depends_on_data",
     "ending_break",
     "error_of_traced_code",
+    "is_meant_for_dynamo",
     "register_backend",
     "shown_by_dynamo",
     "stored_outputs",
@@ -117,6 +119,11 @@ _ON_DATA = (
     "output shape depends on input tensor data",
     "tolist() with non-integer tensor",
 )
+
+
+def is_meant_for_dynamo(error: Exception) -> bool:
+    """Whether a backend lets an error pass because Dynamo then goes on: it traces anew, or not."""
+    return isinstance(error, (SkipFrame, TensorifyScalarRestartAnalysis))
 
 
 def shown_by_dynamo(error: Exception) -> Exception:

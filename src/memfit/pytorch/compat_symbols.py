@@ -12,6 +12,7 @@ from torch.fx.experimental import _config
 
 from memfit.errors import CaptureError
 from memfit.pytorch.config_values import config_values
+from memfit.pytorch.remedies import WITH_BREAKS
 
 __all__ = [
     "SYMBOLIC",
@@ -78,7 +79,7 @@ def size_hint(value: Any) -> Any:
         raise DependsOnData(
             f"size {value} depends on the data and has no known value; make the model's shapes "
             "independent of its data, by torch.where or a product instead of x[mask], nonzero or "
-            "unique"
+            f"unique, {WITH_BREAKS}"
         )
     return hint
 

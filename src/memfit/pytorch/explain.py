@@ -14,9 +14,10 @@ from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch.compat import TorchDynamoException
 from memfit.pytorch.compat_dynamo import error_of_traced_code
 from memfit.pytorch.compat_inductor import CppCompileError, InductorError
-from memfit.pytorch.source_files import is_own
+from memfit.pytorch.remedies import BACKWARDS_HOOKS, remedy_for, remedy_for_op, remedy_inside_torch
+from memfit.pytorch.source_files import is_users
 
-__all__ = ["explained", "no_code"]
+__all__ = ["explained", "forward_of", "no_code"]
 
 
 def explained(
@@ -57,25 +58,19 @@ def no_code(name: str, error: BaseException) -> ExecutionError | None:
 
 
 _DAMAGED = re.compile(r"\S+\.so: (file too short|invalid ELF header|cannot read file data)")
-_USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
-
-
-_REMEDY = (
-    "rewrite that line without a branch on tensor data or a call that PyTorch cannot trace "
-    "(torch.where, torch.cond), or fit the parts of the model before and after it one by one"
+_TERMS = tuple(
+    re.compile(part)
+    for part in (
+        r"^Consider annotating your code using torch\._check\*\(\)\. ",
+        r" *\((unhinted|Size-like symbols): .*?\)\.?(?= |$)",
+        r" This function is either a Python builtin .*?\)\.",
+        r" in file `[^`]*`",
+        r" at 0x[0-9a-fA-F]+",
+    )
 )
-_HOOKS = "backwards hooks"
-_REMEDIES = {
-    _HOOKS: "take off the hooks that modules have for their backward pass "
-    "(register_full_backward_hook); hooks on tensors and parameters (Tensor.register_hook) work",
-    "maximum recursion depth": "raise the limit before the first step, "
-    "sys.setrecursionlimit(10_000), or make the nesting of what forward calls flatter",
-    "FSDP with use_orig_params=False": "use FSDP2: memfit.fit_blocks, then fully_shard",
-}
-
-
-def _place(found: tuple[str, str]) -> tuple[str, int]:
-    return found[0], int(found[1])
+_BRANCH = re.compile("data-dependent branching|could not guard on data-dependent", re.IGNORECASE)
+_CHECK = "check number, shapes and dtypes of the inputs, and of the target if there is one"
+_USER_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def _why_not_captured(
@@ -100,25 +95,49 @@ def _why_not_captured(
         if not isinstance(error, TorchDynamoException) and lines:
             reason = f"{type(error).__name__}: {reason}"
     detail = next((ln for ln in lines if ln.startswith("Explanation:")), "")
-    places = [m for m in _USER_LINE.findall(text) if "/torch/" not in m[0] and not is_own(m[0])]
-    where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
+    found = _USER_LINE.findall(text)
+    place = next((f"{m[0]}:{m[1]}" for m in reversed(found) if is_users(m[0])), None)
+    where = f" at {place}" if place else forward_of(model)
     own = error_of_traced_code(text)
     if own is not None:
-        return (
-            f"{name} fails on these inputs{where}: {own[0]}: {own[1].rstrip('.')}; check number, "
-            "shapes and dtypes of the inputs, and of the target if there is one"
-        )
-    if "as_proxy" in text and places and "generator" in linecache.getline(*_place(places[-1])):
+        remedy = remedy_for_op(own[1], _CHECK)
+        return f"{name} fails on these inputs{where}: {own[0]}: {own[1].rstrip('.')}; {remedy}"
+    line = linecache.getline(found[-1][0], int(found[-1][1])) if found else ""
+    if "as_proxy" in text and "generator" in line:
         return (
             f"{name} cannot be captured{where}: a random op is given a generator of its own, which "
             "PyTorch cannot trace; draw from the default generator (torch.manual_seed), or draw "
             "outside and give the numbers as an input"
         )
-    detail = detail.removeprefix("Explanation:").strip()
+    reason, detail = _plainly(reason), _plainly(detail.removeprefix("Explanation:"))
+    said = f"{reason} {detail}"
     if "grad_fn()" in text and any(module._backward_hooks for module in model.modules()):
-        text += _HOOKS  # those of register_backward_hook, which look at the result's grad_fn
-    remedy = next((told for part, told in _REMEDIES.items() if part in text), _REMEDY)
+        said = (
+            BACKWARDS_HOOKS  # those of register_backward_hook, which look at the result's grad_fn
+        )
+    if "data-dependent" in said and "random." in line:
+        said = line
+    if found and not is_users(found[-1][0]):
+        said = f"{said} {found[-1][0]}"  # of which part of Python, or of PyTorch
+        if _BRANCH.search(said):
+            said = ""
+    remedy = remedy_for(said) if said else remedy_inside_torch()
     return (
-        f"{name} cannot be captured as one graph{where}: {reason.rstrip('.')}"
+        f"{name} cannot be captured as one graph{where}: {reason}"
         f"{f' ({detail})' if detail else ''}; {remedy}"
     )
+
+
+def _plainly(said: str) -> str:
+    """What tracing says, without its own terms and files, and its advice on code of others."""
+    for part in _TERMS:
+        said = part.sub("", said)
+    return said.strip().rstrip(".").strip()
+
+
+def forward_of(model: nn.Module) -> str:
+    """Where the model's forward begins, if that is the user's code."""
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    if code is None or not is_users(code.co_filename):
+        return ""
+    return f" (its forward is at {code.co_filename}:{code.co_firstlineno})"

@@ -18,7 +18,8 @@ from torch import nn
 from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch.compat import tree_leaves
 from memfit.pytorch.compat_autograd import wrap_backward
-from memfit.pytorch.explain import explained
+from memfit.pytorch.compat_symbols import DependsOnData
+from memfit.pytorch.explain import explained, forward_of
 from memfit.pytorch.source_files import OWN_FOLDER
 
 __all__ = [
@@ -125,12 +126,15 @@ def told(
             f"{type(model).__name__} is given a {type(odd).__name__}, which PyTorch cannot trace; "
             "give a plain tensor: x.as_subclass(torch.Tensor)"
         )
+    name = type(model).__name__
+    if isinstance(cause, DependsOnData):
+        where = "" if "made by" in str(cause) else forward_of(model)
+        return CaptureError(f"{name} cannot be captured as one graph{where}: {cause}")
     if isinstance(cause, MemfitError):
         return cause
     full = out_of_memory(cause)
     if full is not None:
         return full
-    name = type(model).__name__
     return own_fault(name, cause) or explained(model, error, given, kwargs)
 
 

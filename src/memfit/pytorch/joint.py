@@ -77,7 +77,9 @@ def storages(node: fx.Node) -> dict[int, int]:
             result[storage] = allocated_bytes(node, position, tensor)
         except CaptureError as error:
             where = source_of(node)
-            raise type(error)(f"{error}{f' (made by {where})' if where else ''}") from None
+            head, _, remedy = str(error).partition("; ")
+            made = f" (made by {where})" if where else ""
+            raise type(error)(f"{head}{made}; {remedy}") from None
     return result
 
 

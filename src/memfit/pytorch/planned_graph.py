@@ -19,12 +19,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from memfit.errors import CaptureError, MemfitError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
-from memfit.pytorch.compat import MAX_SHAPES, TorchDynamoException
+from memfit.pytorch.compat import MAX_SHAPES
+from memfit.pytorch.compat_dynamo import is_meant_for_dynamo
 from memfit.pytorch.compat_fake import FakeTensor
 from memfit.pytorch.compiled_step import no_leaf_warnings
 from memfit.pytorch.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.explain import no_code
 from memfit.pytorch.failures import first_line, out_of_memory, own_fault
+from memfit.pytorch.remedies import remedy_for_op
 from memfit.pytorch.second_use import on_backward
 from memfit.pytorch.specialise import key_of_sizes, specialised
 from memfit.pytorch.step_budget import BudgetWarning, GraphRun
@@ -36,6 +38,10 @@ from memfit.pytorch.tracing import trace_settings
 __all__ = ["PlannedGraph", "SymbolicGraph"]
 
 NAME = "the compiled graph"
+_REMEDY = (
+    "fit the model with memfit.fit, or keep that part (nested tensors, for one) out of what is "
+    "compiled"
+)
 MANY_SHAPES = 16  # from here on, a warning
 
 
@@ -143,12 +149,12 @@ class PlannedGraph:
             if out_of_memory(error):
                 raise
             cause = no_code(NAME, error)  # Inductor's errors are Dynamo's, too
-            if cause is None and isinstance(error, TorchDynamoException):
+            if cause is None and is_meant_for_dynamo(error):
                 raise
             cause = cause or own_fault(NAME, known or error)
+            said = first_line(known or error)
             raise cause or CaptureError(
-                f"{NAME} cannot be planned: {first_line(known or error)}; fit the model with "
-                "memfit.fit, or keep that part (nested tensors, for one) out of what is compiled"
+                f"{NAME} cannot be planned: {said}; {remedy_for_op(said, _REMEDY)}"
             ) from error
         if backend.compiled:
             made = backend.compiled[-1]

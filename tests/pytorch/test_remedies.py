@@ -1,0 +1,224 @@
+"""Models that cannot be captured: one line with the place, the cause and what to do about it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint_sequential
+
+import memfit
+from memfit.cli import main
+from memfit.errors import CaptureError
+from memfit.pytorch.source_files import is_users
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+Layer = Callable[["Net", torch.Tensor, torch.Tensor], Any]
+LOCK, SPARSE = threading.Lock(), torch.eye(8).to_sparse()
+
+
+@torch.library.custom_op("memfit_remedies::without_fake", mutates_args=())
+def without_fake(x: torch.Tensor) -> torch.Tensor:
+    """A copy, of which tracing knows nothing."""
+    return x.clone()
+
+
+@torch.library.custom_op("memfit_remedies::without_formula", mutates_args=())
+def without_formula(x: torch.Tensor) -> torch.Tensor:
+    """A copy, of which autograd knows nothing."""
+    return x.clone()
+
+
+@without_formula.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@torch.compiler.disable
+def disabled(h: torch.Tensor) -> torch.Tensor:
+    """Not for the compiler."""
+    return h * 2
+
+
+def locked(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    with LOCK:
+        return h * 2
+
+
+def seeded(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    torch.manual_seed(3)
+    return h * torch.rand(8)
+
+
+def warned(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    warnings.warn("careful", stacklevel=2)
+    return h
+
+
+def told(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    print(h.shape)
+    logging.getLogger("a model").warning("sum %s", h.sum())
+    return h
+
+
+def read(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    with open("/dev/null") as file:
+        file.read()
+    return h
+
+
+def tried(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    try:
+        return net.a(x, lengths=None)
+    except TypeError:
+        return h
+
+
+def repeated(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    for i in x[:, 0].gt(0).nonzero().flatten():
+        h = h + x[i]
+    return h
+
+
+def packed(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    lengths = x[:1, 0].gt(9).long() + 8
+    return nn.utils.rnn.pack_padded_sequence(h[None], lengths, batch_first=True).data
+
+
+def of_mixed_devices(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    return h + torch.ones(8, device="meta")
+
+
+CASES: dict[str, tuple[Layer, str, str]] = {
+    "a branch": (lambda n, h, x: h if h.sum() > 0 else -h, "ata-dependent", "torch.where, which"),
+    "a comparison": (lambda n, h, x: h if torch.equal(x, x + 1) else -h, "equal", "== b).all()"),
+    "a loop over data": (repeated, "ata-dependent", "sizes, loops and branches"),
+    "a mask": (lambda n, h, x: h[x > 0], "depends on the data", "a product instead of x[mask]"),
+    "a loss that looks at data": (
+        lambda n, h, x: F.gaussian_nll_loss(h, x, torch.ones_like(x)),
+        "ata-dependent",
+        "can stay outside",
+    ),
+    "a print": (told, "print", "leave printing"),
+    "a warning": (warned, "warn", "is_compiling()"),
+    "Python's random": (lambda n, h, x: h * random.random(), "random", "torch.rand"),
+    "NumPy's random": (lambda n, h, x: h * float(np.random.rand()), "", "torch.rand"),  # noqa: NPY002
+    "a clock": (lambda n, h, x: h * (time.time() % 2), "time", "clocks"),
+    "a file": (read, "open", "read and write files"),
+    "a lock": (locked, "lock", "around the call"),
+    "a seed": (seeded, "manual_seed", "before the step"),
+    "what is disabled": (lambda n, h, x: disabled(h), "disable", "take off what keeps"),
+    "a custom op": (lambda n, h, x: without_fake(h), "fake impl", "@op.register_fake"),
+    "a formula": (lambda n, h, x: without_formula(h), "formula", "op.register_autograd"),
+    "a sparse tensor": (lambda n, h, x: torch.sparse.mm(SPARSE, h), "sparse", "to_dense()"),
+    "a parameter": (lambda n, h, x: h * nn.Parameter(torch.ones(8)), "Parameter", "in __init__"),
+    "a copy": (lambda n, h, x: copy.deepcopy(n.b)(h), "deepcopy", "in __init__"),
+    "packing": (packed, "pack_padded_sequence", "mask"),
+    "checkpoints": (
+        lambda n, h, x: checkpoint_sequential(nn.Sequential(n.a, n.b), 2, x, use_reentrant=False),
+        "checkpoint_sequential",
+        "leave checkpointing out",
+    ),
+    "a try": (tried, "bind arguments", "arguments that they take"),
+    "devices": (of_mixed_devices, "device", "model.to(device)"),
+    "gradients": (
+        lambda n, h, x: torch.autograd.grad(h.sum(), n.a.weight, create_graph=True)[0] + h,
+        "autograd.grad",
+        "torch.func.grad",
+    ),
+    "another error": (lambda n, h, x: h @ torch.ones(3, 3), "reduction dim", "check number"),
+}
+
+
+class Net(nn.Module):
+    """Two layers, and something between that cannot be captured."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The layer's result."""
+        return self.layer(self, self.a(x), x)
+
+
+X = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+
+SHORT = {
+    "a branch", "a comparison", "a loop over data", "a print", "Python's random", "a custom op",
+    "a formula", "a mask", "a try", "devices", "gradients", "another error",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.slow) for n in CASES]
+)
+def test_the_remedy_fits_the_cause(name: str) -> None:
+    layer, cause, remedy = CASES[name]
+    with pytest.raises(CaptureError) as caught:
+        memfit.plan(Net(layer), (X,), budget="1GiB", cost="analytic")
+    said, _, after = str(caught.value).partition("; ")
+    assert type(caught.value) is CaptureError
+    assert "\n" not in said + after
+    assert said.startswith("Net ")
+    assert cause in said
+    assert remedy in after
+    places = re.findall(r"([\w./-]+\.py):\d+", said)
+    assert [Path(place).name for place in places] == [Path(__file__).name]
+
+
+def test_a_compiled_graph_gets_the_same_remedies() -> None:
+    torch._dynamo.reset()
+    options = {"budget": "1GiB", "cost": "analytic"}
+    with pytest.raises(CaptureError, match=r"no autograd formula.*; .*op\.register_autograd"):
+        torch.compile(Net(CASES["a formula"][0]), backend="memfit", options=options)(X)
+
+
+def test_what_breaks_a_graph_is_planned_around_as_the_remedy_says() -> None:
+    torch._dynamo.reset()
+    plain = Net(CASES["a branch"][0])
+    compiled = torch.compile(
+        copy.deepcopy(plain), backend="memfit", options={"budget": "1GiB", "cost": "analytic"}
+    )
+    assert torch.equal(compiled(X), plain(X))
+
+
+def test_the_command_line_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cannot_be_captured.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self):\n"
+        "        super().__init__(8, 8)\n\n    def forward(self, x):\n"
+        "        return x if super().forward(x).sum() > 0 else -x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    words = ["cannot_be_captured:Net", "--input", "8x8", "--cost", "analytic"]
+    assert main(["plan", *words, "--budget", "100%"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(r"Net cannot be captured .*cannot_be_captured\.py:9: .*; choose by", said)
+
+
+def test_whose_file_it_is() -> None:
+    assert is_users(__file__)
+    assert is_users("/home/somebody/torch/model.py")
+    assert is_users(f"{Path(torch.__file__).parents[1]}/transformers/models/bert.py")
+    for path in (torch.__file__, memfit.__file__, logging.__file__, "<frozen genericpath>"):
+        assert not is_users(str(path))
