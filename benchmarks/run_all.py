@@ -56,6 +56,7 @@ PARTS = (
     Part("inspect_accuracy.py", "peaks predicted without memory", ("gpt2",)),
     Part("variable_lengths.py", "inputs of several lengths", None),
     Part("inductor.py", "under Inductor", None),
+    Part("op_survey.py", "fake results of ops beside real ones", None),
 )
 
 

@@ -72,6 +72,10 @@ calls(
 calls(lambda a, b: (a, 2.0), aten.div.Scalar, aten.full_like.default)
 calls(lambda a, b: (2.0, a), aten.pow.Scalar)
 calls(lambda a, b: (a, b, -1.0, 1.0), aten.hardtanh_backward.default)
+calls(lambda a, b: (a, b, 0.1, False), aten.leaky_relu_backward.default)
+calls(lambda a, b: (a, b, 0.5), aten.threshold_backward.default)
+calls(lambda a, b: (a, b, ONE.reshape([1] * a.dim())), aten._prelu_kernel_backward.default)
+calls(lambda a, b: (a, b, None, 0), aten.binary_cross_entropy.default)
 calls(lambda a, b: (a, b, None), aten.logit_backward.default)
 calls(lambda a, b: (a, b, 1.0, 20.0), aten.softplus_backward.default)
 calls(lambda a, b: (a, b > 0.5, 2.0), aten.native_dropout_backward.default)
@@ -133,7 +137,12 @@ calls(
     aten.replication_pad3d_backward.default,
     shapes=(VOLUME,),
 )
-calls(lambda a, b: (a, b, [0] * 4), aten.replication_pad2d_backward.default, shapes=(IMAGE,))
+calls(
+    lambda a, b: (a, b, [0] * 4),
+    aten.reflection_pad2d_backward.default,
+    aten.replication_pad2d_backward.default,
+    shapes=(IMAGE,),
+)
 
 
 def layouts(shape: Shape) -> list[torch.Tensor]:

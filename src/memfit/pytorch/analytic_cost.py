@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from memfit.pytorch.as_traced import copied_bytes
 from memfit.pytorch.compat import plain_mode, tree_leaves, tree_map
 from memfit.pytorch.op_calls import OpCall, OpCost, TensorSpec
 
@@ -57,7 +58,8 @@ def device_rates(device: torch.device) -> DeviceRates:
 def analytic_cost(call: OpCall) -> OpCost:
     """Estimated cost of a call; needs neither its device nor any memory to speak of.
 
-    A call that cannot run on meta tensors is taken to write as much as it reads.
+    A call that cannot run on meta tensors is taken to write as much as it reads. One whose outputs
+    are known to be copied takes the memory of the copy.
     """
     found = _run_on_meta(call)
     inputs = sum(spec.extent_bytes for spec in call.tensors)
@@ -71,6 +73,8 @@ def analytic_cost(call: OpCall) -> OpCost:
     arithmetic = flops / (rates.flops_per_ns * _type_speed(call))
     traffic = (inputs + made) / rates.bytes_per_ns
     workspace = workspace_estimate_bytes(call, made)
+    if call.copied:
+        workspace = max(workspace, copied_bytes(call.forms))
     return OpCost(int(max(arithmetic, traffic)) + rates.call_ns, workspace, made, "analytic")
 
 

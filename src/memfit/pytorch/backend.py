@@ -23,6 +23,7 @@ from memfit.pytorch.accumulate import (
     hold_gradients,
     used_inside,
 )
+from memfit.pytorch.as_traced import believed, lies
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.capture_progress import CAPTURING, TRACING, mark_progress
 from memfit.pytorch.compat import (
@@ -177,6 +178,7 @@ class StepBackend:
         self.takes_apart = True
         self._stored: StoredOutputs | None = None
         self._all_stored: list[StoredOutputs] = []
+        self._believed: set[Any] = set()
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         """Dynamo's entry."""
@@ -238,6 +240,11 @@ class StepBackend:
         """Whether a loss has read what forward stores and the plans have no gradient of."""
         return any(stored.used for stored in self._all_stored)
 
+    @property
+    def layouts_differ(self) -> bool:
+        """Whether results turned out to be copied that the plans do not count."""
+        return any(map(lies, self._believed))
+
     # What executors do differently.
 
     def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
@@ -290,6 +297,7 @@ class StepBackend:
         plan.check_graph(step.graph)
         plan = with_opaque_notes(plan, step.node_of)
         modules = lower(step, plan.schedule)
+        self._believed |= believed(step.node_of)
         for module in modules:  # a graph that has loops keeps them alive
             module.meta["memfit_loops"] = self.programs
         self._record(step.graph, plan, self._held_peak(step, plan, parameters))

@@ -24,7 +24,13 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     is_in_torch_dispatch_mode,
 )
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    tree_unflatten,
+)
 
 from memfit.pytorch.compat_symbols import numbers_inside_ops
 from memfit.pytorch.config_values import config_values
@@ -50,9 +56,11 @@ __all__ = [
     "profiler_active",
     "quiet_logs",
     "saved_output_description",
+    "tree_flatten",
     "tree_leaves",
     "tree_map",
     "tree_map_only",
+    "tree_unflatten",
     "why_not_compiled",
 ]
 

@@ -9,6 +9,7 @@ from torch import fx
 
 from memfit.planners.base import Progress
 from memfit.pytorch.analytic_cost import analytic_cost
+from memfit.pytorch.as_traced import forms_of
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import plain_mode
 from memfit.pytorch.cost_cache import open_cost_cache
@@ -89,4 +90,4 @@ def call_of(node: fx.Node) -> OpCall:
 
     args = fx.node.map_arg(node.args, value)
     kwargs = fx.node.map_arg(node.kwargs, value)
-    return OpCall.of(node.target, args, kwargs, name=node.name)
+    return OpCall.of(node.target, args, kwargs, name=node.name, forms=forms_of(node))

@@ -131,6 +131,8 @@ class FittedModule(nn.Module):
         replication = replication_of(model, self._parallel)
         if self._backend is not None and self._backend.stored_were_used:
             self._takes_apart, self._call = False, None
+        if self._backend is not None and self._backend.layouts_differ:
+            self._call = None
         if self._call is None or replication != self._replication:
             self._replication = replication
             self._backend = self._make_backend(model, replication)

@@ -21,7 +21,7 @@ import torch
 from memfit.pytorch import strides as S
 from memfit.pytorch.compat_layouts import FakeTensor, corrected_fakes, in_place_layouts
 
-__all__ = ["RULES", "Rule", "kernel_strides", "real_layouts"]
+__all__ = ["RULES", "Rule", "corrected", "kernel_strides", "real_layouts"]
 
 aten = torch.ops.aten
 Strides = tuple[int, ...]
@@ -129,6 +129,11 @@ def _power_of_two(call: Call) -> Strides:
     return S.elementwise(call.operand(0), (shape, S.contiguous(shape)))
 
 
+def _unreduced(call: Call) -> Strides | None:
+    """A loss of each element, as the input is; a sum or mean has no strides."""
+    return S.like(call.operand(0)) if call.shape else None
+
+
 def _rrelu_backward(call: Call) -> Strides:
     """In training the noise by the gradient, otherwise as for `leaky_relu`."""
     training = call.args[5]
@@ -157,6 +162,17 @@ RULES: Mapping[Any, tuple[Rule, ...]] = {
         aten.special_xlog1py.default,
         aten.xlogy.Tensor,
     ),
+    **_all(
+        Rule(_elementwise(1, 0)), aten.leaky_relu_backward.default, aten.threshold_backward.default
+    ),
+    aten.native_layer_norm_backward.default: tuple(
+        Rule(_contiguous, output, ON_CPU) for output in range(3)
+    ),
+    aten._prelu_kernel_backward.default: (
+        Rule(_elementwise(1, 2, 0), 0),
+        Rule(_elementwise(1, 2, 0), 1),
+    ),
+    **_all(Rule(_unreduced, devices=ON_CPU), aten.binary_cross_entropy.default),
     **_all(Rule(_elementwise(0)), aten.neg.default),
     **_all(Rule(_elementwise(0, 1)), aten.div.Scalar),
     **_all(Rule(_power_of_two), aten.ldexp.Tensor),
@@ -196,7 +212,6 @@ RULES: Mapping[Any, tuple[Rule, ...]] = {
     **_all(
         Rule(_contiguous, devices=ON_CPU),
         aten.glu_backward.default,
-        aten.native_layer_norm_backward.default,
         aten.nll_loss2d_forward.default,
     ),
     **_all(
@@ -208,6 +223,7 @@ RULES: Mapping[Any, tuple[Rule, ...]] = {
     ),
     **_all(
         Rule(_suggested(1), devices=ON_CPU),
+        aten.reflection_pad2d_backward.default,
         aten.reflection_pad3d_backward.default,
         aten.replication_pad2d_backward.default,
         aten.replication_pad3d_backward.default,
@@ -254,7 +270,7 @@ def kernel_strides(
     return found
 
 
-def _corrected(
+def corrected(
     mode: Any, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
 ) -> Any:
     """What an op returns on fake tensors, with the strides of its kernel."""
@@ -319,5 +335,5 @@ def _as_before(made: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def real_layouts() -> Iterator[None]:
     """While on, tracing sees the strides that eager's tensors have."""
-    with corrected_fakes(_corrected), in_place_layouts(_as_before):
+    with corrected_fakes(corrected), in_place_layouts(_as_before):
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx
 
 from memfit.errors import ExecutionError
 from memfit.pytorch import joint as J
+from memfit.pytorch.as_traced import forms_of, run_as_traced
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat import saved_output_description
 from memfit.pytorch.first_outputs import first_run_outputs, run_again
@@ -113,12 +115,19 @@ class _Emitter:
             args = fx.node.map_arg(node.args, arg)
             kwargs = fx.node.map_arg(node.kwargs, arg)
             state = self.states[self.step.state_of[op_id]]
+            called = _called(node)
+            run = replay if len(called) == 1 else _replay_as_traced
             made = self.graph.call_function(
-                replay, (state, device_of(node), node.target, *args), dict(kwargs)
+                run, (state, device_of(node), *called[-2:], *args), dict(kwargs)
             )
             made.meta = dict(node.meta)
         elif again and first_run_outputs(node):
             made = run_again(self.graph, node, arg)
+        elif len(called := _called(node)) > 1:
+            args = fx.node.map_arg(node.args, arg)
+            kwargs = fx.node.map_arg(node.kwargs, arg)
+            made = self.graph.call_function(called[0], (*called[1:], *args), dict(kwargs))
+            made.meta = dict(node.meta)
         else:
             made = self.graph.node_copy(node, arg)
         self.env[node, compute.copy] = made
@@ -126,6 +135,19 @@ class _Emitter:
             if again and item.args[1] in first_run_outputs(node):
                 continue
             self.env[item, compute.copy] = self.graph.node_copy(item, lambda _: made)
+
+
+def _called(node: fx.Node) -> tuple[Any, ...]:
+    """What to call for a node, and what goes before its arguments."""
+    forms = forms_of(node)
+    return (run_as_traced, node.target, forms) if forms else (node.target,)
+
+
+def _replay_as_traced(
+    state: torch.Tensor, device: torch.device, op: Any, forms: Any, /, *args: Any, **kwargs: Any
+) -> Any:
+    """`replay` of an op whose results are looked at; no graph can name a function that is given."""
+    return replay(state, device, partial(run_as_traced, op, forms), *args, **kwargs)
 
 
 def _fake_mode(node: fx.Node) -> Any:

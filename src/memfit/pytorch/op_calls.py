@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from memfit.pytorch.as_traced import Form, lies, run_as_traced
 from memfit.pytorch.compat import tree_leaves, tree_map_only
 from memfit.pytorch.compat_symbols import SYMBOLIC, size_hint, stand_in
 from memfit.pytorch.storage_sizes import CLONES_OF_STORAGES
@@ -83,12 +85,17 @@ class OpCall:
         target: what is called: an `OpOverload`, a higher-order op or a Python function.
         args, kwargs: its arguments, tensors given as `TensorSpec`, symbolic sizes as ints.
         name: for messages.
+        forms: what its outputs are given where the kernel gives another (`as_traced`); empty where
+            nobody looks.
+        copied: whether the kernel is known to give others.
     """
 
     target: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    forms: tuple[Form | None, ...] = ()
+    copied: bool = False
 
     @classmethod
     def of(
@@ -97,13 +104,19 @@ class OpCall:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None = None,
         name: str = "",
+        forms: tuple[Form | None, ...] = (),
     ) -> OpCall:
         """A call whose arguments hold real or fake tensors and symbolic numbers."""
         new_args, new_kwargs = tree_map_only(
             torch.Tensor, TensorSpec.of, (tuple(args), dict(kwargs or {}))
         )
         new_args, new_kwargs = tree_map_only(SYMBOLIC, stand_in, (new_args, new_kwargs))
-        return cls(target, new_args, new_kwargs, name)
+        return cls(target, new_args, new_kwargs, name, forms, bool(forms) and lies(target))
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """What runs: the target, its outputs in their forms."""
+        return partial(run_as_traced, self.target, self.forms) if self.forms else self.target
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -127,6 +140,8 @@ class OpCall:
         if self.target in CLONES_OF_STORAGES:
             parts.append(f"of {self.args[0].storage_bytes} bytes+{self.args[0].storage_offset}")
         parts += [_argument_text(self.kwargs[k], f"{k}=") for k in sorted(self.kwargs)]
+        if self.forms:
+            parts.append(_argument_text(self.forms, "copied as " if self.copied else "as "))
         if any(part is None for part in parts) or "<" in target_name(self.target):
             return None  # closures and graphs of their own have no name that tells them apart
         return f"{target_name(self.target)}({', '.join(p for p in parts if p is not None)})"

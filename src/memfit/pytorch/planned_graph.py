@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from memfit.errors import CaptureError, MemfitError
+from memfit.errors import CaptureError, InfeasibleBudgetError, MemfitError
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Plan
 from memfit.pytorch.compat import MAX_SHAPES
@@ -98,7 +98,7 @@ class PlannedGraph:
         if self.stored is not None and self.stored.used and stored_in(self._module):
             self.stored.put_together()
             self.wanted = self.wanted or self.plan
-        if self.wanted is not None:
+        if self.wanted is not None or self._backend.layouts_differ:
             self._exchange(args)
         inputs, references = self._read(args)
         result = self._run(*args)
@@ -111,13 +111,21 @@ class PlannedGraph:
         return result
 
     def _exchange(self, args: Sequence[Any]) -> None:
-        plan, self.wanted = self.wanted, None
+        plan, self.wanted = self.wanted or self.plan, None
         assert plan is not None
+        others = self._backend.layouts_differ
 
         def decide(graph: TrainingGraph) -> Plan:
-            if graph.fingerprint == plan.graph_fingerprint:
+            if graph.fingerprint == plan.graph_fingerprint and not others:
                 return plan
-            return self._step.settings.decide_within(graph, plan.budget_bytes)
+            settings = self._step.settings
+            try:
+                return settings.decide_within(graph, plan.budget_bytes)
+            except InfeasibleBudgetError as error:
+                if settings.budget.share is None or not others:
+                    raise
+                # A share of what the step was thought to take, without the copies.
+                return settings.decide_within(graph, error.minimum_bytes)
 
         self._compile(args, decide, plan.budget_bytes)
 
@@ -129,7 +137,7 @@ class PlannedGraph:
         if first is not None:
             step.settings = replace(step.settings, device=first.device)
         kept = kept_workspace_bytes(step.settings.device) if step.settings.device else 0
-        backend = step.settings.backend_for(
+        self._backend = backend = step.settings.backend_for(
             decide=decide,
             resident={
                 ValueKind.OPTIMIZER: step.optimizer_bytes + kept,

@@ -270,13 +270,13 @@ def _try(item: _Pending, run: Callable[[], None]) -> None:
 
 def _marked_runs(item: _Pending, number: int, data: SyntheticData) -> None:
     args, kwargs = data.arguments(item.call)
-    item.call.target(*args, **kwargs)  # first calls also build primitives and caches
+    item.call.run(*args, **kwargs)  # first calls also build primitives and caches
     for masks in _masks(item.call):
         if masks is not None:
             args, kwargs = data.arguments(item.call, masks)
         clock = _Clock()
         with torch.profiler.record_function(f"{_MARK}{number}"):
-            result = item.call.target(*args, **kwargs)
+            result = item.call.run(*args, **kwargs)
         if masks is None:
             item.first = clock.sample()
             item.output_bytes = _new_storage_bytes(result, (args, kwargs))
@@ -301,7 +301,7 @@ def _new_storage_bytes(result: Any, arguments: Any) -> int:
 
 def _add_sample(item: _Pending, data: SyntheticData) -> None:
     args, kwargs = data.arguments(item.call)
-    target, device = item.call.target, item.call.device
+    target, device = item.call.run, item.call.device
     first_ns = _undisturbed_ns([item.first]) if item.first else _MIN_SAMPLE_NS
     repeats = max(1, min(_MAX_REPEATS, _MIN_SAMPLE_NS // max(1, first_ns)))
     target(*args, **kwargs)
@@ -343,7 +343,7 @@ def _wait(device: torch.device) -> None:
 def _cuda_workspace(item: _Pending, data: SyntheticData) -> None:
     device = item.call.device
     args, kwargs = data.arguments(item.call)
-    item.call.target(*args, **kwargs)
+    item.call.run(*args, **kwargs)
     for masks in _masks(item.call):
         if masks is not None:
             args, kwargs = data.arguments(item.call, masks)
@@ -351,7 +351,7 @@ def _cuda_workspace(item: _Pending, data: SyntheticData) -> None:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         clock = _Clock()
-        result = item.call.target(*args, **kwargs)
+        result = item.call.run(*args, **kwargs)
         _wait(device)
         if masks is None:
             item.first = _elapsed_only(clock.sample())

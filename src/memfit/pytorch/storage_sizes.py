@@ -44,6 +44,8 @@ _LOSSES = frozenset(
 )
 # Bags are counted with one entry more, which is cut off afterwards but stays in the storage.
 _BAGS = frozenset({aten._embedding_bag.default, aten._embedding_bag_forward_only.default})
+# Made as large as their argument, then given their shape.
+_LIKE_ARGUMENT = frozenset({aten.col2im.default, aten.im2col.default})
 # What writes into a copy of its first argument and keeps that one's strides, and with them all of
 # the memory that the argument is a part of; fake results have the part alone.
 CLONES_OF_STORAGES = frozenset(
@@ -82,7 +84,7 @@ def _real_bytes(node: fx.Node, position: int, tensor: torch.Tensor) -> int:
     elif node.target in _LOSSES:
         unreduced = torch.broadcast_shapes(*(_value(node.args[i]).shape for i in (0, 1)))
         size = max(size, math.prod(int(size_hint(n)) for n in unreduced) * tensor.dtype.itemsize)
-    elif node.target is aten.col2im.default:  # made as large as its argument, then given its shape
+    elif node.target in _LIKE_ARGUMENT:
         size = max(size, _elements(_value(node.args[0])) * tensor.dtype.itemsize)
     elif node.target in _BAGS and position in (1, 2) and tensor.device.type == "cpu":
         size += tensor.dtype.itemsize
@@ -114,7 +116,7 @@ def enlarge_fake_storages(joint: fx.GraphModule) -> None:
 def _cloned_bytes(tensor: torch.Tensor) -> int:
     """What a clone that keeps strides takes: where elements share memory, it does not keep them."""
     shared = any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    if shared:
+    if shared and _elements(tensor):
         return _elements(tensor) * tensor.dtype.itemsize
     return int(size_hint(tensor.untyped_storage().nbytes()))
 
