@@ -14,9 +14,16 @@ __all__ = ["write_bytes_whole", "write_text_whole"]
 def write_bytes_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` through a temporary file beside it, so that a failure leaves no half.
 
+    What is no file, such as `/dev/null` or a pipe, is written to and not replaced; of a link, what
+    it points to is.
+
     Raises:
         UsageError: the folder is missing or cannot be written.
     """
+    if path.exists() and not path.is_file():
+        _write_through(path, data)
+        return
+    path = Path(os.path.realpath(path))
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -38,6 +45,16 @@ def write_bytes_whole(path: Path, data: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; choose another file, in a folder "
+            "with room"
+        ) from None
 
 
 def write_text_whole(path: Path, text: str) -> None:

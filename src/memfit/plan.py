@@ -33,6 +33,23 @@ _COUNTS = (
     "plain_peak_bytes",
     "smallest_feasible_budget_bytes",
 )
+_STAGE_COUNTS = ("forward_ops", "kept_bytes", "recompute_cost")
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "planner": str,
+    "family": str,
+    "mode": str,
+    "cost_unit": str,
+    "graph_fingerprint": str,
+    "lower_sets": int,
+    "formula_overhead": int,
+    "formula_peak_bytes": int,
+    "formula_cached_bytes": int,
+    "seconds": (int, float),
+    "peak_parts": Mapping,
+    "provenance": Mapping,
+    "stages": list,
+}
+_MAY_BE_NONE = ("mode", "formula_overhead", "formula_peak_bytes", "formula_cached_bytes")
 
 
 class PlanStatus(StrEnum):
@@ -219,6 +236,7 @@ class Plan:
             wrong = [name for name in _COUNTS if type(data[name]) is not int or data[name] < 0]
             if wrong:
                 raise ValueError(f"{wrong[0]} is no number of 0 or more")
+            _check_kinds(data)
             return cls(
                 **{
                     **data,
@@ -245,6 +263,21 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise PlanMismatchError(f"plan file {path} cannot be read: {error}") from None
         return cls.from_json(text, where=f"plan file {path}")
+
+
+def _check_kinds(data: Mapping[str, Any]) -> None:
+    """Refuse what a file says of a plan in other types than plans have."""
+    for name, kinds in _KINDS.items():
+        value = data.get(name)
+        allowed = isinstance(value, kinds) and not isinstance(value, bool)
+        if name in data and not allowed and not (value is None and name in _MAY_BE_NONE):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    for stage in data["stages"]:
+        wrong = [name for name in _STAGE_COUNTS if type(stage[name]) is not int or stage[name] < 0]
+        if wrong:
+            raise ValueError(f"{wrong[0]} of a stage is no number of 0 or more")
+    if not all(type(size) is int and size >= 0 for size in data["peak_parts"].values()):
+        raise ValueError("peak_parts are no numbers of 0 or more")
 
 
 def make_plan(

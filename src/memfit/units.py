@@ -23,10 +23,19 @@ _UNITS = {
 }
 _NUMBER = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*|%)\s*$")
 _MAX_BYTES = 2**62
+_LONGEST = 60  # characters of a size
+
+
+def _shown(value: object) -> str:
+    """A value as text of one line, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write it
+        return f"an int of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _split(text: str) -> tuple[Fraction, str] | None:
-    match = _NUMBER.match(text)
+    match = _NUMBER.match(text) if len(text) <= _LONGEST else None
     if match is None:
         return None
     return Fraction(match.group(1).replace("_", "")), match.group(2).lower()
@@ -44,16 +53,16 @@ def parse_bytes(text: str | int) -> int:
 
     remedy = 'write bytes with a unit, such as "3GiB", "800MB" or 3221225472'
     if isinstance(text, bool) or not isinstance(text, (int, str)):
-        raise InvalidBudgetError(f"size {text!r} is no number of bytes; {remedy}")
+        raise InvalidBudgetError(f"size {_shown(text)} is no number of bytes; {remedy}")
     if isinstance(text, int):
         value = text
     else:
         parts = _split(text)
         if parts is None or parts[1] not in _UNITS:
-            raise InvalidBudgetError(f"size {text!r} cannot be read; {remedy}")
+            raise InvalidBudgetError(f"size {_shown(text)} cannot be read; {remedy}")
         value = math.floor(parts[0] * _UNITS[parts[1]])
     if not 0 < value < _MAX_BYTES:
-        raise InvalidBudgetError(f"size {text!r} is not between 1 and 2**62 bytes; {remedy}")
+        raise InvalidBudgetError(f"size {_shown(text)} is not between 1 and 2**62 bytes; {remedy}")
     return value
 
 
@@ -92,8 +101,8 @@ def parse_budget(text: str | int | Budget) -> Budget:
         return text
     if isinstance(text, float):
         raise InvalidBudgetError(
-            f"budget {text!r} is a float; write bytes as an int, or text: a share of the plain "
-            'step\'s peak such as "60%", or "3GiB"'
+            f"budget {_shown(text)} is a float; write bytes as an int, or text: a share of the "
+            'plain step\'s peak such as "60%", or "3GiB"'
         )
     if isinstance(text, str):
         if text.strip().lower() == "auto":
@@ -102,18 +111,19 @@ def parse_budget(text: str | int | Budget) -> Budget:
         if parts is not None and parts[1] == "%":
             if not 0 < parts[0] <= 1000:
                 raise InvalidBudgetError(
-                    f"budget {text!r} is not between 0% and 1000%; "
+                    f"budget {_shown(text)} is not between 0% and 1000%; "
                     'write a share of the plain step\'s peak such as "60%"'
                 )
             return Budget(share=parts[0] / 100)
         if parts is not None and parts[1] == "" and 0 < parts[0] < 1:
             raise InvalidBudgetError(
-                f"budget {text!r} is less than a byte; write a share of the plain step's peak with "
-                f'a percent sign, "{float(parts[0] * 100):g}%", or bytes with a unit, "3GiB"'
+                f"budget {_shown(text)} is less than a byte; write a share of the plain step's "
+                f'peak with a percent sign, "{float(parts[0] * 100):g}%", or bytes with a unit, '
+                '"3GiB"'
             )
         if parts is None or parts[1] not in _UNITS:
             raise InvalidBudgetError(
-                f'budget {text!r} cannot be read; write bytes ("3GiB", "800MB", 3221225472), '
+                f'budget {_shown(text)} cannot be read; write bytes ("3GiB", "800MB", 3221225472), '
                 'a share of the plain step\'s peak ("60%") or "auto"'
             )
     return Budget(absolute_bytes=parse_bytes(text))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import memfit
-from memfit.errors import InfeasibleBudgetError, MemfitError, UsageError
+from memfit.errors import ExecutionError, InfeasibleBudgetError, MemfitError, UsageError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.planners.registry import PLANNERS
@@ -204,7 +204,7 @@ class _Check:
         )
 
     def _refused(self, error: MemfitError) -> Verdict:
-        if "\n" in str(error) or isinstance(error, InfeasibleBudgetError):
+        if "\n" in str(error) or isinstance(error, (InfeasibleBudgetError, ExecutionError)):
             self._find("raw error", cause_of(error), "auto", "100%", str(error))
             return self._verdict()
         return Verdict("refused", cause_of(error), str(error))

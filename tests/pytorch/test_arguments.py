@@ -17,6 +17,7 @@ import memfit
 from memfit.errors import CaptureError, MemfitError, PlanMismatchError, UsageError
 from memfit.plan import Plan
 from memfit.pytorch.optimizer import optimizer_state_bytes
+from memfit.pytorch.planned_method import PlannedMethod
 
 
 def network() -> nn.Module:
@@ -48,6 +49,20 @@ def compiled(**options: Any) -> Any:
     return torch.compile(network(), backend="memfit", options=options)(X)
 
 
+def verify(**options: Any) -> Any:
+    made = {"budget": "1GiB", "cost": "analytic", **options}
+    return memfit.verify(network(), (X,), **made)
+
+
+def bound(**options: Any) -> Any:
+    return memfit.bound(network(), (X,), budget="1GiB", cost="analytic", **options)
+
+
+def blocks(**options: Any) -> Any:
+    model = network()
+    return memfit.fit_blocks(model, [model[0]], **{"budget": "50%", **options})
+
+
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "no model": (lambda: memfit.fit(5, budget="1GiB"), "int"),  # type: ignore[arg-type]
     "loss": (lambda: fit(loss_fn="mse"), "'mse'"),
@@ -75,6 +90,33 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "keywords": (lambda: plan((X,), example_kwargs=[1]), "[1]"),
     "mode of a plan": (lambda: plan(mode=7), "7"),
     "planner of a curve": (lambda: memfit.trade_off(network(), (X,), planner={}), "{}"),
+    "a budget of many digits": (lambda: fit(budget="9" * 5000 + "GiB"), "cannot be read"),
+    "a budget of many bits": (lambda: fit(budget=10**5000), "bits"),
+    "rounds of verify": (lambda: verify(rounds=0), "rounds is 0"),
+    "rounds that are none": (lambda: verify(rounds=True), "True"),
+    "model of verify": (lambda: memfit.verify(5, (X,), budget="1GiB"), "int"),  # type: ignore[arg-type]
+    "inputs of verify": (lambda: memfit.verify(network(), X, budget="1GiB"), "(x,)"),
+    "loss of verify": (lambda: verify(loss_fn="mse"), "'mse'"),
+    "optimizer of verify": (lambda: verify(optimizer="adam"), "'adam'"),
+    "progress of verify": (lambda: verify(progress=5), "5"),
+    "model of a bound": (lambda: memfit.bound(5, (X,), budget="1GiB"), "int"),  # type: ignore[arg-type]
+    "inputs of a bound": (lambda: memfit.bound(network(), X, budget="1GiB"), "(x,)"),
+    "time limit of a bound": (lambda: bound(time_limit_s="x"), "'x'"),
+    "model of blocks": (lambda: memfit.fit_blocks(5, [], budget="50%"), "int"),  # type: ignore[arg-type]
+    "no blocks": (lambda: memfit.fit_blocks(network(), [], budget="50%"), "no block"),
+    "blocks": (lambda: memfit.fit_blocks(network(), 5, budget="50%"), "list(model.layers)"),  # type: ignore[arg-type]
+    "a block": (lambda: memfit.fit_blocks(network(), ["0"], budget="50%"), "'0'"),  # type: ignore[list-item]
+    "option of blocks": (lambda: blocks(planers="liveness"), "'planers'"),
+    "same_plan of blocks": (lambda: blocks(same_plan="x"), "'x'"),
+    "budget of blocks": (lambda: blocks(budget="auto"), "auto"),
+    "method": (lambda: PlannedMethod(network(), 5, budget="1GiB"), "5"),  # type: ignore[arg-type]
+    "option of a method": (lambda: PlannedMethod(network(), planers="x"), "'planers'"),
+    "size of a backend": (lambda: compiled(optimizer_bytes=-1), "optimizer_bytes is -1"),
+    "no size of a backend": (lambda: compiled(optimizer_bytes=[]), "optimizer_bytes is []"),
+    "budget of a backend": (lambda: compiled(budget=True), "True"),
+    "executor of a backend": (lambda: compiled(executor=5), "eager-graph"),
+    "accumulate of a backend": (lambda: compiled(accumulate="yes"), "'yes'"),
+    "option of a backend": (lambda: compiled(budgets=5), "'budgets'"),
     "options of a backend": (lambda: compiled(mode="fast"), "'fast'"),
     "cost of a backend": (lambda: compiled(cost=[]), "[]"),
     "time limit of a backend": (lambda: compiled(time_limit_s="x"), "'x'"),
@@ -150,6 +192,26 @@ def test_plans_that_were_changed(what: str) -> None:
 def test_texts_that_are_no_plans(text: str) -> None:
     with pytest.raises(PlanMismatchError, match=r"memfit plan -o|plan again") as caught:
         Plan.from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("planner", None),
+        ("provenance", [1]),
+        ("provenance", None),
+        ("seconds", "x"),
+        ("stages", {}),
+        ("peak_parts", {"inputs": -1}),
+        ("lower_sets", 1.5),
+        ("formula_overhead", True),
+    ],
+)
+def test_plans_that_say_other_things(name: str, value: Any) -> None:
+    data = {**json.loads(plan().to_json()), name: value}
+    with pytest.raises(PlanMismatchError, match=f"{name}.*plan again") as caught:
+        Plan.from_json(json.dumps(data))
     assert "\n" not in str(caught.value)
 
 

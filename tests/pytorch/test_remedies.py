@@ -25,7 +25,7 @@ from memfit.cli import main
 from memfit.errors import CaptureError
 from memfit.pytorch.source_files import is_users
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 Layer = Callable[["Net", torch.Tensor, torch.Tensor], Any]
 LOCK, SPARSE = threading.Lock(), torch.eye(8).to_sparse()
@@ -99,6 +99,23 @@ def packed(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
     return nn.utils.rnn.pack_padded_sequence(h[None], lengths, batch_first=True).data
 
 
+class Sum(torch.autograd.Function):
+    """Of two tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return gradient, gradient
+
+
+def into_gaps(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    torch.sin(x, out=(made := torch.zeros(8, 16)[:, ::2]))
+    return h + made
+
+
 def of_mixed_devices(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
     return h + torch.ones(8, device="meta")
 
@@ -140,6 +157,10 @@ CASES: dict[str, tuple[Layer, str, str]] = {
         "autograd.grad",
         "torch.func.grad",
     ),
+    "a view in place": (lambda n, h, x: h + x.t_(), "inplace view", "x.t()"),
+    "integers in place": (lambda n, h, x: h + h.detach().random_(), "random_", "torch.randint"),
+    "a tensor given twice": (lambda n, h, x: Sum.apply(h, h), "duplicate", "x.clone()"),
+    "a result with gaps": (into_gaps, "out=", "copy the result in"),
     "another error": (lambda n, h, x: h @ torch.ones(3, 3), "reduction dim", "check number"),
 }
 
@@ -181,6 +202,16 @@ def test_the_remedy_fits_the_cause(name: str) -> None:
     assert remedy in after
     places = re.findall(r"([\w./-]+\.py):\d+", said)
     assert [Path(place).name for place in places] == [Path(__file__).name]
+
+
+def test_what_is_written_may_not_be_expanded() -> None:
+    def write(net: Net, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        x.diagonal().add_(1.0)
+        return h + x.sum()
+
+    x = torch.randn(3, 6, 8).expand(2, 3, 6, 8)
+    with pytest.raises(CaptureError, match=r"written-to.*; write into a copy"):
+        memfit.plan(Net(write), (x,), budget="1GiB", cost="analytic")
 
 
 def test_a_compiled_graph_gets_the_same_remedies() -> None:

@@ -30,9 +30,9 @@ from memfit.pytorch.settings import settings_for
 from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, parse_shapes
 from memfit.units import Budget
 
-__all__ = ["capture", "fit", "plan", "plan_step", "trade_off"]
+__all__ = ["LOSS", "capture", "fit", "plan", "plan_step", "trade_off"]
 
-_LOSS = "give a function of the model's result and the target, such as torch.nn.MSELoss()"
+LOSS = "give a function of the model's result and the target, such as torch.nn.MSELoss()"
 
 
 def fit(
@@ -103,7 +103,7 @@ def fit(
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
     """
-    check_callable("loss_fn", loss_fn, _LOSS)
+    check_callable("loss_fn", loss_fn, LOSS)
     check_flag("overlap", overlap, optional=True)
     check_flag("same_plan", same_plan, optional=True)
     settings = settings_for(
@@ -155,7 +155,7 @@ def capture(
         accumulate=accumulate,
         loops=loops,
     )
-    check_callable("loss_fn", loss_fn, _LOSS)
+    check_callable("loss_fn", loss_fn, LOSS)
     check_inputs(example_inputs, example_kwargs)
     was_training = model.training
     model.train()

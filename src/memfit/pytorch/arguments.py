@@ -18,10 +18,13 @@ __all__ = [
     "MODES",
     "check_callable",
     "check_choice",
+    "check_count",
     "check_flag",
     "check_initialised",
     "check_inputs",
+    "check_module",
     "check_optimizer",
+    "check_options",
     "check_time_limit",
     "prepared_plan",
     "short",
@@ -34,6 +37,30 @@ def short(value: Any, most: int = 60) -> str:
     """A value as text of one line, cut where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def check_module(value: Any) -> None:
+    """Refuse what is no module."""
+    if not isinstance(value, nn.Module):
+        raise UsageError(
+            f"model is a {type(value).__name__}, not a torch.nn.Module; give the module itself"
+        )
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number of 1 or more."""
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{name} is {short(value)}; give a whole number, 1 or more")
+
+
+def check_options(of: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options of names that are not known."""
+    names = tuple(known)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise UsageError(
+            f"unknown option {short(unknown[0])} of {of}; known options: {', '.join(names)}"
+        )
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:

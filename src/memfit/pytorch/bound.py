@@ -14,6 +14,7 @@ from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.planners.base import Progress
 from memfit.pytorch.api import capture
+from memfit.pytorch.arguments import check_callable, check_time_limit
 from memfit.pytorch.settings import settings_for
 from memfit.stages import store_all_schedule
 from memfit.units import Budget, parse_budget
@@ -31,7 +32,7 @@ def bound(
     optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     accumulate: bool = False,
-    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
+    time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
     progress: Progress | None = None,
 ) -> LowerBound:
     """A lower bound on the overhead of every schedule that fits a budget, in program order.
@@ -48,7 +49,8 @@ def bound(
         optimizer: as for `plan`.
         example_kwargs: as for `plan`.
         accumulate: as for `plan`.
-        time_limit_s: seconds after which the best bound so far is taken; capture is not counted.
+        time_limit_s: seconds after which the best bound so far is taken, None for the default;
+            capture is not counted.
         progress: called with a label and the share done.
 
     Raises:
@@ -56,6 +58,8 @@ def bound(
         CaptureError: the model cannot be captured.
     """
     highs_version()
+    check_time_limit(time_limit_s)
+    check_callable("progress", progress, "give a function of a label and the share done, or None")
     if isinstance(model, TrainingGraph):
         if example_inputs is not None or loss_fn is not None:
             raise UsageError("example_inputs or loss_fn are given beside a graph; leave them out")
@@ -95,4 +99,5 @@ def bound(
             progress=progress,
         ).graph
         budget_bytes = settings.resolve(graph)
-    return bound_graph(graph, budget_bytes, time_limit_s=time_limit_s, progress=progress)
+    limit_s = DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s
+    return bound_graph(graph, budget_bytes, time_limit_s=limit_s, progress=progress)

@@ -9,11 +9,17 @@ from typing import Any
 
 from torch import fx
 
-from memfit.errors import MemfitError, UsageError
+from memfit.errors import InvalidBudgetError, MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
-from memfit.pytorch.arguments import MODES, check_choice, check_time_limit
+from memfit.pytorch.arguments import (
+    MODES,
+    check_choice,
+    check_options,
+    check_time_limit,
+    short,
+)
 from memfit.pytorch.compat_dynamo import (
     arguments_traced,
     ending_break,
@@ -71,10 +77,7 @@ _calls: dict[int, _Call] = {}
 
 
 def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
-    known = ", ".join(_DEFAULTS)
-    unknown = [name for name in options if name not in _DEFAULTS]
-    if unknown:
-        raise UsageError(f"unknown option {unknown[0]!r} of backend memfit; known options: {known}")
+    check_options("backend memfit", options, _DEFAULTS)
     given = {**_DEFAULTS, **options}
     if given["budget"] is None:
         raise UsageError(
@@ -84,7 +87,7 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
     for name, allowed in (("executor", EXECUTORS), ("cost", COSTS), ("mode", MODES)):
         check_choice(name, given[name], allowed)
     get_planner(given["planner"])
-    optimizer_bytes = given["optimizer_bytes"]
+    optimizer_bytes = _size(given["optimizer_bytes"])
     limit = given["time_limit_s"]
     check_time_limit(limit)
     check_accumulate(given["accumulate"], given["executor"])
@@ -97,7 +100,19 @@ def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
         executor=given["executor"],
         accumulate=given["accumulate"],
     )
-    return settings, parse_bytes(optimizer_bytes) if optimizer_bytes else 0
+    return settings, optimizer_bytes
+
+
+def _size(value: Any) -> int:
+    if type(value) is int and value == 0:
+        return 0
+    try:
+        return parse_bytes(value)
+    except InvalidBudgetError:
+        raise UsageError(
+            f"optimizer_bytes is {short(value)}; give the size of the optimizer's state, 0, "
+            '800_000_000 or "800MB"'
+        ) from None
 
 
 def _call_of(options: Mapping[str, Any]) -> _Call:
@@ -151,6 +166,11 @@ def _compiled(
         raise UsageError(
             f'backend memfit has no mode {mode!r}; choose options={{"executor": "inductor"}} '
             "instead"
+        )
+    if not isinstance(options, Mapping):
+        raise UsageError(
+            f"options of backend memfit is {short(options)}; give a dictionary, such as "
+            '{"budget": "6GiB"}'
         )
     without_dropped_writes()
     call = _call_of(options)

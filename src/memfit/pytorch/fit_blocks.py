@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 
 from memfit.errors import InvalidBudgetError, UsageError
 from memfit.pytorch.api import fit
+from memfit.pytorch.arguments import check_flag, check_module, check_options, short
 from memfit.pytorch.compat_distributed import distributed_ready
 from memfit.pytorch.fitted import FittedModule
 from memfit.units import Budget, parse_budget
 
 __all__ = ["block_budgets", "fit_blocks"]
+
+_OPTIONS = tuple(n for n in signature(fit).parameters if n not in ("model", "budget", "same_plan"))
 
 
 def fit_blocks(
@@ -47,9 +52,13 @@ def fit_blocks(
         The fitted blocks, in the order given.
 
     Raises:
-        UsageError: a block is not a submodule of `model`, or lies inside another one.
+        UsageError: an argument is wrong; a block is not a submodule of `model`, or lies inside
+            another one.
     """
-    chosen = list(blocks)
+    check_module(model)
+    chosen = _chosen(blocks)
+    check_flag("same_plan", same_plan, optional=True)
+    check_options("fit_blocks", options, _OPTIONS)
     places = _places(model, chosen)
     if same_plan is None:
         same_plan = distributed_ready()
@@ -62,6 +71,18 @@ def fit_blocks(
         for parent, name in found:
             parent._modules[name] = block
     return fitted
+
+
+def _chosen(blocks: Any) -> list[nn.Module]:
+    remedy = "give parts of the model in a list, such as list(model.layers)"
+    several = isinstance(blocks, Iterable) and not isinstance(blocks, (str, torch.Tensor))
+    chosen = list(blocks) if several else []
+    if not chosen:
+        raise UsageError(f"blocks is {short(blocks)}, which names no block; {remedy}")
+    wrong = [block for block in chosen if not isinstance(block, nn.Module)]
+    if wrong:
+        raise UsageError(f"a block is {short(wrong[0])}, not a torch.nn.Module; {remedy}")
+    return chosen
 
 
 def block_budgets(budget: Budget, blocks: Sequence[nn.Module]) -> list[Budget]:

@@ -18,6 +18,7 @@ from memfit.errors import UsageError
 from memfit.graph import TrainingGraph
 from memfit.plan import Plan
 from memfit.pytorch.api import fit
+from memfit.pytorch.arguments import check_options
 from memfit.pytorch.fitted import FittedModule
 
 __all__ = ["PlanHolder", "PlannedMethod"]
@@ -74,7 +75,8 @@ class PlannedMethod:
         Raises:
             UsageError: the module has no such method, or an option is wrong.
         """
-        method = getattr(module, name, None)
+        check_options("memfit.fit", options, inspect.signature(fit).parameters)
+        method = getattr(module, name, None) if isinstance(name, str) else None
         if not callable(method):
             raise UsageError(
                 f"{type(module).__name__} has no method {name!r}; name the one that training calls"

@@ -136,6 +136,28 @@ _OF_CODE: _Remedies = (
         f"{WITH_BREAKS}",
     ),
     (
+        ("more than one element of the written-to tensor",),
+        "write into a copy, x = x.clone(): an input that is expanded is one piece of memory under "
+        "many indices",
+    ),
+    (
+        ("inplace view on a graph input",),
+        "turn an input by what returns a view, x.t() or x.squeeze() in place of x.t_() or "
+        "x.squeeze_()",
+    ),
+    (
+        ("Tensor.random_",),
+        "draw by torch.randint, whose result can be copied in: x.copy_(torch.randint(...))",
+    ),
+    (
+        ("duplicate tensor input",),
+        "give the function a copy the second time, Function.apply(x, x.clone())",
+    ),
+    (
+        ("non-contiguous `out=`",),
+        "copy the result in, x.copy_(torch.add(a, b)), in place of out=x",
+    ),
+    (
         ("torch.jit",),
         "give the original nn.Module in place of the scripted or traced one",
     ),

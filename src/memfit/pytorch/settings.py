@@ -24,6 +24,7 @@ from memfit.pytorch.arguments import (
     check_choice,
     check_flag,
     check_initialised,
+    check_module,
     check_optimizer,
     check_time_limit,
     short,
@@ -270,10 +271,7 @@ def settings_for(
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: an argument is wrong.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"model is a {type(model).__name__}, not a torch.nn.Module; give the module itself"
-        )
+    check_module(model)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise UsageError(
             "model is wrapped in DistributedDataParallel already; fit the model and wrap the "

@@ -12,7 +12,8 @@ from torch import nn
 from memfit.errors import MemfitError, UsageError
 from memfit.plan import Plan
 from memfit.planners.base import Progress
-from memfit.pytorch.api import fit
+from memfit.pytorch.api import LOSS, fit
+from memfit.pytorch.arguments import check_callable, check_count, check_inputs, check_module
 from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import StepTime, measure_step, steady_allocator, time_steps
 from memfit.units import Budget
@@ -261,8 +262,13 @@ def verify(
     Raises:
         InfeasibleBudgetError: no plan fits.
         CaptureError: the model cannot be captured.
-        UsageError: the plain step fails, too.
+        UsageError: an argument is wrong; the plain step fails, too.
     """
+    check_module(model)
+    check_inputs(example_inputs, example_kwargs)
+    check_callable("loss_fn", loss_fn, LOSS)
+    check_callable("progress", progress, "give a function of a label and the share done, or None")
+    check_count("rounds", rounds)
     bench = _Bench(model, example_inputs, example_kwargs or {})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     say = progress or (lambda label, share: None)
