@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from memfit.cli import build_parser
 from memfit.cli.target import (
     TensorText,
     add_target_arguments,
@@ -119,6 +120,12 @@ def test_a_model_with_written_inputs() -> None:
     assert case.loss_fn is not None
     output = case.model(image)
     assert torch.equal(case.loss_fn(output, target), output["logits"][0].mean())
+
+
+@pytest.mark.parametrize("text", ["x", "", "1.5", "9" * 40, "9" * 5000], ids=len)
+def test_wrong_seeds(text: str) -> None:
+    with pytest.raises(UsageError, match="is no seed; give a whole number"):
+        build_parser().parse_args(["inspect", "target_models:Net", f"--seed={text}"])
 
 
 def test_integers_spread_over_their_range() -> None:

@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -119,8 +119,19 @@ def add_target_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:1")
     parser.add_argument(
-        "--seed", type=int, default=0, help="for parameters and inputs (default: %(default)s)"
+        "--seed", type=_seed, default=0, help="for parameters and inputs (default: %(default)s)"
     )
+
+
+def _seed(text: str) -> int:
+    """A seed of PyTorch's generators, of which the next is one too, for `argparse`."""
+    try:
+        found = int(text) if len(text) <= 20 else 2**63
+    except ValueError:
+        found = 2**63
+    if not -(2**63) <= found < 2**63 - 1:
+        raise ArgumentTypeError(f"{text[:30]!r} is no seed; give a whole number of 64 bits")
+    return found
 
 
 def parse_tensor(text: str, option: str) -> TensorText:
