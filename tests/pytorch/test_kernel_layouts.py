@@ -43,9 +43,11 @@ def layer_norm_backward(g: torch.Tensor, x: torch.Tensor) -> tuple[Any, ...]:
 
 calls(
     lambda a, b: (a, b),
+    aten.complex.default,
     aten.copysign.Tensor,
     aten.div.Tensor_mode,
     aten.floor_divide.default,
+    aten.hardsigmoid_backward.default,
     aten.hardswish_backward.default,
     aten.heaviside.default,
     aten.ldexp.Tensor,
@@ -54,6 +56,7 @@ calls(
     aten.logical_or.default,
     aten.logical_xor.default,
     aten.normal.Tensor_Tensor,
+    aten.polar.default,
     aten.special_xlog1py.default,
     aten.xlogy.Tensor,
 )
@@ -87,6 +90,16 @@ calls(
     aten.smooth_l1_loss_backward.default,
 )
 calls(lambda a, b: (a, b, b, None, 0), aten.binary_cross_entropy_backward.default)
+calls(lambda a, b: (a, 0.7, 1, 1, False, b), aten.elu_backward.default)
+calls(lambda a, b: (a, None, b), aten.clamp.Tensor)
+calls(lambda a, b: (a, b, 0, 1.0), aten.huber_loss.default)
+calls(lambda a, b: (a, b, b), aten.log_sigmoid_backward.default)
+calls(lambda a, b: (b, b, a, 0), aten.soft_margin_loss_backward.default)
+calls(lambda a, b: (a, [1, 3], [0, 1]), aten.roll.default)
+calls(
+    lambda a, b: (a, a.new_ones(len(a), *[1] * (a.ndim - 1)), 0),
+    aten._weight_norm_interface.default,
+)
 calls(lambda a, b: (a, a, b, 0.1, 0.3, True, False), aten.rrelu_with_noise_backward.default)
 calls(lambda a, b: (a, b.clone(), 0.1, 0.3, True), aten.rrelu_with_noise_functional.default)
 calls(lambda a, b: (a, [1, *a.shape]), aten._unsafe_view.default, aten.view.default)

@@ -134,6 +134,24 @@ def _unreduced(call: Call) -> Strides | None:
     return S.like(call.operand(0)) if call.shape else None
 
 
+def _limited(call: Call) -> Strides:
+    """`clamp` by tensors, of which one may be missing."""
+    given = [i for i, value in enumerate(call.args) if isinstance(value, torch.Tensor)]
+    return S.elementwise(*(call.operand(i) for i in given))
+
+
+def _rolled(call: Call) -> Strides:
+    """Two slices put together, dimension for dimension; an empty one decides for row-major."""
+    (shape, strides), shifts = call.operand(0), call.args[1]
+    dims = call.args[2] if len(call.args) > 2 else ()
+    if not dims:
+        return S.contiguous(shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        whole = shape[dim] == 0 or shift % shape[dim] == 0
+        strides = S.contiguous(shape) if whole else S.suggested((shape, strides), shape)
+    return tuple(strides)
+
+
 def _rrelu_backward(call: Call) -> Strides:
     """In training the noise by the gradient, otherwise as for `leaky_relu`."""
     training = call.args[5]
@@ -147,9 +165,11 @@ def _all(rule: Rule, *ops: Any) -> dict[Any, tuple[Rule, ...]]:
 RULES: Mapping[Any, tuple[Rule, ...]] = {
     **_all(
         Rule(_elementwise(0, 1)),
+        aten.complex.default,
         aten.copysign.Tensor,
         aten.div.Tensor_mode,
         aten.floor_divide.default,
+        aten.hardsigmoid_backward.default,
         aten.hardswish_backward.default,
         aten.hardtanh_backward.default,
         aten.heaviside.default,
@@ -158,6 +178,7 @@ RULES: Mapping[Any, tuple[Rule, ...]] = {
         aten.logical_or.default,
         aten.logical_xor.default,
         aten.logit_backward.default,
+        aten.polar.default,
         aten.softplus_backward.default,
         aten.special_xlog1py.default,
         aten.xlogy.Tensor,
@@ -172,7 +193,16 @@ RULES: Mapping[Any, tuple[Rule, ...]] = {
         Rule(_elementwise(1, 2, 0), 0),
         Rule(_elementwise(1, 2, 0), 1),
     ),
-    **_all(Rule(_unreduced, devices=ON_CPU), aten.binary_cross_entropy.default),
+    **_all(Rule(_elementwise(0, 5)), aten.elu_backward.default),
+    **_all(Rule(_limited), aten.clamp.Tensor),
+    **_all(
+        Rule(_unreduced, devices=ON_CPU),
+        aten.binary_cross_entropy.default,
+        aten.huber_loss.default,
+    ),
+    **_all(Rule(_like(0), devices=ON_CPU), aten.log_sigmoid_backward.default),
+    **_all(Rule(_elementwise(2), devices=ON_CPU), aten.soft_margin_loss_backward.default),
+    **_all(Rule(_rolled, devices=ON_CPU), aten.roll.default),
     **_all(Rule(_elementwise(0)), aten.neg.default),
     **_all(Rule(_elementwise(0, 1)), aten.div.Scalar),
     **_all(Rule(_power_of_two), aten.ldexp.Tensor),
@@ -211,6 +241,7 @@ RULES: Mapping[Any, tuple[Rule, ...]] = {
     ),
     **_all(
         Rule(_contiguous, devices=ON_CPU),
+        aten._weight_norm_interface.default,
         aten.glu_backward.default,
         aten.nll_loss2d_forward.default,
     ),
