@@ -98,8 +98,8 @@ def _bytes_per_ns(nodes: tuple[fx.Node, ...], cost: str) -> float:
 
 
 def _call(node: fx.Node) -> OpCall:
-    """The node as Inductor calls it: convolutions on CPU have their channels last."""
-    call = call_of(node)
+    """The node as Inductor calls it: results as they come, convolutions on CPU channels last."""
+    call = replace(call_of(node), forms=(), copied=False)
     if node.target not in _CONVOLUTIONS or call.device.type != "cpu":
         return call
     last = tuple(_channels_last(a) if isinstance(a, TensorSpec) else a for a in call.args)
