@@ -216,7 +216,7 @@ class InductorBackend(StepBackend):
             node = step.node_of[i]
             copied = copied_bytes(node) if copies else 0
             node.meta[WORKSPACE] = max(0, op.workspace_bytes - copied)
-        modules = lower(step, fused.expand(plan.schedule))
+        modules = lower(step, fused.expand(plan.schedule), look=False)
         for module in modules:
             keep_products_in_place(module)
             if copies:

@@ -31,8 +31,9 @@ class _Emitter:
     their base that the step reads.
     """
 
-    def __init__(self, step: CapturedStep) -> None:
+    def __init__(self, step: CapturedStep, look: bool = True) -> None:
         self.step = step
+        self._look = look
         self.numbers = {n for n in step.owner_of.values() if is_number(n)}
         self.graph = fx.Graph()
         self.env: dict[Key, fx.Node] = {}
@@ -115,7 +116,7 @@ class _Emitter:
             args = fx.node.map_arg(node.args, arg)
             kwargs = fx.node.map_arg(node.kwargs, arg)
             state = self.states[self.step.state_of[op_id]]
-            called = _called(node)
+            called = self._called(node)
             run = replay if len(called) == 1 else _replay_as_traced
             made = self.graph.call_function(
                 run, (state, device_of(node), *called[-2:], *args), dict(kwargs)
@@ -123,7 +124,7 @@ class _Emitter:
             made.meta = dict(node.meta)
         elif again and first_run_outputs(node):
             made = run_again(self.graph, node, arg)
-        elif len(called := _called(node)) > 1:
+        elif len(called := self._called(node)) > 1:
             args = fx.node.map_arg(node.args, arg)
             kwargs = fx.node.map_arg(node.kwargs, arg)
             made = self.graph.call_function(called[0], (*called[1:], *args), dict(kwargs))
@@ -136,11 +137,10 @@ class _Emitter:
                 continue
             self.env[item, compute.copy] = self.graph.node_copy(item, lambda _: made)
 
-
-def _called(node: fx.Node) -> tuple[Any, ...]:
-    """What to call for a node, and what goes before its arguments."""
-    forms = forms_of(node)
-    return (run_as_traced, node.target, forms) if forms else (node.target,)
+    def _called(self, node: fx.Node) -> tuple[Any, ...]:
+        """What to call for a node, and what goes before its arguments."""
+        forms = forms_of(node) if self._look else ()
+        return (run_as_traced, node.target, forms) if forms else (node.target,)
 
 
 def _replay_as_traced(
@@ -158,11 +158,19 @@ def _fake_mode(node: fx.Node) -> Any:
     return torch.device("cpu")
 
 
-def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def lower(
+    step: CapturedStep, schedule: Schedule, *, look: bool = True
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The forward graph, returning outputs and kept values, and the backward graph.
 
     The generated code of an FX graph frees every value after its last use, so that the order of
     the schedule is all that liveness needs.
+
+    Args:
+        step: the step.
+        schedule: what is computed, and when.
+        look: whether results of ops that were not surveyed are looked at (`as_traced`); compilers
+            that generate code take ops only.
 
     Raises:
         ExecutionError: the schedule reads what is not there.
@@ -177,7 +185,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
     descriptions = list(output.meta.get("desc") or [None] * (len(outputs) + len(gradients)))
 
     states = [v for v in sorted(kept) if v in step.state_of.values()]
-    forward = _Emitter(step)
+    forward = _Emitter(step, look)
     for p in given:
         forward.placeholder(p)
     for compute in forward_steps:
@@ -195,7 +203,7 @@ def lower(step: CapturedStep, schedule: Schedule) -> tuple[fx.GraphModule, fx.Gr
         *(p for p in given if p not in sizes),
         *(n for n in owners if n not in forward.numbers),
     ]
-    backward = _Emitter(step)
+    backward = _Emitter(step, look)
     saved_numbers = [(forward.env[n, 0], backward.placeholder(n)) for n in numbers]
     saved_tensors = [(forward.env[n, 0], backward.placeholder(n)) for n in tensors]
     for v in states:
