@@ -85,6 +85,8 @@ class InfeasibleBudgetError(MemfitError):
         budget_bytes: the budget asked for.
         minimum_bytes: the smallest budget for which the same planner finds a plan.
         binding_op: name of the op at which the smallest plan reaches its peak, if known.
+        detail: what else is to be known of the smallest budget.
+        remedy: what to do beside raising the budget.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class InfeasibleBudgetError(MemfitError):
         self.budget_bytes = budget_bytes
         self.minimum_bytes = minimum_bytes
         self.binding_op = binding_op
+        self.detail = detail
+        self.remedy = remedy
         where = f", reached at {binding_op}" if binding_op else ""
         extra = f" ({detail})" if detail else ""
         share = f'; a share is written "{budget_bytes}%"' if 0 < budget_bytes <= 100 else ""

@@ -17,7 +17,7 @@ from functools import cached_property
 
 from memfit.errors import GraphError
 
-__all__ = ["Op", "Phase", "TrainingGraph", "Value", "ValueKind"]
+__all__ = ["Estimate", "Op", "Phase", "TrainingGraph", "Value", "ValueKind"]
 
 _LIMIT = 2**59
 
@@ -51,6 +51,18 @@ class ValueKind(StrEnum):
     def resident(self) -> bool:
         """Allocated before the step, alive all through it."""
         return self in _RESIDENT
+
+
+class Estimate(StrEnum):
+    """Why the workspace of an op is an upper bound, and neither measured nor known of its kernel.
+
+    ANALYTIC: nothing was to be measured. PROFILER: a PyTorch profiler was running, which is what
+    would have measured it. FAILED: the op could not be run by itself.
+    """
+
+    ANALYTIC = "analytic"
+    PROFILER = "profiler"
+    FAILED = "failed"
 
 
 _RESIDENT = frozenset(
@@ -99,6 +111,8 @@ class Op:
         recomputable: running it again gives the same values and has no other effect.
         forward_op: for a backward op, the forward op that it differentiates, where known.
         source: source line or module path, for people.
+        workspace_estimate: why `workspace_bytes` is an upper bound; None where it was measured or
+            is known.
     """
 
     name: str
@@ -111,6 +125,7 @@ class Op:
     recomputable: bool = True
     forward_op: int | None = None
     source: str | None = None
+    workspace_estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from memfit.errors import GraphError, GraphFileError
 from memfit.files import write_text_whole
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 
 __all__ = [
     "GRAPH_FORMAT",
@@ -158,6 +158,9 @@ class _Fields:
             self._fail(key, text, "one of " + ", ".join(choice.value for choice in choices))
         return choices(text)
 
+    def optional_choice(self, key: str, choices: type[_Choice]) -> _Choice | None:
+        return None if self._get(key, None) is None else self.choice(key, choices)
+
 
 def _kind(value: Any) -> str:
     text = json.dumps(value)
@@ -220,6 +223,7 @@ def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
             recomputable=op.flag("recomputable", True),
             forward_op=op.optional_number("forward_op"),
             source=op.optional_text("source"),
+            workspace_estimate=op.optional_choice("workspace_estimate", Estimate),
         )
         for op in top.items("ops")
     )

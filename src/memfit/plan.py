@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.errors import GraphError, PlanMismatchError
+from memfit.estimates import estimate_note
 from memfit.files import write_text_whole
 from memfit.graph import TrainingGraph
 from memfit.liveness import MemoryTimeline, simulate
@@ -302,7 +303,8 @@ def make_plan(
 ) -> Plan:
     """A Plan whose peak, parts, overhead and kept bytes are those of the simulated schedule.
 
-    `timeline` is that of `schedule`, where it has been simulated already.
+    Its notes say where workspaces were estimated. `timeline` is that of `schedule`, where it has
+    been simulated already.
     """
     timeline = timeline or simulate(graph, schedule)
     kept = schedule.kept(graph)
@@ -329,5 +331,12 @@ def make_plan(
         formula_overhead=formula_overhead,
         formula_peak_bytes=formula_peak_bytes,
         formula_cached_bytes=formula_cached_bytes,
-        provenance=dict(provenance or {}),
+        provenance=_noting_estimates(graph, provenance or {}),
     )
+
+
+def _noting_estimates(graph: TrainingGraph, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    note, notes = estimate_note(graph), provenance.get("notes", ())
+    if note is None or note in notes:
+        return dict(provenance)
+    return {**provenance, "notes": [*notes, note]}

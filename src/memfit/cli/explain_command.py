@@ -15,6 +15,7 @@ from memfit.cli.output import (
     stdout_console,
 )
 from memfit.errors import UsageError
+from memfit.estimates import estimate_note
 from memfit.liveness import simulate
 from memfit.planners import PLANNERS, PlannerOptions, get_planner
 from memfit.stages import store_all_schedule
@@ -80,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
         plain = simulate(graph, store_all_schedule(graph)).peak_bytes
         budget_bytes = budget.resolve(plain_peak_bytes=plain, free_bytes=0)
         options = PlannerOptions(time_limit_s=args.time_limit, progress=report)
+        estimates = estimate_note(graph)
+        notes = [*case.notes, *([estimates] if estimates else [])]
         found = explain_budget(graph, budget_bytes, planner, options, plain)
     code = 0 if found.feasible else EXIT_INFEASIBLE
     if args.json:
-        print_json({**found.to_dict(), "notes": list(case.notes)})
+        print_json({**found.to_dict(), "notes": notes})
         return code
     console = stdout_console()
     for line in sentences(found):
         console.print(line, soft_wrap=not console.is_terminal, markup=False)
-    print_notes(console, case.notes)
+    print_notes(console, notes)
     return code

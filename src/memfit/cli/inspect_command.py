@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
+        from memfit.estimates import estimate_note
         from memfit.report.explanation import floor_of_any_plan
         from memfit.report.step_memory import memory_tables, step_memory
 
@@ -90,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
         found = capture_unallocated(built, args, report, likely=True)
         memory = step_memory(found.graph, rows=args.rows)
         floor = floor_of_any_plan(found.graph)[0]
+        estimates = estimate_note(
+            found.graph, "the peak is a prediction", "memfit verify measures a step"
+        )
+        notes = [*found.notes, *([estimates] if estimates else [])]
         available, whose = _available_bytes(args)
     fits = None if available is None else memory.peak_bytes <= available
     if args.json:
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             "available_bytes": available,
             "fits": fits,
             "model_allocated": found.allocated,
-            "notes": list(found.notes),
+            "notes": notes,
         }
         print_json(payload)
         return 0
@@ -119,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(where, soft_wrap=True, markup=False)
     if fits is False and available is not None:
         console.print(_advice(args, memory.peak_bytes, available, floor), soft_wrap=True)
-    print_notes(console, found.notes)
+    print_notes(console, notes)
     return 0
 
 

@@ -27,6 +27,7 @@ from memfit.cli.plan_command import make_optimizer
 from memfit.cli.resizing import first_size, resized_arguments, resized_case
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import InfeasibleBudgetError, UsageError
+from memfit.estimates import estimate_note
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.plan import Plan
@@ -177,6 +178,11 @@ def run(args: argparse.Namespace) -> int:
         checked = _verified(args, found.batch, search) if args.verify else None
     seconds = time.perf_counter() - began
     plan, graph = search.plans[found.batch]
+    estimates = estimate_note(
+        graph, "a larger batch may fit", "memfit plan with that batch measures it"
+    )
+    if estimates:
+        search.notes[estimates] = None
     problem = checked if isinstance(checked, str) else None
     result = None if isinstance(checked, str) else checked
     ok = problem is None and (result is None or result.ok)

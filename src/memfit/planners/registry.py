@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from functools import wraps
 from types import ModuleType
 from typing import cast
 
-from memfit.errors import UnknownPlannerError, UsageError
+from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
+from memfit.estimates import estimate_note, noting_estimates
 from memfit.graph import TrainingGraph
-from memfit.planners.base import Curve, Planner, PlannerOptions, Searched
+from memfit.plan import Plan
+from memfit.planners.base import Curve, Planner, PlannerOptions, Searched, TradeOff
 
 __all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner", "search_all"]
 
@@ -49,7 +52,16 @@ def get_planner(name: str) -> Planner:
     Raises:
         UnknownPlannerError: there is none; lists those that there are.
     """
-    return cast(Planner, _module(name).plan)
+    plan = cast(Planner, _module(name).plan)
+
+    @wraps(plan)
+    def saying_estimates(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
+        try:
+            return plan(graph, budget_bytes, options)
+        except InfeasibleBudgetError as error:
+            raise noting_estimates(error, graph) from None
+
+    return saying_estimates
 
 
 def get_curve(name: str) -> Curve:
@@ -63,7 +75,20 @@ def get_curve(name: str) -> Curve:
     if found is None:
         having = ", ".join(n for n in PLANNERS if hasattr(_module(n), "trade_off"))
         raise UsageError(f"planner {name!r} has no trade-off over budgets; these have: {having}")
-    return cast(Curve, found)
+    trade_off = cast(Curve, found)
+
+    @wraps(trade_off)
+    def saying_estimates(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
+        return _noted(trade_off(graph, options), graph)
+
+    return saying_estimates
+
+
+def _noted(curve: TradeOff, graph: TrainingGraph) -> TradeOff:
+    note = estimate_note(graph)
+    if note is None or note in curve.notes:
+        return curve
+    return replace(curve, notes=(*curve.notes, note))
 
 
 def search_all(name: str, graph: TrainingGraph, options: PlannerOptions) -> Searched:
@@ -78,6 +103,7 @@ def search_all(name: str, graph: TrainingGraph, options: PlannerOptions) -> Sear
     curve = get_curve(name)
     at_once = getattr(_module(name), "search_all", None)
     if at_once is not None:
-        return cast(Searched, at_once(graph, options))
+        found = cast(Searched, at_once(graph, options))
+        return replace(found, trade_off=_noted(found.trade_off, graph))
     planner, quiet = get_planner(name), replace(options, progress=None)
     return Searched(curve(graph, options), lambda budget: planner(graph, budget, quiet))

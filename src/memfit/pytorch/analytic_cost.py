@@ -9,7 +9,6 @@ count as memory traffic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,11 @@ from torch.utils.flop_counter import flop_registry
 
 from memfit.pytorch.as_traced import copied_bytes
 from memfit.pytorch.compat import plain_mode, tree_leaves, tree_map
+from memfit.pytorch.kernel_workspace import known_workspace_bytes
 from memfit.pytorch.op_calls import OpCall, OpCost, TensorSpec
+from memfit.pytorch.workspace_bound import workspace_bound_bytes
 
-__all__ = ["DeviceRates", "analytic_cost", "output_specs", "workspace_estimate_bytes"]
+__all__ = ["DeviceRates", "analytic_cost", "device_rates", "output_specs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ def device_rates(device: torch.device) -> DeviceRates:
 def analytic_cost(call: OpCall) -> OpCost:
     """Estimated cost of a call; needs neither its device nor any memory to speak of.
 
-    A call that cannot run on meta tensors is taken to write as much as it reads. One whose outputs
-    are known to be copied takes the memory of the copy.
+    A call that cannot run on meta tensors is taken to write as much as it reads. The workspace is
+    that of the kernel where that is known, an upper bound where not. A call whose outputs are known
+    to be copied takes the memory of the copy.
     """
     found = _run_on_meta(call)
     inputs = sum(spec.extent_bytes for spec in call.tensors)
@@ -72,10 +74,13 @@ def analytic_cost(call: OpCall) -> OpCost:
     rates = device_rates(call.device)
     arithmetic = flops / (rates.flops_per_ns * _type_speed(call))
     traffic = (inputs + made) / rates.bytes_per_ns
-    workspace = workspace_estimate_bytes(call, made)
+    known = known_workspace_bytes(call, found.made) if found is not None else None
+    bound = workspace_bound_bytes(call, found.made if found else None) if known is None else known
     if call.copied:
-        workspace = max(workspace, copied_bytes(call.forms))
-    return OpCost(int(max(arithmetic, traffic)) + rates.call_ns, workspace, made, "analytic")
+        bound = max(bound, copied_bytes(call.forms))
+    exact = known is not None and not call.copied
+    time_ns = int(max(arithmetic, traffic)) + rates.call_ns
+    return OpCost(time_ns, bound, made, "analytic", workspace_known=exact)
 
 
 def output_specs(call: OpCall) -> tuple[TensorSpec, ...] | None:
@@ -143,71 +148,3 @@ def _type_speed(call: OpCall) -> float:
         return 0.5
     half = types & {torch.float16, torch.bfloat16}
     return 2.0 if half and call.device.type != "cpu" else 1.0
-
-
-# What the CPU kernels copy or buffer beyond inputs and outputs, seen from above.
-_CONVOLUTIONS = frozenset({"convolution", "convolution_backward"})
-_CHANNEL_BLOCK = 16  # floats of the widest vector
-_SCRATCH_BYTES = 32 * 2**10  # of each thread
-_INPUTS = frozenset(
-    {
-        "_log_softmax_backward_data",
-        "_safe_softmax",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention_for_cpu_backward",
-        "_softmax_backward_data",
-        "native_dropout",
-        "native_dropout_backward",
-    }
-)
-_PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "mm"})
-_LARGEST_INPUT = frozenset({"native_batch_norm_backward", "native_group_norm_backward"})
-
-
-def workspace_estimate_bytes(call: OpCall, output_bytes: int) -> int:
-    """Workspace of a call on CPU, an estimate that means to err on the high side.
-
-    Convolutions and their backward convert every operand and result to a layout in blocks of 16
-    channels: as much again as all of them, channels rounded up; transposed ones twice that.
-    Interpolation converts input and output. Matrix products copy operands that are contiguous along
-    neither axis, the backward of batch norm one activation, dropout draws its mask in floats.
-    Normalisations buffer sums for each channel and thread. Other ops: none.
-
-    Args:
-        call: the call.
-        output_bytes: bytes that it returns.
-    """
-    target = call.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return 0
-    name = str(target._schema.name).removeprefix("aten::")
-    inputs = [spec.extent_bytes for spec in call.tensors]
-    if name in _CONVOLUTIONS:
-        return _convolution_workspace_bytes(call)
-    if name == "cumsum" or name.startswith("upsample_"):
-        return sum(inputs) + output_bytes
-    if name in _INPUTS:
-        return sum(inputs)
-    if name in _PRODUCTS:
-        return sum(spec.extent_bytes for spec in call.tensors if 1 not in spec.stride[-2:])
-    estimate = max(inputs, default=0) if name in _LARGEST_INPUT else 0
-    if "_norm" in name:
-        channels = sum(spec.extent_bytes for spec in call.tensors if len(spec.shape) == 1)
-        estimate += 2 * channels * torch.get_num_threads()
-    return estimate
-
-
-def _convolution_workspace_bytes(call: OpCall) -> int:
-    # Tensors are (gradient,) input, weight, …; the weight has channels on its first two axes.
-    backward = "backward" in str(call.target)
-    weight = call.tensors[2 if backward else 1].shape
-    transposed = call.args[7 if backward else 6] is True
-    padded = 0
-    for spec in (*call.tensors, *(output_specs(call) or ())):
-        channel_axes = (0, 1) if spec.shape == weight else (1,)
-        lengths = [
-            -(-length // _CHANNEL_BLOCK) * _CHANNEL_BLOCK if axis in channel_axes else length
-            for axis, length in enumerate(spec.shape)
-        ]
-        padded += math.prod(lengths) * spec.dtype.itemsize
-    return padded * (1 + transposed) + _SCRATCH_BYTES * torch.get_num_threads()

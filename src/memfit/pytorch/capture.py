@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.effects import draws_from_own_generator, may_have_effect
 from memfit.pytorch.first_outputs import first_run_outputs, is_batch_norm
@@ -47,11 +47,21 @@ class CapturedStep:
     state_of: Mapping[int, int]
     loops: tuple[Any, ...] = ()
 
-    def with_costs(self, costs: Sequence[tuple[int, int]]) -> CapturedStep:
-        """The same step with (time_ns, workspace_bytes) for each op."""
+    def with_costs(
+        self,
+        costs: Sequence[tuple[int, int]],
+        estimates: Mapping[int, Estimate] | None = None,
+    ) -> CapturedStep:
+        """The same step with (time_ns, workspace_bytes) for each op.
+
+        Args:
+            costs: of each op.
+            estimates: ids of the ops whose workspace is an upper bound, and why.
+        """
+        why = estimates or {}
         ops = tuple(
-            replace(op, cost=time_ns, workspace_bytes=workspace)
-            for op, (time_ns, workspace) in zip(self.graph.ops, costs, strict=True)
+            replace(op, cost=time_ns, workspace_bytes=workspace, workspace_estimate=why.get(i))
+            for i, (op, (time_ns, workspace)) in enumerate(zip(self.graph.ops, costs, strict=True))
         )
         return replace(self, graph=replace(self.graph, ops=ops))
 

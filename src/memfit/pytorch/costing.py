@@ -7,11 +7,12 @@ from collections.abc import Callable, Container, Mapping
 
 from torch import fx
 
+from memfit.graph import Estimate
 from memfit.planners.base import Progress
 from memfit.pytorch.analytic_cost import analytic_cost
 from memfit.pytorch.as_traced import forms_of
 from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.compat import plain_mode, profiler_active
 from memfit.pytorch.cost_cache import open_cost_cache
 from memfit.pytorch.effects import may_be_measured
 from memfit.pytorch.op_calls import OpCall
@@ -30,7 +31,7 @@ def cost_step(
     call: Callable[[fx.Node], OpCall] | None = None,
     times: Mapping[int, int] | None = None,
 ) -> CapturedStep:
-    """The step with the time and the workspace of each op.
+    """The step with the time and the workspace of each op, and which workspaces are estimates.
 
     Args:
         step: as captured, without costs.
@@ -50,6 +51,10 @@ def cost_step(
         if progress is not None:
             progress("measuring ops", done / max(1, total))
 
+    if cost == "analytic":
+        unmeasured = Estimate.ANALYTIC
+    else:
+        unmeasured = Estimate.PROFILER if profiler_active() else Estimate.FAILED
     with plain_mode():
         if cost == "analytic":
             found = [analytic_cost(one) for one in calls]
@@ -69,9 +74,15 @@ def cost_step(
                 for call in calls
             ]
     costs = [(0, 0)] * len(step.graph.ops)
+    estimates: dict[int, Estimate] = {}
     for i, one in zip(ids, found, strict=True):
+        if not one.workspace_known:
+            estimates[i] = unmeasured
         planned = sum(step.graph.values[v].size_bytes for v in step.graph.ops[i].outputs)
-        workspace = max(0, one.workspace_bytes + one.output_bytes - planned)
+        # What an op makes need not be what the graph counts as its outputs; an analytic cost knows
+        # no storages that are larger than their tensors.
+        made = one.output_bytes if one.source != "analytic" else max(one.output_bytes, planned)
+        workspace = max(0, one.workspace_bytes + made - planned)
         if i in step.state_of:
             # A replay holds the generator's present state beside the one that it draws from.
             workspace += step.graph.values[step.state_of[i]].size_bytes
@@ -79,7 +90,7 @@ def cost_step(
         if times is not None and one.source == "measured":
             time_ns = times[i]
         costs[i] = (time_ns, workspace)
-    return step.with_costs(costs)
+    return step.with_costs(costs, estimates)
 
 
 def call_of(node: fx.Node) -> OpCall:

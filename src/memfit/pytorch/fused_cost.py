@@ -66,7 +66,12 @@ def cost_fused(
         traffic = sum(fused.graph.values[v].size_bytes for v in (*op.inputs, *op.outputs))
         work = sum(_work_ns(step.node_of[i]) for i in fused.loops[k])
         costs.append((_LOOP_NS + int(max(traffic / rate, 0.0) + work), 0))
-    return fused.with_costs(costs)
+    estimates = {
+        k: why
+        for k, op_id in enumerate(fused.ops)
+        if (why := costed[op_id].workspace_estimate) is not None
+    }
+    return fused.with_costs(costs, estimates)
 
 
 def _work_ns(node: fx.Node) -> float:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from memfit.graph import Op, Phase, TrainingGraph, Value
+from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.fusible_ops import element_ns, fuses, is_pointwise, needs_layout
@@ -65,11 +65,21 @@ class FusedStep:
     values: tuple[int, ...]
     loops: tuple[tuple[int, ...], ...]
 
-    def with_costs(self, costs: Sequence[tuple[int, int]]) -> FusedStep:
-        """The same with (time_ns, workspace_bytes) for each op of `graph`."""
+    def with_costs(
+        self,
+        costs: Sequence[tuple[int, int]],
+        estimates: Mapping[int, Estimate] | None = None,
+    ) -> FusedStep:
+        """The same with (time_ns, workspace_bytes) for each op of `graph`.
+
+        Args:
+            costs: of each op of `graph`.
+            estimates: ids of the ops whose workspace is an upper bound, and why.
+        """
+        why = estimates or {}
         ops = tuple(
-            replace(op, cost=time_ns, workspace_bytes=workspace)
-            for op, (time_ns, workspace) in zip(self.graph.ops, costs, strict=True)
+            replace(op, cost=time_ns, workspace_bytes=workspace, workspace_estimate=why.get(i))
+            for i, (op, (time_ns, workspace)) in enumerate(zip(self.graph.ops, costs, strict=True))
         )
         return replace(self, graph=replace(self.graph, ops=ops))
 

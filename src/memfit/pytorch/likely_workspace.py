@@ -3,8 +3,7 @@
 A budget has to hold whatever happens; a prediction should be near. What oneDNN's convolutions take
 was measured (PyTorch 2.13, float32): they copy their operands to a layout in blocks of 8 channels,
 one phase after the other, and each phase gives its copies back. Which convolutions go to oneDNN is
-decided by PyTorch's `ConvParams::use_mkldnn` (aten/src/ATen/native/Convolution.cpp). The backward
-of softmax takes nothing where its operands are contiguous.
+decided by PyTorch's `ConvParams::use_mkldnn` (aten/src/ATen/native/Convolution.cpp).
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ __all__ = ["likely_workspace_bytes", "with_likely_workspace"]
 
 aten = torch.ops.aten
 _FORWARD, _BACKWARD = aten.convolution.default, aten.convolution_backward.default
-_SOFTMAX = (aten._log_softmax_backward_data.default, aten._softmax_backward_data.default)
-_KNOWN = (_FORWARD, _BACKWARD, *_SOFTMAX)
+_KNOWN = (_FORWARD, _BACKWARD)
 _BLOCK = 8
 _SMALL = 20_480  # elements of an input of batch 1 that oneDNN is not asked for
 
@@ -42,23 +40,10 @@ def with_likely_workspace(step: CapturedStep) -> CapturedStep:
 
 
 def likely_workspace_bytes(call: OpCall) -> int | None:
-    """Workspace of a convolution, of its backward or of that of softmax; None where not known."""
-    if call.device.type != "cpu":
+    """Workspace of a convolution or of its backward; None where it is not foreseen."""
+    if call.device.type != "cpu" or call.target not in _KNOWN:
         return None
-    if call.target in _SOFTMAX:
-        return 0 if all(_is_contiguous(s) for s in call.tensors) else None
-    if call.target in (_FORWARD, _BACKWARD):
-        return _convolution_bytes(call)
-    return None
-
-
-def _is_contiguous(spec: TensorSpec) -> bool:
-    expected = 1
-    for size, step in zip(reversed(spec.shape), reversed(spec.stride), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
+    return _convolution_bytes(call)
 
 
 def _convolution_bytes(call: OpCall) -> int | None:

@@ -157,6 +157,8 @@ class OpCost:
         output_bytes: bytes of the storages that it made and returned.
         source: `measured`, `cached` or `analytic`.
         note: why it is an estimate, where measuring was asked for.
+        workspace_known: the workspace was measured, or is known of the op's kernel; where not, it
+            is an upper bound.
     """
 
     time_ns: int
@@ -164,6 +166,7 @@ class OpCost:
     output_bytes: int
     source: str
     note: str = ""
+    workspace_known: bool = True
 
 
 def target_name(target: Callable[..., Any]) -> str:

@@ -234,7 +234,8 @@ def _failure(error: Exception) -> dict[str, Any]:
                 "budget_bytes": error.budget_bytes,
                 "minimum_bytes": error.minimum_bytes,
                 "binding_op": error.binding_op,
-                "detail": "on rank 0",
+                "detail": f"on rank 0; {error.detail}" if error.detail else "on rank 0",
+                "remedy": error.remedy,
             }
         }
     return {"error": f"{type(error).__name__}: {error}"}

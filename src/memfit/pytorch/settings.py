@@ -12,6 +12,7 @@ from torch import nn
 import memfit
 from memfit._core import core_name
 from memfit.errors import InfeasibleBudgetError, UsageError
+from memfit.estimates import noting_estimates
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import simulate
 from memfit.plan import Plan
@@ -216,7 +217,7 @@ class Settings:
         options = replace(self.options, time_limit_s=min(limits, default=None))
         made = get_planner(self.planner)(graph, budget_bytes, options)
         if made.peak_bytes > budget_bytes:
-            raise InfeasibleBudgetError(
+            error = InfeasibleBudgetError(
                 budget_bytes=budget_bytes,
                 minimum_bytes=made.peak_bytes,
                 binding_op=None,
@@ -224,6 +225,7 @@ class Settings:
                 "formula leaves out gradients and workspace; mode auto and planner liveness count "
                 "them",
             )
+            raise noting_estimates(error, graph)
         return replace(made, provenance={**made.provenance, **self.origin(graph)})
 
     def origin(self, graph: TrainingGraph) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from memfit.graph import TrainingGraph, ValueKind
 from memfit.liveness import MemoryTimeline, simulate
 from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.pytorch.analytic_cost import analytic_cost
-from memfit.pytorch.compat import plain_mode
+from memfit.pytorch.compat import plain_mode, profiler_active
 from memfit.pytorch.op_calls import OpCall
 from memfit.pytorch.plan_cache import CachedPlan, open_plan_cache, plan_key
 from memfit.pytorch.shape_times import estimated_times
@@ -162,9 +162,11 @@ class ShapePlans:
         done = time.perf_counter()
         seconds = {"costs": planning - began, "planning": done - planning}
         plan = _told(plan, occasion, how, seconds, note)
-        measured = self._measures and times is None
+        # Under a profiler nothing is measured: such costs are too rough to be used again.
+        rough = self._measures and profiler_active()
+        measured = self._measures and times is None and not rough
         shapes.append(_Known(step.graph, plan, calls, measured, occasion.inputs))
-        if cache and key and lasting:
+        if cache and key and lasting and not rough:
             pairs = [(op.cost, op.workspace_bytes) for op in step.graph.ops]
             cache.put(key, CachedPlan(plan, pairs, measured))
         return step, plan

@@ -21,6 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import memfit
 from memfit.errors import InfeasibleBudgetError
+from memfit.estimates import noting_estimates
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.plan import Plan
@@ -163,9 +164,10 @@ class StepRuns:
         least = self._told(plans.smallest()[1])
         need = least.peak_bytes + held
         if need > budget and not self.runs:
-            raise InfeasibleBudgetError(
+            error = InfeasibleBudgetError(
                 budget_bytes=budget, minimum_bytes=least.peak_bytes, binding_op=None
             )
+            raise noting_estimates(error, graph)
         if need > budget:
             line = next((r.part.line for r in reversed(self.runs) if r.part.line), part.line)
             warn_first_step(budget, need, line)
