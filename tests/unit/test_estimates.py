@@ -9,6 +9,7 @@ from memfit.estimates import estimate_note, noting_estimates
 from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import graph_from_json, graph_to_json
 from memfit.planners import PLANNERS, PlannerOptions, get_curve, get_planner
+from memfit.report.explanation import explain_budget
 
 
 def graph(estimate: Estimate | None, workspace_bytes: int = 10) -> TrainingGraph:
@@ -68,3 +69,11 @@ def test_trade_offs_say_it() -> None:
         assert get_curve(name)(made, PlannerOptions()).notes.count(str(estimate_note(made))) == 1
     exact = replace(made, ops=tuple(replace(op, workspace_estimate=None) for op in made.ops))
     assert get_curve("auto")(exact, PlannerOptions()).notes == ()
+
+
+def test_an_explanation_advises_measuring_only_what_was_estimated() -> None:
+    for estimate, advised in ((Estimate.ANALYTIC, True), (Estimate.FAILED, False), (None, False)):
+        made = graph(estimate, workspace_bytes=100)
+        plan = get_planner("liveness")
+        found = explain_budget(made, 1, plan, PlannerOptions(), plain_peak_bytes=200)
+        assert any("--cost measured" in text for text in found.remedies) is advised

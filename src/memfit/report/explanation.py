@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph import Estimate, TrainingGraph, ValueKind
 from memfit.plan import Plan
 from memfit.planners.base import Planner, PlannerOptions
 from memfit.report.step_memory import StepMemory, op_text, step_memory
@@ -209,7 +209,7 @@ def _remedies(
             )
         )
     workspace = parts.get("workspace", 0)
-    if workspace > smallest // 10:
+    if workspace > smallest // 10 and _could_be_measured(graph, memory.at):
         found.append(
             (
                 workspace // 2,
@@ -218,6 +218,12 @@ def _remedies(
             )
         )
     return [text for _, text in sorted(found, key=lambda item: -item[0])]
+
+
+def _could_be_measured(graph: TrainingGraph, at: str | None) -> bool:
+    """Whether an op's workspace was estimated for want of measuring."""
+    reasons = (Estimate.ANALYTIC, Estimate.PROFILER)
+    return any(op.workspace_estimate in reasons and op_text(op) == at for op in graph.ops)
 
 
 def sentences(explanation: Explanation) -> Sequence[str]:
