@@ -202,6 +202,7 @@ def calls_of_each_rule() -> Iterator[OpCall]:
     yield OpCall.of(aten.select_backward.default, (x[0], [24, 40], 0, 1))
     yield OpCall.of(aten.lift_fresh_copy.default, (x,))
     yield OpCall.of(aten.copy.default, (x, torch.rand(40)))
+    yield OpCall.of(aten.copy_.default, (x, torch.rand(40)))
     yield OpCall.of(aten.eye.default, (7,), {"device": torch.device("cpu")})
     yield OpCall.of(aten.scalar_tensor.default, (2.0,), {"device": torch.device("cpu")})
     yield OpCall.of(aten.empty.memory_format, ([3],), {"device": torch.device("cpu")})

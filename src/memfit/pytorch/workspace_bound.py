@@ -49,7 +49,7 @@ def workspace_bound_bytes(call: OpCall, made: Sequence[TensorSpec] | None) -> in
     if call.device.type != "cpu" and not _copies_on_devices(name):
         return 0
     sizes = [_full_bytes(spec) for spec in tensors]
-    return sum(sizes) + max(sizes, default=0) + _NUMBERS_BYTES
+    return sum(sizes) + max(sizes, default=0) + _TRANSPOSE_BYTES + _NUMBERS_BYTES
 
 
 def _copies_on_devices(name: str) -> bool:
@@ -85,7 +85,18 @@ def _convolution_bytes(call: OpCall, tensors: Sequence[TensorSpec]) -> int:
         outside = math.prod(n for axis, n in enumerate(spec.shape) if axis not in channels)
         padded += inside * outside * spec.dtype.itemsize
     scratch = _scratch_bytes() * (2 if call.tensors[0].dtype.itemsize == 2 else 1)
-    return padded * (1 + transposed) + scratch
+    return padded * (1 + transposed) + scratch + _columns_bytes(tensors, weight)
+
+
+def _columns_bytes(tensors: Sequence[TensorSpec], weight: Sequence[int]) -> int:
+    """Of an image for each place of the kernel: 64-bit convolutions are products of matrices."""
+    images = [s for s in tensors if s.shape != weight and len(s.shape) == len(weight)]
+    if not images or images[0].dtype.itemsize < 8:
+        return 0
+    channels = max(s.shape[1] for s in images)
+    places = max(math.prod(s.shape[2:]) for s in images)
+    batch = images[0].shape[0]
+    return batch * channels * places * math.prod(weight[2:]) * images[0].dtype.itemsize
 
 
 def _product_bytes(call: OpCall) -> int:
@@ -95,7 +106,8 @@ def _product_bytes(call: OpCall) -> int:
         rows = spec.shape[-2:]
         if spec.dtype.itemsize == 2:
             stack = math.prod(spec.shape[:-2])
-            copied += stack * _padded(rows, _TILE) * spec.dtype.itemsize
+            vector = _TILE if len(rows) == 1 else 1
+            copied += stack * vector * _padded(rows, _TILE) * spec.dtype.itemsize
         elif len(rows) == 2 and not is_matrix(spec):
             copied += spec.elements * spec.dtype.itemsize
     packs = any(spec.dtype.itemsize == 2 for spec in call.tensors)

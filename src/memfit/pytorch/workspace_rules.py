@@ -30,6 +30,7 @@ __all__ = [
     "cumulated",
     "deviation",
     "extreme",
+    "filled",
     "gelu_backward",
     "group_norm",
     "group_norm_backward",
@@ -44,6 +45,7 @@ __all__ = [
     "mean",
     "nothing",
     "of_one_type",
+    "overwritten",
     "pointwise",
     "product",
     "reduced",
@@ -58,7 +60,6 @@ __all__ = [
 Specs = Sequence[TensorSpec]
 Rule = Callable[[OpCall, Specs], int | None]
 """Bytes from a call and the tensors that it makes; None where the rule cannot tell."""
-
 _WIDEST = 8  # bytes of a Python number as a tensor
 _PARALLEL = 32_768  # elements from which a sum over everything is divided among threads
 _BLOCK_ELEMENTS = 60 * 60  # of a block in which a matrix is transposed
@@ -155,7 +156,8 @@ def both_in_format(of: int, *places: int) -> Rule:
 
     def rule(call: OpCall, made: Specs) -> int | None:
         found = [_operand(s) for s in _present(call, (of, *places))]
-        if S.suggests_channels_last(found[0]) and not all(map(S.is_channels_last, found)):
+        last = any(map(S.suggests_channels_last, found))
+        if last and not all(map(S.is_channels_last, found)):
             return None
         return in_format(of, *places)(call, made)
 
@@ -206,8 +208,7 @@ def pointwise(call: OpCall, made: Specs) -> int | None:
 def converted(first: int = 0) -> Rule:
     """Operands of another type than the common one are converted, Python numbers made tensors.
 
-    Args:
-        first: place of the first operand that has a say in the type.
+    `first` is the place of the first operand that has a say in the type.
     """
 
     def rule(call: OpCall, made: Specs) -> int | None:
@@ -307,10 +308,10 @@ def _threads() -> int:
 
 def cumulated(call: OpCall, made: Specs) -> int | None:
     """A tensor of another type is converted."""
-    x = call.tensors[0]
     if not made:
         return None
-    return 0 if x.dtype is made[0].dtype else x.elements * made[0].dtype.itemsize
+    x, itemsize = call.tensors[0], made[0].dtype.itemsize
+    return 0 if x.dtype is made[0].dtype else x.elements * itemsize
 
 
 # Losses.
@@ -413,8 +414,7 @@ def group_norm_backward(call: OpCall, made: Specs) -> int | None:
 def batch_norm(training: int) -> Rule:
     """A factor and an offset for each channel; channels last, sums of each thread, too.
 
-    Args:
-        training: the place of the flag.
+    `training` is the place of the flag.
     """
 
     def rule(call: OpCall, made: Specs) -> int | None:
@@ -445,20 +445,31 @@ def batch_norm_backward(call: OpCall, made: Specs) -> int | None:
 # Indexing.
 
 
+def overwritten(call: OpCall, made: Specs) -> int | None:
+    """Nothing beside the copy that is written to and returned."""
+    return None if _is_transposed(call.tensors[0]) else 0
+
+
+def filled(call: OpCall, made: Specs) -> int | None:
+    """Nothing, where no matrix is transposed."""
+    return None if any(map(_is_transposed, call.tensors)) else 0
+
+
 def indexed(call: OpCall, made: Specs) -> int | None:
-    """Nothing but for 16-bit floats, whose kernels differ."""
-    return 0 if call.tensors[0].dtype.itemsize != 2 else None
+    """As `overwritten`; kernels for 16-bit floats differ."""
+    return overwritten(call, made) if call.tensors[0].dtype.itemsize != 2 else None
 
 
 def by_integers(call: OpCall, made: Specs) -> int | None:
     """Nothing where indices are int64; masks are made indices, others are converted."""
     indices = [spec for spec in call.args[1] if spec is not None]
-    return 0 if all(spec.dtype is torch.int64 for spec in indices) else None
+    exact = all(spec.dtype is torch.int64 for spec in indices)
+    return overwritten(call, made) if exact else None
 
 
 def index_added(call: OpCall, made: Specs) -> int | None:
-    exact = call.tensors[0].dtype.itemsize != 2 and len(call.tensors[0].shape) > 1
-    return 0 if exact and _is_contiguous(call.tensors[0]) else None
+    x = call.tensors[0]
+    return 0 if x.dtype.itemsize != 2 and len(x.shape) > 1 and _is_contiguous(x) else None
 
 
 def triangle(call: OpCall, made: Specs) -> int | None:
