@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -51,7 +52,7 @@ def test_names() -> None:
         "revolve",
         "store-all",
     ]
-    assert get_planner("auto") is auto.plan
+    assert inspect.unwrap(get_planner("auto")) is auto.plan
     with pytest.raises(UnknownPlannerError) as caught:
         get_planner("fastest")
     assert str(caught.value) == (

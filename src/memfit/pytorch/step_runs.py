@@ -26,7 +26,6 @@ from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.planners import liveness_dp
-from memfit.planners.registry import get_planner
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.replan import GraphPlans, StepOfGraphs, replan
 from memfit.pytorch.settings import Settings
@@ -249,7 +248,7 @@ class StepRuns:
     def _within(self, graph: TrainingGraph) -> Callable[[int], Plan]:
         """The plans of a graph for any budget; the default planner needs one search for all."""
         settings = self.settings
-        if get_planner(settings.planner) is not liveness_dp.plan:
+        if settings.planner != "liveness":
             return lambda budget: settings.decide_within(graph, budget)
         began = time.perf_counter()
         table = liveness_dp.table_for(graph, settings.options)
