@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,11 @@ def convolutions() -> tuple[nn.Module, tuple[Any, ...], None]:
 def planned(case: Any, cost: str, budget: int = AMPLE) -> Plan:
     model, args, loss = case
     return memfit.plan(model, args, loss, budget=budget, cost=cost)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
 
 
 def bounds_in(plan: Plan) -> list[str]:
