@@ -214,7 +214,7 @@ def test_autocast_around_the_forward_pass() -> None:
         loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    options = _options("95%")
+    options = _options("95%", cost="measured")  # bounds of 16-bit products are loose
     got, expected = step(_compiled(model, options)), step(model)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert plans(options)[0].overhead > 0

@@ -166,21 +166,6 @@ def test_workspaces_of_convolutions_are_near_what_is_measured(
     )
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_workspace_of_the_backward_of_softmax(turned: bool) -> None:
-    gradient = torch.empty(64, 128).t() if turned else torch.empty(128, 64)
-    given = (TensorSpec.of(gradient), spec(128, 64), 1, torch.float32)
-    for target in (aten._log_softmax_backward_data.default, aten._softmax_backward_data.default):
-        call = OpCall(target, given)
-        (measured,) = profile_calls([call], time_budget_s=0.0).costs
-        assert measured.source == "measured"
-        if turned:  # copied; how much more is taken is not known
-            assert likely_workspace_bytes(call) is None
-            assert measured.workspace_bytes > 0
-        else:
-            assert likely_workspace_bytes(call) == measured.workspace_bytes == 0
-
-
 def test_no_likely_workspace_where_nothing_is_known() -> None:
     assert likely_workspace_bytes(OpCall(aten.relu.default, (spec(4),))) is None
 

@@ -78,9 +78,14 @@ def analytic_cost(call: OpCall) -> OpCost:
     bound = workspace_bound_bytes(call, found.made if found else None) if known is None else known
     if call.copied:
         bound = max(bound, copied_bytes(call.forms))
-    exact = known is not None and not call.copied
+    exact = (known is not None or _is_custom(call)) and not call.copied
     time_ns = int(max(arithmetic, traffic)) + rates.call_ns
     return OpCost(time_ns, bound, made, "analytic", workspace_known=exact)
+
+
+def _is_custom(call: OpCall) -> bool:
+    """Of an op that is not PyTorch's no estimate would be a bound."""
+    return isinstance(call.target, torch._ops.OpOverload) and call.target.namespace != "aten"
 
 
 def output_specs(call: OpCall) -> tuple[TensorSpec, ...] | None:

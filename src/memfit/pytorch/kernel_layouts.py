@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from memfit.pytorch import strides as S
+from memfit.pytorch.compat import tree_leaves
 from memfit.pytorch.compat_layouts import FakeTensor, corrected_fakes, in_place_layouts
 
 __all__ = ["RULES", "Rule", "corrected", "kernel_strides", "real_layouts"]
@@ -309,7 +310,7 @@ def corrected(
         return result
     many = isinstance(result, (tuple, list))
     outputs = result if many else (result,)
-    if any(_has_symbols(value) for value in (*args, *outputs)):
+    if any(_has_symbols(value) for value in tree_leaves((args, kwargs, outputs))):
         return result
     strides = kernel_strides(op, args, kwargs, outputs)
     changed = [
@@ -324,6 +325,8 @@ def corrected(
 
 
 def _has_symbols(value: Any) -> bool:
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return True
     return isinstance(value, torch.Tensor) and any(
         isinstance(n, torch.SymInt) for n in (*value.shape, *value.stride())
     )

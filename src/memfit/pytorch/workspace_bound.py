@@ -2,7 +2,7 @@
 
 They mean to err on the high side. What oneDNN takes depends on the processor; the bounds hold what
 was measured with AVX-512 and AMX. Of an op that nothing is known of, a copy of every operand and
-every result is reckoned, and one more of the largest.
+every result is reckoned, and one more of the largest. Custom ops are taken to need none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from memfit.pytorch.op_calls import OpCall, TensorSpec
+from memfit.pytorch.strides import is_contiguous
 from memfit.pytorch.workspace_rules import is_matrix
 
 __all__ = ["workspace_bound_bytes"]
@@ -25,6 +26,7 @@ _SCRATCH_BYTES = 32 * 2**10  # of each thread
 _CONVOLUTIONS = frozenset({"convolution", "convolution_backward"})
 _PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "mm", "mv", "addmv", "dot"})
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+_LOSSES = frozenset({"binary_cross_entropy", "binary_cross_entropy_backward"})
 _LARGEST_INPUT = frozenset({"native_batch_norm_backward", "native_group_norm_backward"})
 
 
@@ -36,7 +38,7 @@ def workspace_bound_bytes(call: OpCall, made: Sequence[TensorSpec] | None) -> in
         made: the tensors with storages of their own that it returns; None where not known.
     """
     target = call.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return 0
     name = str(target._schema.name).removeprefix("aten::")
     tensors = [*call.tensors, *(made or ())]
@@ -46,6 +48,8 @@ def workspace_bound_bytes(call: OpCall, made: Sequence[TensorSpec] | None) -> in
         return _product_bytes(call)
     if name in _LARGEST_INPUT or "_norm" in name:
         return _norm_bytes(call, name)
+    if name in _LOSSES and all(_is_plain(spec) for spec in call.tensors):
+        return _NUMBERS_BYTES
     if call.device.type != "cpu" and not _copies_on_devices(name):
         return 0
     sizes = [_full_bytes(spec) for spec in tensors]
@@ -55,6 +59,13 @@ def workspace_bound_bytes(call: OpCall, made: Sequence[TensorSpec] | None) -> in
 def _copies_on_devices(name: str) -> bool:
     """Whether a kernel of other devices may copy what it reads, too."""
     return "softmax" in name or "dropout" in name or name.startswith((_ATTENTION, "upsample_"))
+
+
+def _is_plain(spec: TensorSpec) -> bool:
+    """Whether elements lie one after the other, and sums over them need no wider ones."""
+    return spec.dtype.itemsize >= torch.float32.itemsize and is_contiguous(
+        (spec.shape, spec.stride)
+    )
 
 
 def _full_bytes(spec: TensorSpec) -> int:
