@@ -13,7 +13,7 @@ from programs.program import source
 
 __all__ = ["PER_FILE", "frozen", "outcome"]
 
-PER_FILE = 120
+PER_FILE = 110
 MOST = 4  # statements
 
 
