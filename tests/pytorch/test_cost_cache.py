@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from memfit.pytorch.cost_cache import FORMAT_VERSION, CostCache, cache_folder, open_cost_cache
+from memfit.pytorch import cost_cache
+from memfit.pytorch.cost_cache import (
+    FORMAT_VERSION,
+    CostCache,
+    cache_folder,
+    open_cost_cache,
+    source_digest,
+)
 from memfit.pytorch.op_calls import OpCall, OpCost, TensorSpec
 from memfit.pytorch.profile import profile_calls
 
@@ -78,6 +86,29 @@ def test_other_conditions_are_other_costs(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert CostCache(tmp_path).get(call_of(3)) is not None
+
+
+def test_costs_of_other_code_are_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = CostCache(tmp_path)
+    cache.put(call_of(3), cost(10))
+    cache.save()
+    monkeypatch.setattr(cost_cache, "_own_code", lambda: "another checkout")
+    assert CostCache(tmp_path).get(call_of(3)) is None
+    monkeypatch.undo()
+    assert CostCache(tmp_path).get(call_of(3)) is not None
+
+
+def test_code_is_known_by_names_and_text(tmp_path: Path) -> None:
+    def digest(**files: str) -> str:
+        shutil.rmtree(tmp_path)
+        for name, text in files.items():
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / "rules.py").write_text(text, encoding="utf-8")
+        return source_digest(tmp_path)
+
+    first = digest(a="x = 1", b="y = 2")
+    assert digest(a="x = 1", b="y = 2") == first
+    assert len({first, digest(a="x = 2", b="y = 2"), digest(a="x = 1", c="y = 2")}) == 3
 
 
 def test_two_processes_keep_each_others_costs(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from memfit.liveness import simulate
 from memfit.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
+from memfit.pytorch import cost_cache
 from memfit.pytorch.op_calls import OpCall, TensorSpec
 from memfit.pytorch.plan_cache import FORMAT_VERSION, CachedPlan, PlanCache, plan_key, with_costs
 from memfit.pytorch.shape_plans import Occasion, ShapePlans, structure_of
@@ -320,6 +321,15 @@ def test_the_oldest_plans_go_and_a_folder_that_cannot_be_made_is_only_logged(
     with caplog.at_level(logging.WARNING):
         broken.put("key", made)
     assert "was not kept" in caplog.text
+
+
+def test_plans_of_other_code_have_other_keys(
+    joint_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = joint_graph(Random(0), 4)
+    before = plan_key(graph, [CALL], "d")
+    monkeypatch.setattr(cost_cache, "_own_code", lambda: "another checkout")
+    assert plan_key(graph, [CALL], "d") != before
 
 
 def test_calls_without_a_stable_name_have_no_key(joint_graph: MakeGraph) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "cache_folder",
     "conditions_digest",
     "open_cost_cache",
+    "source_digest",
 ]
 
 FORMAT_VERSION = 1
@@ -80,11 +81,11 @@ def open_cost_cache(enabled: bool | None = None, *, read_only: bool = False) -> 
 class CostCache:
     """Op costs measured before under the same conditions.
 
-    A cost is found again only for the same op signature, PyTorch version, device, processor, thread
-    count, determinism setting and, on CUDA, settings of cuDNN. There is one JSON file for each set
-    of conditions, written whole. Processes that save at the same time do not damage it; at worst
-    one's newest costs are missed and measured again. A file that cannot be read is ignored, with a
-    warning in the log.
+    A cost is found again only for the same op signature, code of memfit, PyTorch version, device,
+    processor, thread count, determinism setting and, on CUDA, settings of cuDNN. There is one JSON
+    file for each set of conditions, written whole. Processes that save at the same time do not
+    damage it; at worst one's newest costs are missed and measured again. A file that cannot be read
+    is ignored, with a warning in the log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -168,8 +169,23 @@ def _entry(value: Any) -> OpCost:
     return OpCost(time_ns, workspace_bytes, output_bytes, "cached")
 
 
+def source_digest(folder: Path) -> str:
+    """A digest of the Python files of a package, by name and text."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _own_code() -> str:
+    """Memfit's: what estimates, measures and plans, which releases and checkouts differ in."""
+    return source_digest(Path(__file__).parents[1])
+
+
 def conditions_digest(device: torch.device) -> str:
-    """A digest of all that changes what the same op costs on this machine."""
+    """A digest of all that changes what the same op costs on this machine, memfit's code too."""
     text = json.dumps(_conditions(device), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -180,6 +196,7 @@ def _conditions(device: torch.device) -> dict[str, Any]:
     more = _cudnn_conditions() if device.type == "cuda" else {}
     return {
         "format_version": FORMAT_VERSION,
+        "memfit": _own_code(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "processor": _processor(),
