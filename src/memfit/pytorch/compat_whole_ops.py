@@ -102,16 +102,17 @@ def _other_kernels() -> dict[Any, Kernel]:
 
 
 @lru_cache(maxsize=1)
-def _families(_known: int) -> tuple[frozenset[Any], tuple[Any, ...]]:
+def _families(_known: tuple[int, int]) -> tuple[frozenset[Any], tuple[Any, ...]]:
     """Random ops, and ops to keep whole, of the so many ops that PyTorch has looked up so far."""
     seeded: set[Any] = set()
     whole: list[Any] = []
-    for name in dir(aten):
-        packet = getattr(aten, name)
-        ops = [getattr(packet, overload) for overload in getattr(packet, "overloads", list)()]
-        seeded.update(op for op in ops if torch.Tag.nondeterministic_seeded in op.tags)
-        if name.startswith(_WHOLE):
-            whole += ops
+    for namespace in (aten, torch.ops.memfit):
+        for name in dir(namespace):
+            packet = getattr(namespace, name)
+            ops = [getattr(packet, overload) for overload in getattr(packet, "overloads", list)()]
+            seeded.update(op for op in ops if torch.Tag.nondeterministic_seeded in op.tags)
+            if namespace is aten and name.startswith(_WHOLE):
+                whole += ops
     return frozenset(seeded), tuple(whole)
 
 
@@ -125,7 +126,7 @@ def whole_ops() -> Iterator[None]:
     Numbers that are read out of tensors stay numbers: PyTorch would compute with tensors instead,
     in another order.
     """
-    seeded, whole = _families(len(dir(aten)))
+    seeded, whole = _families((len(dir(aten)), len(dir(torch.ops.memfit))))
     others = _other_kernels()
     before = {op: dict(op.py_kernels) for op in (*whole, *others)}
     for op in before:

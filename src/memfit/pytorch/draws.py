@@ -38,6 +38,7 @@ def _fake_normal_with_gaps(x: torch.Tensor, *_: object, **__: object) -> torch.T
 
 
 torch.library.register_fake("memfit::normal_with_gaps", _fake_normal_with_gaps, lib=_LIBRARY)
+_NORMAL = torch.ops.memfit.normal_with_gaps.default
 
 
 def draw_in_place(
@@ -56,7 +57,7 @@ def draw_in_place(
     layout = tuple(x.shape), tuple(x.stride())
     if op is aten.normal_.default and not S.is_dense(layout):
         given = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
-        x.copy_(torch.ops.memfit.normal_with_gaps(x, *given, **kwargs))
+        x.copy_(_NORMAL(x, *given, **kwargs))
         return True
     order = sorted(range(x.ndim), key=lambda d: (-x.stride(d), d))  # from outermost to innermost
     if op is aten.bernoulli_.float and order != list(range(x.ndim)):
