@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from programs.fixed import TENS, Part
 
-import pytest
-
-from programs.fixed import PER_FILE, frozen, outcome
-
-COUNTS: Counter[str] = Counter()
+PART = Part(1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def only_new_garbage() -> object:
-    with frozen():
-        yield
-
-
-@pytest.mark.parametrize("tens", range(PER_FILE // 10))
+@TENS
 def test_programs_train_as_in_plain_pytorch(tens: int) -> None:
-    first = PER_FILE + 10 * tens
-    found = [wrong for seed in range(first, first + 10) if (wrong := outcome(seed, COUNTS))]
-    assert not found, "\n".join(found)
+    PART.train(tens)
 
 
 def test_most_programs_are_trained() -> None:
-    if COUNTS.total() >= PER_FILE // 2:  # where all of them ran in this process
-        assert COUNTS["right"] > 10 * COUNTS["refused"]
+    PART.most_are_trained()
