@@ -14,7 +14,9 @@ from torch import nn
 
 from memfit.graph import ValueKind
 from memfit.liveness import simulate
+from memfit.pytorch.analytic_cost import analytic_cost, output_specs
 from memfit.pytorch.api import capture
+from memfit.pytorch.kernel_workspace import known_workspace_bytes
 from memfit.pytorch.likely_workspace import likely_workspace_bytes
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.op_calls import OpCall, TensorSpec
@@ -164,6 +166,22 @@ def test_workspaces_of_convolutions_are_near_what_is_measured(
     assert [likely_workspace_bytes(call) for call in calls] == pytest.approx(
         measured, rel=0.1, abs=2**16
     )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_workspace_of_the_backward_of_softmax(turned: bool) -> None:
+    gradient = torch.empty(64, 128).t() if turned else torch.empty(128, 64)
+    given = (TensorSpec.of(gradient), spec(128, 64), 1, torch.float32)
+    for target in (aten._log_softmax_backward_data.default, aten._softmax_backward_data.default):
+        call = OpCall(target, given)
+        (measured,) = profile_calls([call], time_budget_s=0.0).costs
+        assert measured.source == "measured"
+        known = known_workspace_bytes(call, output_specs(call))
+        if turned:  # copied; how much more is taken is not known
+            assert known is None
+            assert 0 < measured.workspace_bytes <= analytic_cost(call).workspace_bytes
+        else:
+            assert known == measured.workspace_bytes == 0
 
 
 def test_no_likely_workspace_where_nothing_is_known() -> None:
