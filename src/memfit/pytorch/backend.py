@@ -162,6 +162,7 @@ class StepBackend:
         self.given = Given()
         self._input_bytes = 0
         self._kinds: dict[int, ValueKind] = {}
+        self._leaves: set[int] = set()
         self._behind: Mapping[fx.Node, tuple[int, ...]] = {}
         self._replication = replication or Replication()
         self._overlap = self._replication.overlapper()
@@ -194,6 +195,11 @@ class StepBackend:
                 self._kinds[i] = ValueKind.PARAMETER
             elif isinstance(example, torch.Tensor) and i in static:
                 self._kinds[i] = ValueKind.BUFFER
+        self._leaves = {
+            i
+            for i, x in enumerate(example_inputs)
+            if isinstance(x, torch.Tensor) and x.requires_grad and x.is_leaf
+        }
         given = [x for i, x in enumerate(example_inputs) if i not in self._kinds]
         self._inputs = shapes_text([x for x in given if isinstance(x, torch.Tensor)])
         try:
@@ -322,7 +328,9 @@ class StepBackend:
             parameters = {p for p, kind in kinds.items() if kind is ValueKind.PARAMETER}
             if self._stored is not None:
                 self._stored.read(joint, num_fwd_outputs)
-            J.own_gradients(joint, num_fwd_outputs, parameters)
+            places = zip(J.primals(joint), J.positions(joint), strict=True)
+            leaves = {p for p, i in places if i in self._leaves}
+            J.own_gradients(joint, num_fwd_outputs, parameters | leaves)
             step = self._read(joint, num_fwd_outputs, kinds)
             self.count.captured()
             if self._replication.bucket_view:

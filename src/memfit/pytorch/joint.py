@@ -125,17 +125,17 @@ def normalise(joint: fx.GraphModule) -> None:
     joint.graph.eliminate_dead_code()
 
 
-def own_gradients(joint: fx.GraphModule, forward_outputs: int, parameters: Set[fx.Node]) -> None:
+def own_gradients(joint: fx.GraphModule, forward_outputs: int, leaves: Set[fx.Node]) -> None:
     """Copy, inside the graph, the gradients that autograd would copy after it.
 
-    A parameter's `.grad` takes over the tensor that the backward pass returns, unless that tensor
-    is returned twice, belongs to somebody else, or is not laid out as the parameter is: then
-    autograd copies it. Where the copy is an op of the graph, its memory is planned.
+    A leaf's `.grad` takes over the tensor that the backward pass returns, unless that tensor is
+    returned twice, belongs to somebody else, or is not laid out as the leaf is: then autograd
+    copies it. Where the copy is an op of the graph, its memory is planned.
 
     Args:
         joint: the graph; changed in place.
         forward_outputs: number of outputs of the forward pass.
-        parameters: the placeholders that are parameters.
+        leaves: the placeholders that are parameters, or inputs that nothing computed.
     """
     outputs, gradients = joint_outputs(joint, forward_outputs)
     (end,) = joint.graph.find_nodes(op="output")
@@ -145,7 +145,7 @@ def own_gradients(joint: fx.GraphModule, forward_outputs: int, parameters: Set[f
             continue
         fits = gradient not in taken and gradient.op == "call_function"
         taken.add(gradient)
-        if primal not in parameters or (fits and _laid_out_alike(gradient, primal)):
+        if primal not in leaves or (fits and _laid_out_alike(gradient, primal)):
             continue
         with joint.graph.inserting_before(end):
             gradients[i] = _copy_like(joint.graph, gradient, primal)
