@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit import _core
-from memfit._core.python_chain import ChainUnit
+from memfit._core.problem import ChainUnit
 from memfit.errors import InfeasibleBudgetError
 from memfit.files import write_text_whole
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind

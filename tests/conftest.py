@@ -49,7 +49,7 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Runs the test once with each core; the native run is skipped where it is not built."""
     name: str = request.param
     if name == "native":
-        module = pytest.importorskip("memfit._core.native_core", reason="native core is not built")
+        module = pytest.importorskip("memfit._core.native", reason="native core is not built")
         monkeypatch.setattr(_core, "_fast", module)
     else:
         monkeypatch.setattr(_core, "_fast", None)

@@ -121,7 +121,7 @@ struct Generator {
     }
   }
 
-  // As Cut.of in python_stage.py.
+  // As Cut.of in memfit/_core/problem.py.
   Cuts cuts() {
     Cuts result;
     result.lower = some_lower_sets(random, reads_from);

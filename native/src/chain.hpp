@@ -1,6 +1,6 @@
 // Nested strategies over a chain of alike steps.
 //
-// Gives the same answers as memfit/_core/python_chain.py, which explains the model.
+// Gives the same answers as memfit/_core/reference/chain.py, which explains the model.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@
 
 namespace memfit {
 
-// One step of a chain; see ChainUnit in python_chain.py.
+// One step of a chain; see ChainUnit in memfit/_core/problem.py.
 struct ChainUnit {
   std::int64_t held_bytes, sweep_cost, sweep_bytes, lent_bytes, first_bytes;
   CostFront leaf;

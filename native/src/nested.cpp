@@ -74,7 +74,7 @@ std::int64_t dead_bytes(const StageProblem& p, const Cuts& cuts, std::size_t a, 
   return total;
 }
 
-// What a stage of a variant keeps; see piece_keep in python_stage.py.
+// What a stage of a variant keeps; see piece_keep in memfit/_core/problem.py.
 void find_kept(const StageProblem& p, const std::vector<std::int32_t>& ops, const std::vector<char>& edge,
                const std::vector<char>& flags, std::vector<std::int32_t>& keep) {
   keep.clear();

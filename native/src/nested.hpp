@@ -1,6 +1,6 @@
 // Nested strategies over a row of cuts: reversals of stretches, recursively.
 //
-// Gives the same answers as memfit/_core/python_nested.py and python_sweeps.py, which explain the
+// Gives the same answers as memfit/_core/reference/nested.py and sweeps.py, which explain the
 // model.
 #pragma once
 
@@ -25,7 +25,7 @@ struct StagedCost {
   std::int64_t sweep_bytes = 0;
 };
 
-// What the ops between two cuts cost; see Stretch in python_sweeps.py.
+// What the ops between two cuts cost; see Stretch in memfit/_core/problem.py.
 struct Stretch {
   std::int64_t always_bytes = 0;
   std::int64_t held_bytes = 0;

@@ -1,6 +1,6 @@
 // Pareto fronts of (cost still to come, bytes still needed) with bounded size.
 //
-// Gives the same answers as memfit/_core/python_slots.py, which explains them.
+// Gives the same answers as memfit/_core/slots.py, which explains them.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The lower pieces of a stage over several blocks; see Stack in memfit/_core/python_blocks.py.
+// The lower pieces of a stage over several blocks; see Stack in memfit/_core/reference/stage_dp.py.
 #pragma once
 
 #include <algorithm>

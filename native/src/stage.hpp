@@ -1,6 +1,6 @@
 // Blocks of a training graph and the simulation of pieces of stages in them.
 //
-// Gives the same answers as memfit/_core/python_stage.py, which explains the model.
+// Gives the same answers as memfit/_core/reference/stage.py, which explains the model.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace memfit {
 
 [[nodiscard]] inline std::size_t at(std::int32_t i) { return static_cast<std::size_t>(i); }
 
-// One block, as lists; see StageProblem in python_stage.py.
+// One block, as lists; see StageProblem in memfit/_core/problem.py.
 struct StageLists {
   using Rows = std::vector<std::vector<std::int32_t>>;
   using Flags = std::vector<bool>;
@@ -63,7 +63,7 @@ struct StageProblem {
   Lists forward_readers, backward_readers, backward_writers;
 };
 
-// Lower sets of a block, with what the way back leaves at each; see Cut in python_stage.py.
+// Lower sets of a block, with what the way back leaves at each; see Cut in memfit/_core/problem.py.
 struct Cuts {
   BitMatrix lower;     // by forward op
   BitMatrix finished;  // by backward op
@@ -75,7 +75,7 @@ struct Cuts {
 // Throws std::invalid_argument where cuts are none of the problem's.
 void check_cuts(const StageProblem& problem, const Cuts& cuts);
 
-// What a piece of a stage costs; see PieceCost in python_stage.py.
+// What a piece of a stage costs; see PieceCost in memfit/_core/problem.py.
 struct PieceCost {
   std::int64_t cost = 0;
   std::int64_t cached_bytes = 0;
@@ -99,7 +99,7 @@ struct InnerCost {
   std::int64_t backward_bytes = 0;
 };
 
-// All pieces of one block, simulated; see BlockTable in python_blocks.py. `cuts` begin with the
+// All pieces of one block, simulated; see BlockTable in reference/stage_dp.py. `cuts` begin with the
 // block's lower end and end with its upper one. `threads` workers (0: as many as there are cores)
 // share the work; the result does not depend on their number.
 class BlockTable {

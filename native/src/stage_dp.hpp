@@ -1,6 +1,6 @@
 // The best sequence of stages over the blocks of a graph.
 //
-// Gives the same answers as memfit/_core/python_blocks.py, which explains the model.
+// Gives the same answers as memfit/_core/reference/stage_dp.py, which explains the model.
 #pragma once
 
 #include <array>

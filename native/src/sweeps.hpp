@@ -1,6 +1,6 @@
 // Sweeps: forward ops that run once more to hold values at a cut. Included by nested.cpp only.
 //
-// Gives the same answers as memfit/_core/python_sweeps.py.
+// Gives the same answers as memfit/_core/reference/sweeps.py.
 #pragma once
 
 #include <algorithm>

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from memfit._core.python_stage import Cut, StageProblem, bits, piece_keep
+from memfit._core.problem import Cut, StageProblem, bits, piece_keep
 from memfit.cutting import BackwardRanks, choose_cuts, rank_backward
 from memfit.graph import TrainingGraph, ValueKind
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memfit._core.python_stage import bits
+from memfit._core.problem import bits
 from memfit.graph import TrainingGraph
 
 __all__ = ["Functions", "functions_of"]

@@ -1,8 +1,8 @@
 """Nested strategies as schedules: stretches of a graph that are swept and reversed recursively.
 
-The order of computations follows `memfit._core.python_nested`: the first pass keeps what its stages
-say; on the way back a stage runs its backward ops, or is swept again and reversed in parts. Each
-copy of a value is read until it is given up; then the next copy takes its place.
+The order of computations follows `memfit._core.reference.nested`: the first pass keeps what its
+stages say; on the way back a stage runs its backward ops, or is swept again and reversed in parts.
+Each copy of a value is read until it is given up; then the next copy takes its place.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from memfit._core.python_nested import TopStage, Tree
-from memfit._core.python_stage import Cut, piece_keep
-from memfit._core.python_sweeps import always_kept
+from memfit._core.problem import Cut, TopStage, Tree, always_kept, piece_keep
 from memfit.blocks import Block
 from memfit.graph import TrainingGraph, ValueKind
 from memfit.plan import Stage

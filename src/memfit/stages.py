@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from memfit._core.python_blocks import StageStep
-from memfit._core.python_stage import Cut, PieceCost, bits, piece_keep, simulate_piece
+from memfit._core.problem import Cut, PieceCost, StageStep, bits, piece_keep
+from memfit._core.reference.stage import simulate_piece
 from memfit.blocks import Blocks
 from memfit.graph import Op, TrainingGraph, ValueKind
 from memfit.plan import Stage

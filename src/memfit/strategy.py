@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from memfit._core.python_stage import bits
+from memfit._core.problem import bits
 from memfit.errors import GraphError
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate

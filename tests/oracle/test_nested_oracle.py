@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from memfit import _core
-from memfit._core.python_nested import TopStage, Tree
+from memfit._core.problem import TopStage, Tree
 from memfit.graph import TrainingGraph
 from memfit.liveness import simulate
 from memfit.nested import CutLine, NestedPath

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from memfit._core.python_slots import (
-    NOTHING,
-    Front,
-    FrontBuilder,
-    last_front,
-    need_at,
-    slot_shift,
-)
+from memfit._core.slots import NOTHING, Front, FrontBuilder, last_front, need_at, slot_shift
 from memfit.blocks import Block, Blocks, cut_graph
 from memfit.coarsening import links, negligible_bytes, useful_ops
 from memfit.graph import TrainingGraph, ValueKind

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memfit import _core
-from memfit._core.python_chain import ChainUnit, chain_table
+from memfit._core.problem import ChainUnit
+from memfit._core.reference.chain import chain_table
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import bare_graph

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit import _core
-from memfit._core.python_canonical import canonical_edges
+from memfit._core.reference.canonical import canonical_edges
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.graph_io import bare_graph, graph_from_json, graph_to_json

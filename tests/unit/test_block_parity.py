@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from memfit._core import python_blocks
-from memfit._core.python_blocks import BlockTable
-from memfit._core.python_stage import Cut, PieceCost, StageProblem
+from memfit._core.problem import Cut, PieceCost, StageProblem
+from memfit._core.reference import stage_dp as python_blocks
+from memfit._core.reference.stage_dp import BlockTable
 from memfit.graph import TrainingGraph
 from memfit.planners.liveness_table import Effort, LivenessTable, build_table
 
 if TYPE_CHECKING:
-    from memfit._core import native_core as native
+    from memfit._core import native
 else:
     try:
-        from memfit._core import native_core as native
+        from memfit._core import native
     except ImportError:
         native = None
 

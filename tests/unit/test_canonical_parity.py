@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memfit._core import python_canonical, python_lower_sets
+from memfit._core.reference import canonical as python_canonical
+from memfit._core.reference import lower_sets as python_lower_sets
 
 if TYPE_CHECKING:
-    from memfit._core import native_core as native
+    from memfit._core import native
 else:
     try:
-        from memfit._core import native_core as native
+        from memfit._core import native
     except ImportError:
         native = None
 

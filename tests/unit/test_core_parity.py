@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 import memfit
 from memfit import _core
-from memfit._core import python_lower_sets
+from memfit._core.reference import lower_sets as python_lower_sets
 from memfit.errors import TooManyLowerSetsError
 
 if TYPE_CHECKING:
-    from memfit._core import native_core as native
+    from memfit._core import native
 else:
     try:
-        from memfit._core import native_core as native
+        from memfit._core import native
     except ImportError:
         native = None
 

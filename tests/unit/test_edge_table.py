@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from memfit._core.python_pareto import EdgeTable
+from memfit._core.reference.canonical_dp import EdgeTable
 
 Row = tuple[int, int, int, int, int, int]
 

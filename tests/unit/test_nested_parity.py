@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from memfit._core import python_chain, python_nested
-from memfit._core.python_chain import ChainUnit
-from memfit._core.python_slots import NOTHING
+from memfit._core.problem import ChainUnit
+from memfit._core.reference import chain as python_chain
+from memfit._core.reference import nested as python_nested
+from memfit._core.slots import NOTHING
 from memfit.blocks import blocks_at
 from memfit.cutting import barred_ends, rank_backward
 from memfit.planners.nested_cuts import even_variants
 from memfit.stages import BackwardStages
 
 if TYPE_CHECKING:
-    from memfit._core import native_core as native
+    from memfit._core import native
 else:
     try:
-        from memfit._core import native_core as native
+        from memfit._core import native
     except ImportError:
         native = None
 

@@ -20,10 +20,10 @@ from memfit.planners.liveness_table import Effort, build_table
 from memfit.stages import store_all_schedule
 
 if TYPE_CHECKING:
-    from memfit._core import native_core as native
+    from memfit._core import native
 else:
     try:
-        from memfit._core import native_core as native
+        from memfit._core import native
     except ImportError:
         native = None
 

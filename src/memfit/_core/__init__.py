@@ -10,22 +10,17 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memfit._core import (
-    python_blocks,
-    python_canonical,
-    python_chain,
-    python_lower_sets,
-    python_nested,
-)
-from memfit._core.python_slots import NOTHING, Front
-from memfit._core.python_stage import Cut, StageProblem
+from memfit._core import reference
+from memfit._core.problem import Cut, StageProblem
+from memfit._core.slots import NOTHING, Front
 from memfit.errors import UsageError
 
 if TYPE_CHECKING:
-    from memfit._core.python_blocks import BlockTable, StageTable
-    from memfit._core.python_canonical import CanonicalTable
-    from memfit._core.python_chain import ChainTable, ChainUnit
-    from memfit._core.python_nested import NestedTable
+    from memfit._core.problem import ChainUnit
+    from memfit._core.reference.canonical import CanonicalTable
+    from memfit._core.reference.chain import ChainTable
+    from memfit._core.reference.nested import NestedTable
+    from memfit._core.reference.stage_dp import BlockTable, StageTable
 
 __all__ = [
     "BlockTable",
@@ -50,7 +45,7 @@ if _WANTED not in ("", "native", "python"):
     raise UsageError(f"MEMFIT_CORE is {_WANTED!r}; set it to native or python, or leave it unset")
 if _WANTED != "python":
     try:
-        from memfit._core import native_core as _fast
+        from memfit._core import native as _fast
     except ImportError as error:
         if _WANTED == "native":
             raise
@@ -82,11 +77,11 @@ def core_compiler() -> str | None:
 
 
 if not TYPE_CHECKING:
-    BlockTable = python_blocks.BlockTable if _fast is None else _fast.BlockTable
-    StageTable = python_blocks.StageTable if _fast is None else _fast.StageTable
-    ChainTable = python_chain.ChainTable if _fast is None else _fast.ChainTable
-    NestedTable = python_nested.NestedTable if _fast is None else _fast.NestedTable
-    CanonicalTable = python_canonical.CanonicalTable if _fast is None else _fast.CanonicalTable
+    BlockTable = reference.stage_dp.BlockTable if _fast is None else _fast.BlockTable
+    StageTable = reference.stage_dp.StageTable if _fast is None else _fast.StageTable
+    ChainTable = reference.chain.ChainTable if _fast is None else _fast.ChainTable
+    NestedTable = reference.nested.NestedTable if _fast is None else _fast.NestedTable
+    CanonicalTable = reference.canonical.CanonicalTable if _fast is None else _fast.CanonicalTable
 
 
 def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> list[int]:
@@ -103,7 +98,7 @@ def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> l
         TooManyLowerSetsError: there are more than `limit`; found out after about as many.
     """
     _tell_once()
-    core = python_lower_sets if _fast is None else _fast
+    core = reference.lower_sets if _fast is None else _fast
     found: list[int] = core.enumerate_lower_sets(predecessors, limit)
     return found
 
@@ -135,7 +130,7 @@ def canonical_table(
         progress: called with the share done.
     """
     _tell_once()
-    core = python_canonical if _fast is None else _fast
+    core = reference.canonical if _fast is None else _fast
     table: CanonicalTable = core.canonical_table(
         predecessors, node_bytes, node_cost, lower_sets, connected, progress
     )
@@ -147,9 +142,9 @@ def block_table(
     cuts: Sequence[Cut],
     progress: Callable[[float], None] | None = None,
 ) -> BlockTable:
-    """All pieces of stages within a block, simulated; see `memfit._core.python_blocks`."""
+    """All pieces of stages within a block, simulated; see `memfit._core.reference.stage_dp`."""
     _tell_once()
-    core = python_blocks if _fast is None else _fast
+    core = reference.stage_dp if _fast is None else _fast
     table: BlockTable = core.block_table(problem, cuts, progress)
     return table
 
@@ -161,7 +156,7 @@ def stage_table(
     slots: int,
     progress: Callable[[float], None] | None = None,
 ) -> StageTable:
-    """The whole trade-off of a graph cut into blocks; see `memfit._core.python_blocks`.
+    """The whole trade-off of a graph cut into blocks; see `memfit._core.reference.stage_dp`.
 
     Args:
         tables: for each block in forward order, its pieces; alike blocks may share one.
@@ -171,7 +166,7 @@ def stage_table(
         progress: called with the share done.
     """
     _tell_once()
-    core = python_blocks if _fast is None else _fast
+    core = reference.stage_dp if _fast is None else _fast
     table: StageTable = core.stage_table(tables, base_bytes, total_cost, slots, progress)
     return table
 
@@ -183,7 +178,7 @@ def nested_table(
     after: Front = ((0,), (NOTHING,)),
     progress: Callable[[float], None] | None = None,
 ) -> NestedTable:
-    """Nested strategies over the cuts of a block; see `memfit._core.python_nested`.
+    """Nested strategies over the cuts of a block; see `memfit._core.reference.nested`.
 
     Args:
         problem: the block.
@@ -194,7 +189,7 @@ def nested_table(
         progress: called with the share done.
     """
     _tell_once()
-    core = python_nested if _fast is None else _fast
+    core = reference.nested if _fast is None else _fast
     table: NestedTable = core.nested_table(problem, cuts, base_bytes, after, progress=progress)
     return table
 
@@ -207,7 +202,7 @@ def chain_table(
     parts: int = 1,
     first: ChainUnit | None = None,
 ) -> ChainTable:
-    """Nested strategies over a chain of alike steps; see `memfit._core.python_chain`.
+    """Nested strategies over a chain of alike steps; see `memfit._core.reference.chain`.
 
     Args:
         unit: one step.
@@ -219,6 +214,6 @@ def chain_table(
         first: the first step, where it is not like the others.
     """
     _tell_once()
-    core = python_chain if _fast is None else _fast
+    core = reference.chain if _fast is None else _fast
     table: ChainTable = core.chain_table(unit, steps, after, most_levels, parts, first)
     return table

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memfit import _core
-from memfit._core.python_chain import ChainUnit
-from memfit._core.python_nested import TopStage, Tree
-from memfit._core.python_slots import NOTHING, Front
-from memfit._core.python_stage import Cut
+from memfit._core.problem import ChainUnit, Cut, TopStage, Tree
+from memfit._core.slots import NOTHING, Front
 from memfit.blocks import Block, Blocks, blocks_at, cut_graph
 from memfit.coarsening import links, useful_ops
 from memfit.cutting import barred_ends, rank_backward

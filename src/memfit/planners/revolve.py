@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from memfit._core.python_nested import TopStage, Tree
+from memfit._core.problem import TopStage, Tree
 from memfit.blocks import blocks_at
 from memfit.cutting import barred_ends, rank_backward
 from memfit.errors import InfeasibleBudgetError, UsageError

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from memfit._core.python_slots import Front
+from memfit._core.problem import ChainUnit
+from memfit._core.slots import Front
 
-__all__ = ["ChainTable", "ChainUnit", "chain_table"]
+__all__ = ["ChainTable", "chain_table"]
 
 _NEVER = 1 << 62
 _EVERY_SPLIT = 48
@@ -29,33 +29,6 @@ _BACK, _AHEAD = 2, 3
 """Longer ones try so many splits before and after the best one of a chain one step shorter."""
 
 _NESTED = -1
-
-
-@dataclass(frozen=True, slots=True)
-class ChainUnit:
-    """One step of a chain. Bytes are beyond what the cache holds below the stretch at hand.
-
-    Attributes:
-        held_bytes: what holding the interface between two steps takes.
-        sweep_cost: cost of computing the next interface again.
-        sweep_bytes: peak of that, over one step.
-        lent_bytes: the same in the midst of a sweep, with the interface that it starts from.
-        first_bytes: peak of the first pass over a step that keeps its interface.
-        leaf: costs and needs of reversing one step.
-        staged: for each variant (cost, cached bytes, peak on the way back, peak of the sweep) of
-            a stage of one step, its sweep included.
-        top: for each variant (cost, cached bytes, peak forward, peak on the way back) of such a
-            stage in the first pass.
-    """
-
-    held_bytes: int
-    sweep_cost: int
-    sweep_bytes: int
-    lent_bytes: int
-    first_bytes: int
-    leaf: Front
-    staged: Sequence[tuple[int, int, int, int]] = ()
-    top: Sequence[tuple[int, int, int, int]] = ()
 
 
 _Best = tuple[int, int, int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from memfit._core.python_pareto import EdgeTable
+from memfit._core.reference.canonical_dp import EdgeTable
 
 __all__ = ["CanonicalTable", "canonical_edges", "canonical_table"]
 

@@ -6,11 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import memfit._core._native as _native
-from memfit._core.python_chain import ChainUnit
-from memfit._core.python_nested import MANTISSA_BITS, TopStage, Tree
-from memfit._core.python_slots import NOTHING, Front
-from memfit._core.python_stage import Cut, StageProblem
-from memfit._core.python_sweeps import Stretch
+from memfit._core.problem import ChainUnit, Cut, StageProblem, Stretch, TopStage, Tree
+from memfit._core.slots import MANTISSA_BITS, NOTHING, Front
 from memfit.errors import TooManyLowerSetsError
 
 __all__ = [
@@ -50,7 +47,7 @@ def _pack(masks: Sequence[int], bits: int) -> bytes:
 
 
 def enumerate_lower_sets(predecessors: Sequence[Sequence[int]], limit: int) -> list[int]:
-    """See `memfit._core.python_lower_sets.enumerate_lower_sets`."""
+    """See `memfit._core.reference.lower_sets.enumerate_lower_sets`."""
     data = _native.enumerate_lower_sets(predecessors, limit)
     if data is None:
         raise TooManyLowerSetsError(limit)
@@ -67,7 +64,7 @@ def canonical_table(
     progress: Callable[[float], None] | None = None,
     threads: int = 0,
 ) -> CanonicalTable:
-    """See `memfit._core.python_canonical.canonical_table`; `threads` 0 means one a CPU core."""
+    """See `memfit._core.reference.canonical.canonical_table`; `threads` 0 means one a CPU core."""
     return _native.canonical_table(
         predecessors,
         node_bytes,
@@ -92,7 +89,7 @@ def block_table(
     progress: Callable[[float], None] | None = None,
     threads: int = 0,
 ) -> BlockTable:
-    """See `memfit._core.python_blocks.block_table`; `threads` 0 means one a CPU core."""
+    """See `memfit._core.reference.stage_dp.block_table`; `threads` 0 means one a CPU core."""
     return _native.block_table(
         _problem(problem),
         len(cuts),
@@ -114,12 +111,12 @@ def stage_table(
     progress: Callable[[float], None] | None = None,
     threads: int = 0,
 ) -> StageTable:
-    """See `memfit._core.python_blocks.stage_table`; `threads` 0 means one a CPU core."""
+    """See `memfit._core.reference.stage_dp.stage_table`; `threads` 0 means one a CPU core."""
     return _native.stage_table(tables, base_bytes, total_cost, slots, threads, progress)
 
 
 class NestedTable:
-    """See `memfit._core.python_nested.NestedTable`."""
+    """See `memfit._core.reference.nested.NestedTable`."""
 
     def __init__(self, table: _native.NestedTable) -> None:
         self._table = table

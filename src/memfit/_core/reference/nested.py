@@ -14,25 +14,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import Union
 
-from memfit._core.python_slots import NOTHING, Front
-from memfit._core.python_stage import Cut, StageProblem
-from memfit._core.python_sweeps import Stretch, always_kept, idle_values, simulate_stretch
+from memfit._core.problem import Cut, StageProblem, Stretch, TopStage, Tree, always_kept
+from memfit._core.reference.sweeps import idle_values, simulate_stretch
+from memfit._core.slots import MANTISSA_BITS, NOTHING, Front
 
-__all__ = ["MANTISSA_BITS", "NestedTable", "TopStage", "Tree", "nested_table"]
+__all__ = ["NestedTable", "nested_table"]
 
-MANTISSA_BITS = 8
-"""Of labels whose costs agree in so many leading bits, the one with the least need stays."""
 
 _NESTED = -1
 
-Tree = tuple[int, int, int, Union[int, "Tree"], Union["Tree", None]]
-"""(i, k, j, how (i, k) is reversed, how (k, j) is). How (i, k) is: a variant, or a tree. A leaf is
-(i, j, j, -1, None)."""
-
-TopStage = tuple[int, int, int | Tree]
-"""A stage of the first pass: where it begins and ends; a variant, or how it is reversed."""
 
 _Label = tuple[int, int, int, int, int, int]
 """(need, cost, k, option, label of (i, k), label of what comes after k)."""

@@ -9,76 +9,13 @@ own sake: forward outputs, outputs of ops that must not run again, small values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
-from memfit._core.python_stage import (
-    Cut,
-    StageProblem,
-    _forward_bytes,
-    bits,
-    piece_keep,
-    simulate_piece,
-)
+from memfit._core.problem import Cut, StageProblem, Stretch, bits, dead_bytes, piece_keep
+from memfit._core.reference.stage import _forward_bytes, simulate_piece
 
-__all__ = [
-    "Stretch",
-    "always_kept",
-    "dead_bytes",
-    "idle_values",
-    "simulate_stretch",
-    "sweep",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """What the ops between two cuts cost in a nested strategy. Bytes are beyond the cache.
-
-    Attributes:
-        always_bytes: bytes of its values that are always kept.
-        held_bytes: bytes of its other values that the upper cut's boundary holds.
-        dead_bytes: bytes of the upper cut's boundary, made below the lower cut, that nothing below
-            the upper one needs.
-        first_bytes: peak of its first computation where only the above are kept.
-        sweep_cost, sweep_bytes: cost and peak of computing the boundary again, what is always kept
-            left out.
-        lent_bytes: the same peak where the lower interface is freed on the way, and counts.
-        leaf_cost, leaf_bytes: cost and peak of its backward ops from the lower cut alone; None
-            where the pair of cuts is no stage.
-        staged: for each variant, (cost, cached, peak forward, peak backward, cost and peak of the
-            sweep) where a stage keeps what the variant says.
-    """
-
-    always_bytes: int
-    held_bytes: int
-    dead_bytes: int
-    first_bytes: int
-    sweep_cost: int
-    sweep_bytes: int
-    lent_bytes: int
-    leaf_cost: int
-    leaf_bytes: int
-    staged: tuple[tuple[int, int, int, int, int, int], ...]
-
-
-def always_kept(problem: StageProblem) -> list[bool]:
-    """For each value, whether every strategy keeps it from its first computation on."""
-    result = []
-    for s, producer in enumerate(problem.forward_producer):
-        if producer < 0:
-            result.append(False)
-            continue
-        fixed = not problem.forward_recomputable[producer]
-        later = problem.backward_readers[s] or problem.forward_readers[s] or problem.read_above[s]
-        small = problem.value_bytes[s] <= problem.always_keep_bytes
-        result.append(
-            problem.outlives[s]
-            or problem.always_keep[s]
-            or bool(fixed and later)
-            or bool(small and problem.backward_readers[s])
-        )
-    return result
+__all__ = ["idle_values", "simulate_stretch", "sweep"]
 
 
 def sweep(
@@ -137,23 +74,6 @@ def sweep(
             if not always[s] and s not in uses and s not in wanted:
                 current -= size[s]
     return sum(problem.forward_cost[v] for v in order), peak
-
-
-def dead_bytes(problem: StageProblem, lower: Cut, upper: Cut) -> int:
-    """Bytes of the upper cut's boundary, made below the lower cut, that nothing below it needs."""
-    total = 0
-    for s in upper.boundary:
-        producer = problem.forward_producer[s]
-        if not (problem.from_below[s] or (producer >= 0 and lower.lower >> producer & 1)):
-            continue
-        if problem.outlives[s] or problem.used_below[s]:
-            continue
-        if any(upper.lower >> r & 1 for r in problem.forward_readers[s]):
-            continue
-        if any(not upper.finished >> r & 1 for r in problem.backward_readers[s]):
-            continue
-        total += problem.value_bytes[s]
-    return total
 
 
 def idle_values(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-__all__ = ["NOTHING", "Front", "FrontBuilder", "last_front", "slot_shift"]
+__all__ = ["MANTISSA_BITS", "NOTHING", "Front", "FrontBuilder", "last_front", "slot_shift"]
 
 NOTHING = -(1 << 62)
 """The need of the last state."""
@@ -68,3 +68,7 @@ class FrontBuilder:
                 costs.append(cost)
                 needs.append(need)
         return costs, needs
+
+
+MANTISSA_BITS = 8
+"""Of labels whose costs agree in so many leading bits, the one with the least need stays."""

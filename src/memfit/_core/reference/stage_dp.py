@@ -11,19 +11,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from memfit._core.python_slots import (
-    Front,
-    FrontBuilder,
-    last_front,
-    need_at,
-    slot_shift,
-)
-from memfit._core.python_stage import Cut, PieceCost, StageProblem, provided, simulate_piece
+from memfit._core.problem import Cut, PieceCost, StageProblem, StageStep, provided
+from memfit._core.reference.stage import simulate_piece
+from memfit._core.slots import Front, FrontBuilder, last_front, need_at, slot_shift
 
-__all__ = ["BlockTable", "StageStep", "StageTable", "block_table", "stage_table"]
+__all__ = ["BlockTable", "StageTable", "block_table", "stage_table"]
 
-StageStep = tuple[int, int, int, int, int]
-"""A stage: block and cut where it begins, block and cut where it ends, variant."""
 
 _NONE = -(1 << 62)
 
