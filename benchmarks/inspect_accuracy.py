@@ -16,10 +16,10 @@ from typing import Any
 import networks
 import torch
 
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.unallocated import holds_memory, without_memory
-from memfit.stages import store_all_schedule
 
 CASES: dict[str, tuple[Callable[..., networks.Case], dict[str, Any]]] = {
     "resnet50": (networks.resnet50, {}),

@@ -29,13 +29,13 @@ from memfit.bounds import LowerBound, bound_graph, highs_version
 from memfit.carried import StepOrder
 from memfit.errors import InfeasibleBudgetError
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.graph_io import read_graph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.graph_file import read_graph
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
-from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planning_graphs import HERE, reference_folder

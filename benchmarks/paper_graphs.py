@@ -18,8 +18,8 @@ from typing import Any
 from planning_graphs import CACHE, HERE, reference_folder
 
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.graph_io import read_graph, write_graph
+from memfit.graph.graph_file import read_graph, write_graph
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["THREADS", "Batches", "captured", "published"]
 

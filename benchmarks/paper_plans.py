@@ -16,13 +16,13 @@ from typing import Any
 
 from memfit.bookkeeping import functions_of
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import peak_of_order, simulate
-from memfit.plan import Plan
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import peak_of_order, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner, liveness_dp, nested_dp
 from memfit.planners.paper_dp import PaperTable, Strategy, build_table
 from memfit.planners.peers import PeerPoint, chen_points, salimans_points, undominated
-from memfit.stages import store_all_order
 
 __all__ = ["FAMILIES", "SHARES", "Ours", "describe", "plain_peak_bytes"]
 

@@ -43,7 +43,7 @@ from torch import nn
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.pytorch.api import capture
 from memfit.pytorch.measure import measure_step, steady_allocator

@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph, read_graph, write_graph
+from memfit.graph.graph_file import read_graph, write_graph
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = [
     "CASES",

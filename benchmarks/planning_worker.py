@@ -23,12 +23,12 @@ from typing import Any
 from planning_graphs import CASES, capture_to_cache, reference_folder
 
 from memfit.errors import InfeasibleBudgetError, MemfitError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan, PlanStatus
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan, PlanStatus
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions, TradeOff
 from memfit.planners.registry import get_curve, get_planner
-from memfit.stages import store_all_schedule
 
 ENOUGH_SECONDS = 150.0  # of timing; repeats are dropped rather than going far beyond it
 PAPER_FAMILY = {"exact": "all", "approximate": "pruned"}

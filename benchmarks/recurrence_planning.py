@@ -29,14 +29,14 @@ from memfit import _core
 from memfit._core.problem import ChainUnit
 from memfit.errors import InfeasibleBudgetError
 from memfit.files import write_text_whole
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import read_graph
-from memfit.liveness import peak_of_order
-from memfit.plan import Plan
+from memfit.graph.graph_file import read_graph
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import peak_of_order
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner, liveness_dp, nested_dp
 from memfit.planners.binomial import forward_steps, gruslys_mixed, sqrt_checkpointing
 from memfit.planners.nested_table import EFFORT, build_nested
-from memfit.stages import store_all_order
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planning_graphs import CACHE, HERE, reference_folder

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 
 from memfit.errors import InfeasibleBudgetError
 from memfit.files import write_bytes_whole
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.pytorch.api import capture
 from memfit.pytorch.capture import CapturedStep

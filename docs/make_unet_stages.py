@@ -22,8 +22,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
 import memfit
 from memfit.files import write_bytes_whole
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.api import capture
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.demo_model import demo_case

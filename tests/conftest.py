@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings
 
 from memfit import _core
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 
 settings.register_profile("memfit", deadline=None, max_examples=100, print_blob=True)
 settings.load_profile("memfit")

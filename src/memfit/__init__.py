@@ -8,26 +8,28 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from memfit._version import __version__
+from memfit.errors import (
+    CaptureError,
+    ExecutionError,
+    GraphError,
+    GraphFileError,
+    InfeasibleBudgetError,
+    InvalidBudgetError,
+    MemfitError,
+    PlanMismatchError,
+    TooManyLowerSetsError,
+    UnknownPlannerError,
+    UnsupportedTorchError,
+    UsageError,
+)
+
 if TYPE_CHECKING:
+    from memfit._core import build_info
     from memfit.bounds.lower_bound import LowerBound
-    from memfit.errors import (
-        CaptureError,
-        ExecutionError,
-        GraphError,
-        GraphFileError,
-        InfeasibleBudgetError,
-        InvalidBudgetError,
-        MemfitError,
-        PlanMismatchError,
-        TooManyLowerSetsError,
-        UnknownPlannerError,
-        UnsupportedTorchError,
-        UsageError,
-    )
-    from memfit.plan import Plan
+    from memfit.graph.plan import Plan
     from memfit.planners.base import TradeOff
     from memfit.pytorch.api import fit, plan, trade_off
     from memfit.pytorch.bound import bound
@@ -62,12 +64,11 @@ __all__ = [
     "verify",
 ]
 
-__version__ = "0.1.0"
-
 _HOME = {
     "LowerBound": "memfit.bounds.lower_bound",
-    "Plan": "memfit.plan",
+    "Plan": "memfit.graph.plan",
     "TradeOff": "memfit.planners.base",
+    "build_info": "memfit._core",
     "allow_recompute": "memfit.pytorch.effects",
     "bound": "memfit.pytorch.bound",
     "fit": "memfit.pytorch.api",
@@ -81,9 +82,9 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name == "integrations":
         return importlib.import_module("memfit.integrations")
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'memfit' has no attribute {name!r}")
-    home = importlib.import_module(_HOME.get(name, "memfit.errors"))
+    home = importlib.import_module(_HOME[name])
     value = getattr(home, name)
     globals()[name] = value
     return value
@@ -93,36 +94,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _Package(ModuleType):
-    """Keeps the function `memfit.plan` in place when the module `memfit.plan` is imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "plan" and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 if "torch" in sys.modules:  # lets `torch.compile(backend="memfit")` find it in a checkout, too
-    from memfit.errors import UnsupportedTorchError as _Unsupported
-
-    with contextlib.suppress(_Unsupported):  # plans of graph files need no torch; the rest says so
+    with contextlib.suppress(UnsupportedTorchError):  # graph files need no torch; the rest says so
         importlib.import_module("memfit.pytorch.compile_backend")
-
-
-def build_info() -> dict[str, str | None]:
-    """Which core memfit runs on.
-
-    Returns:
-        `version`; `core`, which is `native` or `python`; and `compiler`, the one that built the
-        native core, or None.
-    """
-    from memfit import _core
-
-    return {
-        "version": __version__,
-        "core": _core.core_name(),
-        "compiler": _core.core_compiler(),
-    }

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from memfit._core.problem import Cut, StageProblem, bits, piece_keep
 from memfit.cutting import BackwardRanks, choose_cuts, rank_backward
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["Block", "Blocks", "blocks_at", "cut_graph"]
 

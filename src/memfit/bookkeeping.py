@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memfit._core.problem import bits
-from memfit.graph import TrainingGraph
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["Functions", "functions_of"]
 

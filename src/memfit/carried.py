@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.schedule import Compute, Schedule
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["CarriedValues", "Row", "StepOrder"]
 

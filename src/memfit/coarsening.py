@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["links", "negligible_bytes", "useful_ops", "without_links"]
 

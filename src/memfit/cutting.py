@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = [
     "BackwardRanks",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from memfit import _core
 from memfit.errors import TooManyLowerSetsError, UsageError
-from memfit.graph import TrainingGraph
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = [
     "FAMILIES",

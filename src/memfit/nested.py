@@ -15,9 +15,9 @@ from itertools import pairwise
 
 from memfit._core.problem import Cut, TopStage, Tree, always_kept, piece_keep
 from memfit.blocks import Block
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.plan import Stage
-from memfit.schedule import Compute, Schedule
+from memfit.graph.plan import Stage
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["CutLine", "NestedPath"]
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from memfit.carried import CarriedValues, Row
-from memfit.graph import ValueKind
+from memfit.graph.training_graph import ValueKind
 
 __all__ = ["ForwardMemory", "RowMemory"]
 

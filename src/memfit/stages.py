@@ -12,18 +12,12 @@ from functools import cached_property
 from memfit._core.problem import Cut, PieceCost, StageStep, bits, piece_keep
 from memfit._core.reference.stage import simulate_piece
 from memfit.blocks import Blocks
-from memfit.graph import Op, TrainingGraph, ValueKind
-from memfit.plan import Stage
-from memfit.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Stage
+from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.training_graph import Op, TrainingGraph, ValueKind
 
-__all__ = [
-    "BackwardStages",
-    "Piece",
-    "StagePath",
-    "StageSpace",
-    "store_all_order",
-    "store_all_schedule",
-]
+__all__ = ["BackwardStages", "Piece", "StagePath", "StageSpace"]
 
 
 @dataclass(frozen=True)
@@ -332,15 +326,3 @@ def _way_back(pieces: Sequence[Piece]) -> list[int]:
                 order += piece.way_back[0]
         order += after
     return order
-
-
-def store_all_order(graph: TrainingGraph) -> OpOrder:
-    """The plain step: program order, everything that the backward pass reads is kept."""
-    keep = {i for i, v in enumerate(graph.values) if v.kind is ValueKind.ACTIVATION}
-    count = graph.forward_count
-    return OpOrder(range(count), range(count, len(graph.ops)), keep)
-
-
-def store_all_schedule(graph: TrainingGraph) -> Schedule:
-    """The schedule of the plain step."""
-    return make_schedule(graph, *store_all_order(graph))

@@ -14,10 +14,10 @@ from typing import Literal
 
 from memfit._core.problem import bits
 from memfit.errors import GraphError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Stage
-from memfit.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.plan import Stage
+from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.stages import BackwardStages
 
 __all__ = [

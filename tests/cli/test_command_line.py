@@ -18,7 +18,8 @@ import memfit
 from memfit.cli import demo_command, main, output
 from memfit.cli.output import one_line, print_json
 from memfit.errors import ExecutionError, InfeasibleBudgetError
-from memfit.graph_io import bare_graph, write_graph
+from memfit.graph.graph_file import write_graph
+from memfit.graph.published import bare_graph
 
 COMMANDS = (
     "demo", "inspect", "sweep", "plan", "verify", "report", "max-batch", "explain", "solve",

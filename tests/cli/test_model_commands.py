@@ -13,8 +13,8 @@ import torch
 
 from memfit.cli import demo_command, main
 from memfit.errors import InfeasibleBudgetError
-from memfit.plan import Plan
-from memfit.plan_file import load_plan_file
+from memfit.graph.plan import Plan
+from memfit.graph.plan_file import load_plan_file
 from memfit.pytorch import demo_model, verify
 
 MODELS = """

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from memfit.cli import build_parser, demo_command, main, output
-from memfit.graph_io import write_graph
+from memfit.graph.graph_file import write_graph
 from memfit.pytorch import demo_model
 from support.report_graphs import network
 

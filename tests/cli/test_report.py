@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from memfit.cli import main
-from memfit.graph_io import write_graph
-from memfit.plan import Plan
-from memfit.plan_file import load_plan_file, save_plan_file
+from memfit.graph.graph_file import write_graph
+from memfit.graph.plan import Plan
+from memfit.graph.plan_file import load_plan_file, save_plan_file
 from support.report_graphs import network
 
 Run = Callable[..., tuple[int, str, str]]

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from memfit.cli import main
-from memfit.graph_io import bare_graph, write_graph
+from memfit.graph.graph_file import write_graph
+from memfit.graph.published import bare_graph
 
 MODELS = """
 import torch

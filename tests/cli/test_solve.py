@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from memfit.cli import main
-from memfit.graph_io import bare_graph, write_graph
+from memfit.graph.graph_file import write_graph
+from memfit.graph.published import bare_graph
 from memfit.planners import paper_dp
 
 Run = Callable[..., tuple[int, str, str]]

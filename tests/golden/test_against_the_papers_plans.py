@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import read_graph
+from memfit.graph.graph_file import read_graph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.paper_dp import build_table
 from memfit.planners.peers import PeerPoint, undominated

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import read_graph
-from memfit.liveness import simulate
+from memfit.graph.graph_file import read_graph
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, liveness_dp
-from memfit.stages import store_all_schedule
 
 PLAIN_PEAK_BYTES = {
     "vgg19": 2_132_279_296,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from memfit.bounds import bound_plan
-from memfit.graph_io import read_graph
-from memfit.liveness import simulate
+from memfit.graph.graph_file import read_graph
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
 from memfit.planners import PlannerOptions, get_planner
-from memfit.stages import store_all_schedule
 
 # Optima in the paper's cost model, for the order of the plan's ops, by share of the plain peak.
 OPTIMA = {

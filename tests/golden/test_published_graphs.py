@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from memfit.cli import main
-from memfit.graph_io import graph_from_json, graph_to_json, read_graph
+from memfit.graph.graph_file import graph_from_json, graph_to_json, read_graph
 from memfit.lower_sets import lower_sets
 
 PLANNER_OF = {"all": "exact", "pruned": "approximate"}

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import memfit
-from memfit.graph_io import bare_graph, write_graph
+from memfit.graph.graph_file import write_graph
+from memfit.graph.published import bare_graph
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "src", "native")
@@ -179,7 +180,7 @@ def test_planning_works_and_says_once_that_it_is_slower(
 
 
 PLAN_TWICE = """
-from memfit.graph_io import read_graph
+from memfit.graph.graph_file import read_graph
 from memfit.planners import PlannerOptions, get_planner
 graph = read_graph({path!r})
 for name in ("liveness", "exact", "approximate", "liveness"):

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_curve, get_planner
 
 Outcome = tuple[int, int, int]

@@ -9,8 +9,8 @@ from typing import Any
 
 from memfit import _core
 from memfit._core.problem import TopStage, Tree
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.nested import CutLine, NestedPath
 from memfit.planners.nested_table import NestedEffort, NestedPlans, build_nested
 

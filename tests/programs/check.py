@@ -13,8 +13,8 @@ import torch
 
 import memfit
 from memfit.errors import ExecutionError, InfeasibleBudgetError, MemfitError, UsageError
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.registry import PLANNERS
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.settings import settings_for

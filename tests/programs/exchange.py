@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch import settings as settings_module
 from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture import CapturedStep

@@ -8,7 +8,7 @@ from random import Random
 from memfit._core.slots import NOTHING, Front, FrontBuilder, last_front, need_at, slot_shift
 from memfit.blocks import Block, Blocks, cut_graph
 from memfit.coarsening import links, negligible_bytes, useful_ops
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.lower_sets import lower_sets
 from memfit.planners.liveness_table import keep_variants
 from memfit.stages import BackwardStages

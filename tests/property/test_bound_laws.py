@@ -13,14 +13,14 @@ from memfit.bounds import bound_graph, bound_plan
 from memfit.bounds.program import build_program
 from memfit.carried import CarriedValues, StepOrder
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner, local_search
 from memfit.planners.local_search import improve
 from memfit.row_memory import RowMemory
-from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
 from support.any_schedule import assignment, broken_rows, random_schedule
 
 seeds = st.integers(0, 10**9)

@@ -12,8 +12,8 @@ import pytest
 from memfit import blocks as blocks_module
 from memfit import cutting
 from memfit.coarsening import links, useful_ops, without_links
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import liveness_table
 from memfit.planners.liveness_table import Effort, LivenessTable, build_table
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from memfit.graph import TrainingGraph
-from memfit.liveness import peak_of_order, simulate
+from memfit.graph.plain import store_all_order
+from memfit.graph.schedule import OpOrder, make_schedule
+from memfit.graph.simulator import peak_of_order, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.lower_sets import lower_sets
-from memfit.schedule import OpOrder, make_schedule
-from memfit.stages import store_all_order
 from memfit.strategy import canonical_order
 
 MakeGraph = Callable[[Random, int], TrainingGraph]

@@ -13,15 +13,15 @@ from memfit import _core
 from memfit._core.problem import ChainUnit
 from memfit._core.reference.chain import chain_table
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.published import bare_graph
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_curve, get_planner
 from memfit.planners.binomial import forward_steps
 from memfit.planners.nested_cuts import slight_bytes
 from memfit.planners.nested_table import EFFORT, build_nested
-from memfit.stages import store_all_schedule
 
 OPTIONS = PlannerOptions()
 seeds = st.integers(0, 10**9)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.liveness import simulate
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PLANNERS, PlannerOptions, get_curve, get_planner
 
 BIG = 1 << 40

@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PLANNERS, PlannerOptions, get_curve, get_planner
 from memfit.planners.paper_dp import build_table
 

@@ -13,8 +13,10 @@ from memfit import blocks as blocks_module
 from memfit import cutting
 from memfit.coarsening import useful_ops
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.schedule import Schedule, make_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.lower_sets import lower_sets
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.liveness_dp import plan_from_table, table_for
@@ -24,8 +26,6 @@ from memfit.planners.liveness_table import (
     build_table,
     keep_variants,
 )
-from memfit.schedule import Schedule, make_schedule
-from memfit.stages import store_all_schedule
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 Point = tuple[int, int]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph
+from memfit.graph.plan import PlanStatus
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.lower_sets import FAMILIES, lower_sets
-from memfit.plan import PlanStatus
 from memfit.planners import PlannerOptions, get_curve, get_planner, paper_dp
 from memfit.strategy import (
     cached_bytes,

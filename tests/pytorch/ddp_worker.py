@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import memfit
-from memfit.graph import ValueKind
+from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.measure import measure_step
 from support.ranks import run_rank
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import memfit
 from memfit.errors import CaptureError, MemfitError, PlanMismatchError, UsageError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.pytorch.optimizer import optimizer_state_bytes
 from memfit.pytorch.planned_method import PlannedMethod
 

@@ -26,7 +26,7 @@ from memfit.errors import (
     UnknownPlannerError,
     UsageError,
 )
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 
 
 class Net(nn.Module):

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import memfit
+from memfit.budget import parse_budget
 from memfit.errors import InvalidBudgetError, UsageError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.pytorch.fit_blocks import block_budgets
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.pieces import piece_bytes
 from memfit.pytorch.plan_sharing import TIMEOUT_VARIABLE, plan_timeout_s
-from memfit.units import parse_budget
 from support.ranks import Ranks, finish, found_by_ranks, start
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

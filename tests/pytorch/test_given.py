@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.graph import ValueKind
+from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.compile_backend import plans
 from memfit.pytorch.given import tensors_within
 from memfit.pytorch.measure import measure_step

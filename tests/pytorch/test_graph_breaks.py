@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.pytorch.compile_backend import plans
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.step_budget import BudgetWarning

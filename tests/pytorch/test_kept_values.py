@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import memfit
+from memfit.graph.schedule import Schedule, make_schedule
 from memfit.pytorch import backend
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.lower import lower
-from memfit.schedule import Schedule, make_schedule
 
 aten = torch.ops.aten
 

@@ -15,8 +15,8 @@ from torch._higher_order_ops.while_loop import while_loop
 
 import memfit
 from memfit.errors import CaptureError, InfeasibleBudgetError, UsageError
+from memfit.graph.plan import Plan
 from memfit.loop_plan import LoopPlan, repeated_steps
-from memfit.plan import Plan
 from memfit.pytorch.api import capture
 from memfit.pytorch.capture_progress import CAPTURING, TRACING
 from memfit.pytorch.measure import measure_step

@@ -11,13 +11,13 @@ import torch
 from functorch.compile import min_cut_rematerialization_partition
 from torch import nn
 
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import simulate
+from memfit.graph.schedule import Schedule, make_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners import PlannerOptions, get_planner
 from memfit.pytorch import joint as J
 from memfit.pytorch.api import capture
 from memfit.pytorch.capture import CapturedStep
-from memfit.schedule import Schedule, make_schedule
 
 
 def min_cut_values(step: CapturedStep) -> set[int]:

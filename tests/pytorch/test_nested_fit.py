@@ -10,7 +10,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import InfeasibleBudgetError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.pytorch.measure import measure_step
 
 

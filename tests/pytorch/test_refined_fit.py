@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.liveness import simulate
+from memfit.graph.simulator import simulate
 from memfit.planners import PlannerOptions, get_planner
 from memfit.pytorch.api import plan_step
 from memfit.pytorch.measure import measure_step

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import liveness_dp
 from memfit.planners.base import PlannerOptions
 from memfit.pytorch.divide import Level, divide

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
 from memfit.pytorch import cost_cache

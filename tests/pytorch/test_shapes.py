@@ -20,7 +20,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import CaptureError, InfeasibleBudgetError, UsageError
-from memfit.liveness import simulate
+from memfit.graph.simulator import simulate
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.shapes import WARN_AT, WARN_AT_SAME, ShapeCount, in_planning_order, parse_shapes

@@ -16,7 +16,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import InfeasibleBudgetError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.pytorch.api import capture
 from memfit.pytorch.measure import measure_step
 from memfit.pytorch.verify import VerifyResult

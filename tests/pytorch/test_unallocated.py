@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from memfit.graph import ValueKind
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.analytic_cost import analytic_cost, output_specs
 from memfit.pytorch.api import capture
 from memfit.pytorch.kernel_workspace import known_workspace_bytes
@@ -22,7 +23,6 @@ from memfit.pytorch.measure import measure_step
 from memfit.pytorch.op_calls import OpCall, TensorSpec
 from memfit.pytorch.profile import profile_calls
 from memfit.pytorch.unallocated import holds_memory, without_memory
-from memfit.stages import store_all_schedule
 
 ROOT = Path(__file__).parents[2]
 aten = torch.ops.aten

@@ -13,7 +13,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import InfeasibleBudgetError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 
 AMPLE = 2**50
 WORDS = 400

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from memfit.errors import PlanMismatchError
-from memfit.graph import TrainingGraph
-from memfit.liveness import CATEGORIES, simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import CATEGORIES, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.report.figure import trace_of
 from memfit.report.html import render_page
@@ -26,7 +27,6 @@ from memfit.report.page_views import (
     stage_of_ops,
     timeline_columns,
 )
-from memfit.stages import store_all_schedule
 from support.report_graphs import BLOCK_OPS, network, segmented_plan
 
 

@@ -6,8 +6,8 @@ from random import Random
 
 from memfit.bounds.program import SpanProgram
 from memfit.carried import CarriedValues
-from memfit.graph import TrainingGraph
-from memfit.schedule import Compute, Schedule
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["assignment", "broken_rows", "random_schedule"]
 

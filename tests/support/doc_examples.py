@@ -32,7 +32,8 @@ from types import ModuleType
 import torch
 
 from memfit.cli import build_parser, main
-from memfit.graph_io import bare_graph, graph_to_json
+from memfit.graph.graph_file import graph_to_json
+from memfit.graph.published import bare_graph
 
 __all__ = ["LANGUAGES", "Block", "Page", "blocks_of", "check_command", "not_run", "write_page"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.schedule import Compute, Schedule
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["cheapest_schedule"]
 

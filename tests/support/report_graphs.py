@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from memfit.graph import TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
-from memfit.liveness import simulate
-from memfit.plan import Plan, PlanStatus, make_plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan, PlanStatus, make_plan
+from memfit.graph.published import bare_graph
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.planners.chen import segmentations
-from memfit.stages import store_all_schedule
 from memfit.strategy import canonical_schedule, canonical_stages
 
 __all__ = ["BLOCK_OPS", "LARGE", "SMALL", "network", "segmented_plan"]

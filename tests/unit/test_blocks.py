@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from memfit.blocks import Blocks, cut_graph
 from memfit.coarsening import useful_ops
 from memfit.cutting import articulations
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners.liveness_table import keep_variants
 from memfit.stages import BackwardStages
 

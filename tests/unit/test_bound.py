@@ -12,11 +12,11 @@ from memfit.bounds import LowerBound, bound_graph, bound_plan, search
 from memfit.bounds.highs import Solved
 from memfit.carried import StepOrder
 from memfit.errors import ExecutionError, PlanMismatchError, UsageError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.published import bare_graph
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner
-from memfit.stages import store_all_schedule
 
 
 def chain(n: int, size: int = 10) -> TrainingGraph:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.estimates import estimate_note, noting_estimates
-from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import graph_from_json, graph_to_json
+from memfit.graph.estimates import estimate_note, noting_estimates
+from memfit.graph.graph_file import graph_from_json, graph_to_json
+from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PLANNERS, PlannerOptions, get_curve, get_planner
 from memfit.report.explanation import explain_budget
 

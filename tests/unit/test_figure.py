@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from memfit.errors import UsageError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph.schedule import Schedule, make_schedule
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.report.figure import Trace, save_timeline_figure, trace_of
-from memfit.schedule import Schedule, make_schedule
 
 KIB = 2**10
 LENGTH = 6

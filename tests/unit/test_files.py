@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from memfit.budget import parse_budget
 from memfit.errors import InvalidBudgetError, UsageError
 from memfit.files import write_text_whole
-from memfit.units import parse_budget
 
 
 def test_a_file_is_exchanged(tmp_path: Path) -> None:

@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 
 from memfit.errors import GraphError, GraphFileError
-from memfit.graph import ValueKind
-from memfit.graph_io import (
-    bare_graph,
-    graph_from_json,
-    graph_from_published,
-    graph_to_json,
-    read_graph,
-    write_graph,
-)
+from memfit.graph.graph_file import graph_from_json, graph_to_json, read_graph, write_graph
+from memfit.graph.published import bare_graph, graph_from_published
+from memfit.graph.training_graph import ValueKind
 
 #     x (input 0)   w (parameter 1)
 #          \        /

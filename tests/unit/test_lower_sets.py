@@ -6,8 +6,8 @@ import pytest
 
 from memfit import _core
 from memfit.errors import TooManyLowerSetsError, UsageError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.lower_sets import ancestor_sets, boundary, choose_family, is_lower_set, lower_sets
 
 

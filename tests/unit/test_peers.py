@@ -8,9 +8,10 @@ from random import Random
 
 import pytest
 
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.published import bare_graph
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_curve
 from memfit.planners.peers import (
     PeerPoint,
@@ -19,7 +20,6 @@ from memfit.planners.peers import (
     sqrt_point,
     undominated,
 )
-from memfit.stages import store_all_schedule
 
 
 def chain(n: int) -> TrainingGraph:

@@ -11,13 +11,13 @@ import pytest
 
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import bare_graph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.published import bare_graph
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner, liveness_dp, liveness_table
 from memfit.planners.liveness_table import Effort, build_table
-from memfit.stages import store_all_schedule
 
 if TYPE_CHECKING:
     from memfit._core import native

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
-from memfit.plan import Plan, PlanStatus
+from memfit.graph.plan import Plan, PlanStatus
+from memfit.graph.published import bare_graph
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import (
     PLANNERS,
     PlannerOptions,

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from memfit import _core
-from memfit.graph import Phase, TrainingGraph
+from memfit.graph.training_graph import Phase, TrainingGraph
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "planning_graphs.py"
 

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
-from memfit.liveness import peak_of_order, simulate
+from memfit.graph.plain import store_all_order, store_all_schedule
+from memfit.graph.published import bare_graph
+from memfit.graph.schedule import make_schedule
+from memfit.graph.simulator import peak_of_order, simulate
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.checkpointing import checkpoint_order
 from memfit.planners.peers import salimans_points
 from memfit.planners.salimans_memory import spaced_bottlenecks
 from memfit.planners.salimans_speed import costly_ops, is_costly
-from memfit.schedule import make_schedule
-from memfit.stages import store_all_order, store_all_schedule
 
 NAMES = ("salimans-memory", "salimans-speed", "salimans-collection")
 

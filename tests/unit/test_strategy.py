@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from memfit.errors import GraphError
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.graph_io import bare_graph
-from memfit.liveness import simulate
-from memfit.schedule import Schedule
+from memfit.graph.published import bare_graph
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.strategy import (
     FormulaStage,
     cached_bytes,

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.schedule import make_schedule
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.report import (
     DemoRow,
     binding_text,
@@ -20,7 +21,6 @@ from memfit.report import (
     stages_table,
     verify_table,
 )
-from memfit.schedule import make_schedule
 
 MIB = 2**20
 GRAPH = TrainingGraph(

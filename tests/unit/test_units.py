@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memfit.budget import Budget, parse_budget, parse_bytes
 from memfit.errors import InvalidBudgetError, UsageError
-from memfit.units import Budget, format_bytes, format_time_ns, parse_budget, parse_bytes
+from memfit.units import format_bytes, format_time_ns
 
 
 @pytest.mark.parametrize(

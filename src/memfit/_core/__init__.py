@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from memfit._core import reference
 from memfit._core.problem import Cut, StageProblem
 from memfit._core.slots import NOTHING, Front
+from memfit._version import __version__
 from memfit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "NestedTable",
     "StageTable",
     "block_table",
+    "build_info",
     "canonical_table",
     "chain_table",
     "core_compiler",
@@ -74,6 +76,16 @@ def core_name() -> str:
 def core_compiler() -> str | None:
     """The compiler that built the native core; None for the Python core."""
     return None if _fast is None else str(_fast.COMPILER)
+
+
+def build_info() -> dict[str, str | None]:
+    """Which core memfit runs on.
+
+    Returns:
+        `version`; `core`, which is `native` or `python`; and `compiler`, the one that built the
+        native core, or None.
+    """
+    return {"version": __version__, "core": core_name(), "compiler": core_compiler()}
 
 
 if not TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from memfit.schedule import Schedule
+from memfit.graph.schedule import Schedule
 
 __all__ = ["CLOSE", "LowerBound"]
 

@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from memfit import __version__, build_info
+from memfit._core import build_info
+from memfit._version import __version__
 from memfit.cli import (
     demo_command,
     explain_command,

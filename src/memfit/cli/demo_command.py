@@ -205,8 +205,8 @@ def _draw(path: Path, step: CapturedStep, row: _Row, report: Progress | None) ->
     """The picture of the tightest budget; None where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
+    from memfit.graph.plain import store_all_schedule
     from memfit.report.figure import save_timeline_figure, trace_of
-    from memfit.stages import store_all_schedule
 
     if report is not None:
         report("drawing", 0.0)

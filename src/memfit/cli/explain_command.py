@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from memfit.budget import parse_budget
 from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, load_graph
 from memfit.cli.output import (
     EXIT_INFEASIBLE,
@@ -15,11 +16,10 @@ from memfit.cli.output import (
     stdout_console,
 )
 from memfit.errors import UsageError
-from memfit.estimates import estimate_note
-from memfit.liveness import simulate
+from memfit.graph.estimates import estimate_note
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
 from memfit.planners import PLANNERS, PlannerOptions, get_planner
-from memfit.stages import store_all_schedule
-from memfit.units import parse_budget
 
 __all__ = ["add_parser", "run"]
 

@@ -18,8 +18,8 @@ from memfit.cli.target import (
     parse_device,
 )
 from memfit.errors import MemfitError, UsageError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import read_graph
+from memfit.graph.graph_file import read_graph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Progress
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from memfit.budget import parse_bytes
 from memfit.cli.graph_case import (
     add_optimizer_argument,
     capture_unallocated,
@@ -20,7 +21,7 @@ from memfit.cli.output import (
 )
 from memfit.cli.target import add_target_arguments, check_target_arguments
 from memfit.errors import InvalidBudgetError, UsageError
-from memfit.units import format_bytes, parse_bytes
+from memfit.units import format_bytes
 
 __all__ = ["add_parser", "run"]
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
-        from memfit.estimates import estimate_note
+        from memfit.graph.estimates import estimate_note
         from memfit.report.explanation import floor_of_any_plan
         from memfit.report.step_memory import memory_tables, step_memory
 

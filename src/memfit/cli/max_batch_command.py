@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from memfit.budget import parse_budget
 from memfit.cli.batch_search import Found, Trial, largest_batch
 from memfit.cli.graph_case import (
     add_optimizer_argument,
@@ -27,14 +28,14 @@ from memfit.cli.plan_command import make_optimizer
 from memfit.cli.resizing import first_size, resized_arguments, resized_case
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.estimates import estimate_note
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.estimates import estimate_note
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PLANNERS, PlannerOptions, get_planner
 from memfit.planners.base import Progress
-from memfit.stages import store_all_schedule
-from memfit.units import format_bytes, parse_budget
+from memfit.units import format_bytes
 
 if TYPE_CHECKING:
     from memfit.pytorch.verify import VerifyResult

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memfit.bounds import LowerBound, bound_plan
+from memfit.budget import parse_budget
 from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     add_output_arguments,
@@ -20,9 +21,8 @@ from memfit.cli.output import (
 )
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import UsageError
-from memfit.plan_file import save_plan_file
+from memfit.graph.plan_file import save_plan_file
 from memfit.planners import PLANNERS, get_planner
-from memfit.units import parse_budget
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ from memfit.cli.output import (
     stdout_console,
 )
 from memfit.errors import UsageError
-from memfit.graph_io import read_graph
-from memfit.plan_file import PlanFile, load_plan_file
+from memfit.graph.graph_file import read_graph
+from memfit.graph.plan_file import PlanFile, load_plan_file
 from memfit.planners import PlannerOptions
 from memfit.report.html import save_report
 from memfit.report.page_curve import CurveSample, sample_curve

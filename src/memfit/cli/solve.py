@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from memfit.bounds import LowerBound, bound_graph, bound_plan
+from memfit.budget import parse_budget
 from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     EXIT_INFEASIBLE,
@@ -23,12 +24,13 @@ from memfit.cli.output import (
     stdout_console,
 )
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import TrainingGraph
-from memfit.graph_io import read_graph
-from memfit.liveness import simulate
+from memfit.graph.graph_file import read_graph
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.plan_file import save_plan_file
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.lower_sets import FAMILIES
-from memfit.plan import Plan
-from memfit.plan_file import save_plan_file
 from memfit.planners import (
     PLANNERS,
     Planner,
@@ -38,8 +40,7 @@ from memfit.planners import (
 )
 from memfit.planners.paper_dp import MODES
 from memfit.report.tables import print_tables
-from memfit.stages import store_all_schedule
-from memfit.units import format_bytes, parse_budget
+from memfit.units import format_bytes
 
 __all__ = ["add_parser", "run", "solve_json"]
 

@@ -17,9 +17,9 @@ from memfit.cli.output import (
 )
 from memfit.errors import UsageError
 from memfit.files import write_text_whole
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
 from memfit.planners import PLANNERS, PlannerOptions, get_curve
-from memfit.stages import store_all_schedule
 
 __all__ = ["add_parser", "run"]
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from memfit.budget import Budget
 from memfit.errors import UsageError
 from memfit.integrations import import_library
 from memfit.pytorch.planned_method import PlanHolder, PlannedMethod
-from memfit.units import Budget
 
 if TYPE_CHECKING:
     from torch import nn

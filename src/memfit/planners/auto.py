@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import liveness_dp, nested_dp
 from memfit.planners.base import PlannerOptions, Searched, TradeOff
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan, PlanStatus
+from memfit.graph.plan import Plan, PlanStatus
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = [
     "Curve",

@@ -13,11 +13,11 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import peak_of_order, simulate
-from memfit.plan import Plan, PlanStatus, Stage, make_plan
-from memfit.schedule import OpOrder, Schedule, make_schedule
-from memfit.stages import store_all_order
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.simulator import peak_of_order, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.strategy import missing_ops, peak_op
 
 __all__ = ["checkpoint_order", "plan_of_checkpoints"]

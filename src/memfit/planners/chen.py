@@ -16,12 +16,12 @@ from memfit.bookkeeping import Functions, functions_of
 from memfit.coarsening import negligible_bytes
 from memfit.cutting import passing_values
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan, PlanStatus, make_plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan, PlanStatus, make_plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
 from memfit.strategy import (
     cached_bytes,
     canonical_schedule,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions, TradeOff
 from memfit.planners.paper_dp import plan_paper, trade_off_paper
 

@@ -15,9 +15,11 @@ from functools import cached_property
 
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import peak_of_order
-from memfit.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.simulator import peak_of_order
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import (
     PlannerOptions,
     Searched,
@@ -27,8 +29,7 @@ from memfit.planners.base import (
     limited,
 )
 from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
-from memfit.schedule import OpOrder, Schedule, make_schedule
-from memfit.stages import StagePath, store_all_order
+from memfit.stages import StagePath
 from memfit.strategy import peak_op
 
 __all__ = [

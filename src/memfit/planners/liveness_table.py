@@ -10,10 +10,11 @@ from functools import cached_property
 from memfit import _core
 from memfit.blocks import Block, cut_graph
 from memfit.coarsening import links, negligible_bytes, useful_ops, without_links
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import peak_of_order
+from memfit.graph.plain import store_all_order
+from memfit.graph.simulator import peak_of_order
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.lower_sets import FAMILIES, choose_family
-from memfit.stages import BackwardStages, StagePath, StageSpace, store_all_order
+from memfit.stages import BackwardStages, StagePath, StageSpace
 
 __all__ = [
     "Effort",

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 from memfit.carried import CarriedValues, Row, StepOrder
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Progress, TimeIsUp
 from memfit.row_memory import RowMemory
-from memfit.schedule import Schedule
 
 __all__ = ["MOST_ROWS", "Choice", "Search", "improve", "too_large"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from memfit.blocks import Block
 from memfit.coarsening import negligible_bytes
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["crossing_bytes", "even_variants", "slight_bytes", "thinned"]
 

@@ -16,10 +16,12 @@ from functools import cached_property
 
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import MemoryTimeline, peak_of_order, simulate
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Plan, PlanStatus, make_plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.nested import NestedPath
-from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners import liveness_dp
 from memfit.planners.base import (
     PlannerOptions,
@@ -32,8 +34,6 @@ from memfit.planners.base import (
 from memfit.planners.liveness_dp import CHEAPER_TRIES
 from memfit.planners.liveness_table import LivenessTable
 from memfit.planners.nested_table import EFFORT, NestedPlans, build_nested
-from memfit.schedule import Schedule
-from memfit.stages import store_all_order
 from memfit.strategy import peak_op
 
 __all__ = ["nested_for", "plan", "plan_from_tables", "search_all", "trade_off"]

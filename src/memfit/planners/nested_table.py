@@ -12,7 +12,7 @@ from memfit._core.slots import NOTHING, Front
 from memfit.blocks import Block, Blocks, blocks_at, cut_graph
 from memfit.coarsening import links, useful_ops
 from memfit.cutting import barred_ends, rank_backward
-from memfit.graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.nested import CutLine, NestedPath
 from memfit.planners.nested_cuts import crossing_bytes, even_variants, slight_bytes, thinned
 from memfit.stages import BackwardStages

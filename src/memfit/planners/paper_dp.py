@@ -17,10 +17,12 @@ from functools import cached_property
 from memfit import _core
 from memfit.bookkeeping import functions_of
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph import TrainingGraph
-from memfit.liveness import MemoryTimeline, peak_of_order, simulate
+from memfit.graph.plain import store_all_order
+from memfit.graph.plan import Plan, PlanStatus, make_plan
+from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.lower_sets import choose_family
-from memfit.plan import Plan, PlanStatus, make_plan
 from memfit.planners.base import (
     PlannerOptions,
     Progress,
@@ -29,8 +31,7 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
-from memfit.schedule import OpOrder, Schedule, make_schedule
-from memfit.stages import BackwardStages, store_all_order
+from memfit.stages import BackwardStages
 from memfit.strategy import (
     canonical_order,
     canonical_stages,

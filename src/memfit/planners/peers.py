@@ -13,15 +13,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
+from memfit.graph.schedule import make_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions, Progress
 from memfit.planners.checkpointing import checkpoint_order
 from memfit.planners.chen import segmentations
 from memfit.planners.paper_dp import build_table
 from memfit.planners.salimans_memory import spaced_bottlenecks
 from memfit.planners.salimans_speed import costly_ops
-from memfit.schedule import make_schedule
 from memfit.strategy import canonical_schedule
 
 __all__ = [

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan, Stage, make_plan
+from memfit.graph.plan import Plan, Stage, make_plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import auto
 from memfit.planners.base import PlannerOptions, limited
 from memfit.planners.local_search import improve, too_large
-from memfit.schedule import Schedule
 
 __all__ = ["plan"]
 

@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import cast
 
 from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
-from memfit.estimates import estimate_note, noting_estimates
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.estimates import estimate_note, noting_estimates
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Curve, Planner, PlannerOptions, Searched, TradeOff
 
 __all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner", "search_all"]

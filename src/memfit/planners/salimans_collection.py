@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 
 from memfit.errors import UsageError
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
 from memfit.planners.checkpointing import plan_of_checkpoints
 

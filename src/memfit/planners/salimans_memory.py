@@ -13,8 +13,8 @@ import math
 import time
 
 from memfit.bookkeeping import Functions, functions_of
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
 from memfit.planners.checkpointing import plan_of_checkpoints
 from memfit.planners.chen import articulations

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 
-from memfit.graph import Op, TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import Op, TrainingGraph
 from memfit.planners.base import PlannerOptions
 from memfit.planners.checkpointing import plan_of_checkpoints
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.stages import store_all_schedule
 from memfit.strategy import peak_op
 
 __all__ = ["plan"]

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from memfit.graph import TrainingGraph, Value, ValueKind
+from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_autograd import accumulating_leaf

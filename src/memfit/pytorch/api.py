@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from memfit.budget import Budget
 from memfit.errors import UsageError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.planners.base import PlannerOptions, Progress, TradeOff
 from memfit.planners.registry import get_curve
 from memfit.pytorch.arguments import (
@@ -28,7 +29,6 @@ from memfit.pytorch.distributed import Parallel
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.settings import settings_for
 from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, parse_shapes
-from memfit.units import Budget
 
 __all__ = ["LOSS", "capture", "fit", "plan", "plan_step", "trade_off"]
 

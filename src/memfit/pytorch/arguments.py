@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from memfit.errors import UsageError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 
 __all__ = [
     "MODES",

@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 
 from memfit.errors import CaptureError, UsageError
-from memfit.graph import TrainingGraph, Value, ValueKind
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.accumulate import (

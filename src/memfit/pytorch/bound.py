@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from memfit.bounds import DEFAULT_TIME_LIMIT_S, LowerBound, bound_graph, highs_version
+from memfit.budget import Budget, parse_budget
 from memfit.errors import UsageError
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Progress
 from memfit.pytorch.api import capture
 from memfit.pytorch.arguments import check_callable, check_time_limit
 from memfit.pytorch.settings import settings_for
-from memfit.stages import store_all_schedule
-from memfit.units import Budget, parse_budget
 
 __all__ = ["bound"]
 
@@ -40,8 +40,8 @@ def bound(
     See `LowerBound` for what it covers. Needs HiGHS: `pip install "memfit[ilp]"`.
 
     Args:
-        model: the model, or a training graph (`memfit.graph_io.read_graph`) and nothing else about
-            it.
+        model: the model, or a training graph (`memfit.graph.graph_file.read_graph`) and nothing
+            else about it.
         example_inputs: as for `plan`.
         loss_fn: as for `plan`.
         budget: as for `plan`.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.effects import draws_from_own_generator, may_have_effect
 from memfit.pytorch.first_outputs import first_run_outputs, is_batch_norm

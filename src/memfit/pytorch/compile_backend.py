@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import fx
 
+from memfit.budget import parse_budget, parse_bytes
 from memfit.errors import InvalidBudgetError, MemfitError, UsageError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
 from memfit.pytorch.arguments import (
@@ -34,7 +35,6 @@ from memfit.pytorch.settings import COSTS, EXECUTORS, Settings, check_accumulate
 from memfit.pytorch.specialise import has_symbols
 from memfit.pytorch.step_runs import StepRuns
 from memfit.pytorch.stored_outputs import take_apart
-from memfit.units import parse_budget, parse_bytes
 
 __all__ = ["memfit_backend", "plans", "register"]
 

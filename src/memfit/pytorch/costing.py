@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 
 from torch import fx
 
-from memfit.graph import Estimate
+from memfit.graph.training_graph import Estimate
 from memfit.planners.base import Progress
 from memfit.pytorch.analytic_cost import analytic_cost
 from memfit.pytorch.as_traced import forms_of

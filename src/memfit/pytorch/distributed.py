@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from memfit.errors import CaptureError
-from memfit.graph import ValueKind
+from memfit.graph.training_graph import ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_distributed import active_ddp, is_subclass

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from memfit.budget import Budget, parse_budget
 from memfit.errors import InvalidBudgetError, UsageError
 from memfit.pytorch.api import fit
 from memfit.pytorch.arguments import check_flag, check_module, check_options, short
 from memfit.pytorch.compat_distributed import distributed_ready
 from memfit.pytorch.fitted import FittedModule
-from memfit.units import Budget, parse_budget
 
 __all__ = ["block_budgets", "fit_blocks"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from memfit.errors import UsageError
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Progress
 from memfit.pytorch.accumulate import hand_out
 from memfit.pytorch.backend import StepBackend

@@ -31,11 +31,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from memfit.graph import Estimate, Op, Phase, TrainingGraph, Value
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.fusible_ops import element_ns, fuses, is_pointwise, needs_layout
-from memfit.schedule import Compute, Schedule
 
 __all__ = ["FusedStep", "fuse"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import fx
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph, Value, ValueKind
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.backend import StepBackend

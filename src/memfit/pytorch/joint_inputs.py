@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from memfit.graph import ValueKind
+from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.compat_descriptions import input_position, is_effect_token
 
 __all__ = ["forward_inputs", "is_primal", "is_tangent", "kinds_of", "positions", "primals"]

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from memfit.errors import CaptureError
-from memfit.graph import TrainingGraph, Value, ValueKind
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep, read_joint
 from memfit.pytorch.compat_loops import fake_mode_of, traced_joint
@@ -18,7 +19,6 @@ from memfit.pytorch.lower import lower
 from memfit.pytorch.prepare import prepare_for_kernels
 from memfit.pytorch.rng import device_of, state_bytes
 from memfit.pytorch.storage_sizes import block_bytes
-from memfit.stages import store_all_schedule
 
 __all__ = ["LoopBody", "LoopSignature", "StepSizes", "TensorForm", "trace_body"]
 

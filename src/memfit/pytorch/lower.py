@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from memfit.errors import ExecutionError
+from memfit.graph.schedule import Compute, Schedule
 from memfit.pytorch import joint as J
 from memfit.pytorch.as_traced import forms_of, run_as_traced
 from memfit.pytorch.capture import CapturedStep
@@ -17,7 +18,6 @@ from memfit.pytorch.compat import saved_output_description
 from memfit.pytorch.first_outputs import first_run_outputs, run_again
 from memfit.pytorch.rng import device_of, read_state, replay
 from memfit.pytorch.scalars import is_number
-from memfit.schedule import Compute, Schedule
 
 __all__ = ["lower"]
 

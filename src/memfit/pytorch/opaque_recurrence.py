@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import fx
 
+from memfit.graph.plan import Plan
 from memfit.loop_plan import LoopPlan
-from memfit.plan import Plan
 from memfit.pytorch.joint import tensors
 from memfit.units import format_bytes
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from memfit.graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.plan import Plan, make_plan
-from memfit.schedule import Compute, Schedule
+from memfit.graph.plan import Plan, make_plan
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 
 __all__ = ["paused", "resumed"]
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from memfit.errors import MemfitError
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.cost_cache import cache_enabled, cache_folder, conditions_digest
 from memfit.pytorch.op_calls import OpCall
 

@@ -24,8 +24,8 @@ from memfit.errors import (
     PlanMismatchError,
     UsageError,
 )
-from memfit.graph import ValueKind
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.compat_distributed import default_store, distributed_ready

@@ -17,8 +17,8 @@ from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from memfit.errors import CaptureError, InfeasibleBudgetError, MemfitError
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.pytorch.compat import MAX_SHAPES
 from memfit.pytorch.compat_dynamo import is_meant_for_dynamo
 from memfit.pytorch.compat_fake import FakeTensor

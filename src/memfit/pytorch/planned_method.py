@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from memfit.errors import UsageError
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.api import fit
 from memfit.pytorch.arguments import check_options
 from memfit.pytorch.fitted import FittedModule

@@ -15,13 +15,13 @@ from functools import cache
 from itertools import accumulate
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.pytorch.divide import Level, divide
 from memfit.pytorch.pause import paused, resumed
 from memfit.pytorch.step_budget import kept_bytes, needs
-from memfit.stages import store_all_schedule
 
 __all__ = ["GraphPlans", "StepOfGraphs", "Within", "replan"]
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-import memfit
 from memfit._core import core_name
+from memfit._version import __version__
+from memfit.budget import Budget, parse_budget
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.estimates import noting_estimates
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.estimates import noting_estimates
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.base import PlannerOptions, Progress
 from memfit.planners.registry import get_planner
 from memfit.pytorch.accumulate import gradient_bytes
@@ -43,8 +45,6 @@ from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.optimizer import optimizer_state_bytes
 from memfit.pytorch.shape_plans import ShapePlans
 from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, ShapeCount
-from memfit.stages import store_all_schedule
-from memfit.units import Budget, parse_budget
 
 __all__ = ["COSTS", "EXECUTORS", "Settings", "check_accumulate", "settings_for"]
 
@@ -187,9 +187,7 @@ class Settings:
         options = replace(self.options, progress=None)
         made = self.prepared.to_json() if self.prepared is not None else None
         sizes = (optimizer_bytes, held)
-        return digest_of(
-            memfit.__version__, self.budget, self.planner, options, self.cost, sizes, made
-        )
+        return digest_of(__version__, self.budget, self.planner, options, self.cost, sizes, made)
 
     def decide(self, graph: TrainingGraph) -> Plan:
         """The plan for a captured graph."""
@@ -231,7 +229,7 @@ class Settings:
     def origin(self, graph: TrainingGraph) -> dict[str, Any]:
         """What the provenance of every plan says."""
         return {
-            "memfit": memfit.__version__,
+            "memfit": __version__,
             "torch": torch.__version__,
             "device": str(self.device or "cpu"),
             "cost": self.cost,

@@ -16,16 +16,16 @@ from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import MemoryTimeline, simulate
-from memfit.plan import Plan, PlanStatus, make_plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan, PlanStatus, make_plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import MemoryTimeline, simulate
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.pytorch.analytic_cost import analytic_cost
 from memfit.pytorch.compat import plain_mode, profiler_active
 from memfit.pytorch.op_calls import OpCall
 from memfit.pytorch.plan_cache import CachedPlan, open_plan_cache, plan_key
 from memfit.pytorch.shape_times import estimated_times
-from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
 
 __all__ = ["LEAST_LIMIT_S", "Occasion", "ShapePlans", "structure_of"]
 

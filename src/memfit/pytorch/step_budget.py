@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.schedule import Schedule
+from memfit.graph.schedule import Schedule
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.units import format_bytes
 
 __all__ = [

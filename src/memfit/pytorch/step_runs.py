@@ -19,12 +19,13 @@ from typing import Protocol
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-import memfit
+from memfit._version import __version__
 from memfit.errors import InfeasibleBudgetError
-from memfit.estimates import noting_estimates
-from memfit.graph import TrainingGraph
-from memfit.liveness import simulate
-from memfit.plan import Plan
+from memfit.graph.estimates import noting_estimates
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import liveness_dp
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.replan import GraphPlans, StepOfGraphs, replan
@@ -38,7 +39,6 @@ from memfit.pytorch.step_budget import (
     warn_of_gradients,
     warn_over_budget,
 )
-from memfit.stages import store_all_schedule
 from memfit.units import format_bytes
 
 __all__ = ["Part", "Running", "StepRuns"]
@@ -258,7 +258,7 @@ class StepRuns:
         settings = self.settings
         provenance = {
             **plan.provenance,
-            "memfit": memfit.__version__,
+            "memfit": __version__,
             "torch": torch.__version__,
             "device": str(settings.device or "cpu"),
             "cost": settings.cost,

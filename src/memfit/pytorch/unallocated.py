@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from memfit.graph import Value, ValueKind
+from memfit.graph.training_graph import Value, ValueKind
 from memfit.planners.base import Progress
 from memfit.pytorch import joint as J
 from memfit.pytorch.api import capture

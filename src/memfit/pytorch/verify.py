@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from memfit.budget import Budget
 from memfit.errors import MemfitError, UsageError
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
 from memfit.planners.base import Progress
 from memfit.pytorch.api import LOSS, fit
 from memfit.pytorch.arguments import check_callable, check_count, check_inputs, check_module
 from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import StepTime, measure_step, steady_allocator, time_steps
-from memfit.units import Budget
 
 __all__ = ["VerifyResult", "verify"]
 

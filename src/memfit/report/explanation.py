@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import Estimate, TrainingGraph, ValueKind
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import Estimate, TrainingGraph, ValueKind
 from memfit.planners.base import Planner, PlannerOptions
 from memfit.report.step_memory import StepMemory, op_text, step_memory
 from memfit.units import format_bytes

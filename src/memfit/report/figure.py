@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.errors import UsageError
 from memfit.files import write_bytes_whole
-from memfit.graph import TrainingGraph
-from memfit.liveness import CATEGORIES, Category, MemoryTimeline, simulate
-from memfit.schedule import Schedule
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import CATEGORIES, Category, MemoryTimeline, simulate
+from memfit.graph.training_graph import TrainingGraph
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:

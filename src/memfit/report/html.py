@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
 from memfit.report.page_curve import CurveSample
 from memfit.report.page_data import page_data
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from memfit.graph import TrainingGraph
-from memfit.liveness import CATEGORIES
-from memfit.plan import Plan
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import CATEGORIES
+from memfit.graph.training_graph import TrainingGraph
 from memfit.report.page_curve import CurveSample
 from memfit.report.page_tree import fold, module_paths, tree_json
 from memfit.report.page_views import activation_ids, plain_view, plan_view, stage_of_ops

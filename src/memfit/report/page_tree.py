@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memfit.graph import Op, TrainingGraph
+from memfit.graph.training_graph import Op, TrainingGraph
 
 __all__ = ["Group", "fold", "module_path", "module_paths", "tree_json"]
 

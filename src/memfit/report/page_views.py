@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from memfit.graph import TrainingGraph, ValueKind
-from memfit.liveness import CATEGORIES, Category
-from memfit.plan import Plan
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import CATEGORIES, Category
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.report.figure import Trace, trace_of
-from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
 
 __all__ = ["activation_ids", "plain_view", "plan_view", "stage_of_ops", "timeline_columns"]
 
@@ -101,7 +101,7 @@ def _live_rows(
 
 
 def _category(graph: TrainingGraph, value: int, copy: int, kept: frozenset[int]) -> Category:
-    """What a live copy counts as; the rule of `memfit.liveness`."""
+    """What a live copy counts as; the rule of `memfit.graph.simulator`."""
     found = graph.values[value]
     if found.kind is ValueKind.GRADIENT:
         return Category.PARAMETER_GRADIENTS if found.is_output else Category.ACTIVATION_GRADIENTS

@@ -11,11 +11,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from memfit.graph import Op, TrainingGraph, ValueKind
-from memfit.liveness import simulate
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.schedule import Schedule
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import Op, TrainingGraph, ValueKind
 from memfit.report.tables import figures_table
-from memfit.schedule import Schedule
-from memfit.stages import store_all_schedule
 from memfit.units import format_bytes
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from memfit.graph import TrainingGraph
+from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import TradeOff
 from memfit.planners.peers import PeerPoint
 from memfit.report.figure import byte_scale, save_figure

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph import Estimate, TrainingGraph
+from memfit.graph.training_graph import Estimate, TrainingGraph
 
 __all__ = ["UPPER_BOUND", "estimate_note", "noting_estimates"]
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from memfit.errors import GraphError
-from memfit.graph import Phase, TrainingGraph
+from memfit.graph.training_graph import Phase, TrainingGraph
 
 __all__ = ["Compute", "OpOrder", "Schedule", "make_schedule"]
 

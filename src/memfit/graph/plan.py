@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from memfit.errors import GraphError, PlanMismatchError
-from memfit.estimates import estimate_note
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.liveness import MemoryTimeline, simulate
-from memfit.schedule import Compute, Schedule
+from memfit.graph.estimates import estimate_note
+from memfit.graph.schedule import Compute, Schedule
+from memfit.graph.simulator import MemoryTimeline, simulate
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["GRAPH_KEYS", "PLAN_SCHEMA_VERSION", "Plan", "PlanStatus", "Stage", "make_plan"]
 
 PLAN_SCHEMA_VERSION = 1
 
 GRAPH_KEYS = ("graph", "shapes")
-"""What a plan file may hold beside its plan; see `memfit.plan_file`."""
+"""What a plan file may hold beside its plan; see `memfit.graph.plan_file`."""
 
 
 _COUNTS = (

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from memfit.graph import TrainingGraph, Value, ValueKind
-from memfit.schedule import OpOrder, Schedule
+from memfit.graph.schedule import OpOrder, Schedule
+from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 
 __all__ = ["Category", "MemoryTimeline", "peak_of_order", "simulate"]
 

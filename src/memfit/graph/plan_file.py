@@ -14,9 +14,9 @@ from typing import Any
 
 from memfit.errors import PlanMismatchError
 from memfit.files import write_text_whole
-from memfit.graph import TrainingGraph
-from memfit.graph_io import GRAPH_FORMAT, graph_from_json, graph_to_json
-from memfit.plan import GRAPH_KEYS, Plan
+from memfit.graph.graph_file import GRAPH_FORMAT, graph_from_json, graph_to_json
+from memfit.graph.plan import GRAPH_KEYS, Plan
+from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["PlanFile", "load_plan_file", "save_plan_file"]
 

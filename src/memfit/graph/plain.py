@@ -1,0 +1,20 @@
+"""The plain step: everything is kept, ops run in program order."""
+
+from __future__ import annotations
+
+from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.training_graph import TrainingGraph, ValueKind
+
+__all__ = ["store_all_order", "store_all_schedule"]
+
+
+def store_all_order(graph: TrainingGraph) -> OpOrder:
+    """The plain step: program order, everything that the backward pass reads is kept."""
+    keep = {i for i, v in enumerate(graph.values) if v.kind is ValueKind.ACTIVATION}
+    count = graph.forward_count
+    return OpOrder(range(count), range(count, len(graph.ops)), keep)
+
+
+def store_all_schedule(graph: TrainingGraph) -> Schedule:
+    """The schedule of the plain step."""
+    return make_schedule(graph, *store_all_order(graph))
