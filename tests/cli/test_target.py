@@ -41,6 +41,11 @@ def empty(): return ()
 def four(): return Net(), 1, 2, 3
 def with_inputs(): return Net(), torch.ones(2, 4)
 def whole(): return Net(), (torch.ones(2, 4), torch.zeros(2, 3)), loss
+def frozen():
+    model = torch.nn.Sequential(Net(), torch.nn.Dropout(0.5))
+    model[1].eval()
+    return model
+def asleep(): return frozen().eval()
 def bad_loss(): return Net(), torch.ones(2, 4), "mse"
 def loss(output, target): return (output["logits"][0] - target).abs().sum()
 class Loss(nn.Module):
@@ -230,3 +235,13 @@ def test_what_a_target_returns_is_used() -> None:
 def test_wrong_targets(words: tuple[str, ...], part: str) -> None:
     with pytest.raises(UsageError, match=re.escape(part)):
         load_case(parse(*words))
+
+
+def test_modules_frozen_in_evaluation_mode_stay_so() -> None:
+    case = load_case(parse("target_models:frozen", "--input", "2x4"))
+    assert [m.training for m in case.model.modules()] == [True, True, True, False]
+
+
+def test_a_model_in_evaluation_mode_is_put_in_training_mode() -> None:
+    case = load_case(parse("target_models:asleep", "--input", "2x4"))
+    assert all(m.training for m in case.model.modules())

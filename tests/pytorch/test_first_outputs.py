@@ -76,3 +76,49 @@ def test_statistics_are_updated_once(
         fitted = memfit.fit(model, budget=budget, planner=planner, cost="analytic")
         for mine, theirs in zip(two_steps(fitted, model, x), wanted, strict=True):
             assert torch.equal(mine, theirs)
+
+
+class WrittenAfterwards(nn.Module):
+    """What batch norm has read is written once it is no longer needed."""
+
+    def __init__(self, written: str) -> None:
+        super().__init__()
+        self.written = written
+        self.norm = nn.BatchNorm1d(24, affine=False)
+        self.last = nn.Linear(24, 24)
+        self.register_buffer("scale", torch.full((24,), 0.5))
+        if written == "statistics":
+            self.norm.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.scale if self.written == "buffer" else None
+        norm = self.norm
+        mean, var = norm.running_mean, norm.running_var
+        made = F.batch_norm(x, mean, var, scale, None, norm.training, 0.1)
+        made = self.last(made).tanh()
+        with torch.no_grad():
+            if self.written == "input":
+                x.mul_(3.0)
+            elif self.written == "buffer":
+                self.scale.mul_(3.0)
+            elif self.written == "statistics":
+                var.mul_(3.0)
+        return made
+
+
+@pytest.mark.parametrize("written", ["input", "buffer", "statistics"])
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_what_it_reads_is_read_before_it_is_written(written: str, planner: str) -> None:
+    torch.manual_seed(0)
+    model, x = WrittenAfterwards(written), torch.randn(40, 24)
+    plain = copy.deepcopy(model)
+    wanted = two_steps(plain, plain, x.clone())
+    start = copy.deepcopy(model.state_dict())
+    with pytest.raises(memfit.InfeasibleBudgetError) as caught:
+        memfit.plan(model, (x.clone(),), budget=1, planner=planner, cost="analytic")
+    for budget in (caught.value.minimum_bytes, 2 * caught.value.minimum_bytes):
+        model.load_state_dict(start)
+        model.zero_grad()
+        fitted = memfit.fit(model, budget=budget, planner=planner, cost="analytic")
+        for mine, theirs in zip(two_steps(fitted, model, x.clone()), wanted, strict=True):
+            assert torch.equal(mine, theirs)

@@ -224,6 +224,8 @@ def _build_case(
 ) -> TrainingCase:
     from torch import nn
 
+    from memfit.pytorch.training_mode import put_in_training_mode
+
     keywords = dict(_parse_keyword(text) for text in args.arg)
     made = found if isinstance(found, nn.Module) else _call(args.model, found, keywords)
     parts = tuple(made) if isinstance(made, (tuple, list)) else (made,)
@@ -240,7 +242,7 @@ def _build_case(
         model = model.to(device)
     else:
         unallocated.fake_module(model)
-    model.train()
+    put_in_training_mode(model)
     if len(parts) == 1:
         inputs, loss_fn = _written_case(args, device)
     else:

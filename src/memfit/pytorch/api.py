@@ -29,6 +29,7 @@ from memfit.pytorch.distributed import Parallel
 from memfit.pytorch.fitted import FittedModule
 from memfit.pytorch.settings import settings_for
 from memfit.pytorch.shapes import DEFAULT_MAX_SHAPES, parse_shapes
+from memfit.pytorch.training_mode import as_it_trains
 
 __all__ = ["LOSS", "capture", "fit", "plan", "plan_step", "trade_off"]
 
@@ -157,15 +158,10 @@ def capture(
     )
     check_callable("loss_fn", loss_fn, LOSS)
     check_inputs(example_inputs, example_kwargs)
-    was_training = model.training
-    model.train()
-    try:
+    with as_it_trains(model):
         step = StepModule(model, loss_fn)
         backend = settings.backend(model, decide=False)
         return captured_graph(step, backend, tuple(example_inputs), dict(example_kwargs or {}))
-    finally:
-        if not was_training:
-            model.eval()
 
 
 def plan(

@@ -12,7 +12,7 @@ from torch import fx
 from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch import joint as J
 from memfit.pytorch.effects import draws_from_own_generator, may_have_effect
-from memfit.pytorch.first_outputs import first_run_outputs, is_batch_norm
+from memfit.pytorch.first_outputs import first_run_outputs, read_again
 from memfit.pytorch.rng import device_of, state_bytes
 from memfit.pytorch.scalars import is_arithmetic, is_number
 
@@ -171,7 +171,8 @@ def read_joint(
             values.append(Value(number.name, 0, kind, is_output=number in returned))
         old = changed_values.intersection(reads)
         yields_number = len(writes) > len(fresh)  # what was decided by it stays decided
-        recomputable = not effect and not yields_number and (not old or is_batch_norm(node))
+        again = {value_of[s] for a in read_again(node) for s in J.storages(a)} if old else set()
+        recomputable = not effect and not yields_number and not changed_values & again
         recomputable = recomputable and not draws_from_own_generator(node)
         if old and effect:  # what is written in place has been read by all that read it before
             reads = sorted({*reads, *(t for v in old for t in readers.get(v, ()))})

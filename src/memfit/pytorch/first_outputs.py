@@ -13,21 +13,23 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["first_run_outputs", "is_batch_norm", "run_again"]
+__all__ = ["first_run_outputs", "read_again", "run_again"]
 
 aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_functional.default
 _STATISTICS = (3, 4)
 
 
-def is_batch_norm(node: fx.Node) -> bool:
-    """Whether the op reads buffers that are overwritten, and may run again all the same."""
-    return node.target is _BATCH_NORM
-
-
 def first_run_outputs(node: fx.Node) -> tuple[int, ...]:
     """Positions of the outputs that running the op again does not give."""
     return _STATISTICS if node.target is _BATCH_NORM and node.args[5] else ()
+
+
+def read_again(node: fx.Node) -> list[fx.Node]:
+    """What a recomputation of the op reads; in training, batch norm needs no running statistics."""
+    if first_run_outputs(node):
+        return [a for a in node.args[:3] if isinstance(a, fx.Node)]
+    return node.all_input_nodes
 
 
 def run_again(graph: fx.Graph, node: fx.Node, arg: Callable[[fx.Node], fx.Node]) -> fx.Node:

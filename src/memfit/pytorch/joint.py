@@ -12,6 +12,7 @@ from torch import fx
 
 from memfit.errors import CaptureError
 from memfit.pytorch.compat_descriptions import with_effects, written_input
+from memfit.pytorch.first_outputs import read_again
 from memfit.pytorch.joint_inputs import (
     forward_inputs,
     is_primal,
@@ -48,7 +49,6 @@ aten = torch.ops.aten
 _KNOWN_NAMESPACES = frozenset(
     {"aten", "prims", "prim", "inductor", "_c10d_functional", "c10d", "memfit"}
 )
-_BATCH_NORM = aten._native_batch_norm_legit_functional.default
 _BATCH_NORM_BACKWARD = (aten.native_batch_norm_backward.default,)
 
 
@@ -241,10 +241,7 @@ def read_by(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         if node in found:
             continue
         found.add(node)
-        read = node.all_input_nodes
-        if node.target is _BATCH_NORM and node.args[5]:
-            read = [a for a in node.args[:3] if isinstance(a, fx.Node)]
-        stack.extend(read)
+        stack.extend(read_again(node))
     return found
 
 

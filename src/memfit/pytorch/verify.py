@@ -17,6 +17,7 @@ from memfit.pytorch.api import LOSS, fit
 from memfit.pytorch.arguments import check_callable, check_count, check_inputs, check_module
 from memfit.pytorch.compiled_step import StepModule
 from memfit.pytorch.measure import StepTime, measure_step, steady_allocator, time_steps
+from memfit.pytorch.training_mode import as_it_trains
 
 __all__ = ["VerifyResult", "verify"]
 
@@ -99,7 +100,6 @@ class _Bench:
         self.kwargs = dict(kwargs)
         self.buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         self.gradients = {n: p.grad for n, p in model.named_parameters()}
-        self.training = model.training
         self.random = torch.random.get_rng_state()
         self.cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
@@ -119,7 +119,6 @@ class _Bench:
         self.reset()
         for name, p in self.model.named_parameters():
             p.grad = self.gradients[name]
-        self.model.train(self.training)
 
     def step(self, call: Callable[..., Any]) -> Callable[[], torch.Tensor]:
         """A step: forward, loss, backward."""
@@ -272,27 +271,27 @@ def verify(
     bench = _Bench(model, example_inputs, example_kwargs or {})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     say = progress or (lambda label, share: None)
-    model.train()
     try:
-        bench.reset()
-        saving = fit(model, loss_fn, budget=_AMPLE_BYTES, planner="store-all", cost=cost)
-        planned = fit(
-            model,
-            loss_fn,
-            budget=budget,
-            planner=planner,
-            mode=mode,
-            cost=cost,
-            optimizer=optimizer,
-            progress=progress,
-        )
-        runs = {
-            "plain": bench.step(StepModule(model, loss_fn)),
-            "captured": bench.step(saving),
-            "planned": bench.step(planned),
-        }
-        with steady_allocator():
-            seen, peaks, times = _run_all(bench, runs, device, rounds, say)
+        with as_it_trains(model):
+            bench.reset()
+            saving = fit(model, loss_fn, budget=_AMPLE_BYTES, planner="store-all", cost=cost)
+            planned = fit(
+                model,
+                loss_fn,
+                budget=budget,
+                planner=planner,
+                mode=mode,
+                cost=cost,
+                optimizer=optimizer,
+                progress=progress,
+            )
+            runs = {
+                "plain": bench.step(StepModule(model, loss_fn)),
+                "captured": bench.step(saving),
+                "planned": bench.step(planned),
+            }
+            with steady_allocator():
+                seen, peaks, times = _run_all(bench, runs, device, rounds, say)
     finally:
         bench.restore()
     plan, graph = planned.plan, planned.graph
