@@ -26,7 +26,6 @@ from typing import Any
 import memfit
 from memfit import _core
 from memfit.bounds import LowerBound, bound_graph, highs_version
-from memfit.carried import StepOrder
 from memfit.errors import InfeasibleBudgetError
 from memfit.files import write_text_whole
 from memfit.graph.graph_file import read_graph
@@ -36,6 +35,7 @@ from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
+from memfit.strategies.carried import StepOrder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planning_graphs import HERE, reference_folder

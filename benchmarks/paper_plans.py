@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memfit.bookkeeping import functions_of
+from memfit.cuts.functions import functions_of
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_order
 from memfit.graph.plan import Plan

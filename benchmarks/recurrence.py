@@ -29,9 +29,10 @@ from torch.utils.checkpoint import checkpoint
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.loop_plan import LoopPlan, repeated_steps
 from memfit.planners.peers import chen_points
 from memfit.pytorch.measure import measure_step
+from memfit.strategies.binomial import advances
+from memfit.strategies.loops import LoopPlan
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/recurrence.json"
@@ -185,7 +186,7 @@ def planned(fitted: Any, row: dict[str, Any]) -> dict[str, Any]:
         "slots": loop.slots,
         "leaf": loop.leaf,
         "forward_steps": loop.forward_steps,
-        "revolve_forward_steps": steps + repeated_steps(steps, memory // state),
+        "revolve_forward_steps": steps + advances(steps, memory // state + 1),
     }
     if steps <= 600 and memory // state <= 300:
         found["gruslys_forward_steps"] = gruslys(steps, memory // state, -(-record // state))

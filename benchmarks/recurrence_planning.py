@@ -35,8 +35,8 @@ from memfit.graph.plan import Plan
 from memfit.graph.simulator import peak_of_order
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner, liveness_dp, nested_dp
-from memfit.planners.binomial import forward_steps, gruslys_mixed, sqrt_checkpointing
 from memfit.planners.nested_table import EFFORT, build_nested
+from memfit.strategies.binomial import forward_steps, gruslys_mixed, sqrt_checkpointing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planning_graphs import CACHE, HERE, reference_folder

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from memfit.cli import main
+from memfit.cuts.lower_sets import lower_sets
 from memfit.graph.graph_file import graph_from_json, graph_to_json, read_graph
-from memfit.lower_sets import lower_sets
 
 PLANNER_OF = {"all": "exact", "pruned": "approximate"}
 

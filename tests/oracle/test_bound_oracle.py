@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from memfit.bounds import bound_graph
-from memfit.carried import CarriedValues, StepOrder
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.row_memory import RowMemory
+from memfit.strategies.carried import CarriedValues, StepOrder
+from memfit.strategies.row_memory import RowMemory
 from support.every_schedule import cheapest_schedule
 
 pytest.importorskip("highspy")

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from random import Random
 
 from memfit._core.slots import NOTHING, Front, FrontBuilder, last_front, need_at, slot_shift
-from memfit.blocks import Block, Blocks, cut_graph
-from memfit.coarsening import links, negligible_bytes, useful_ops
+from memfit.cuts.backward import BackwardStages
+from memfit.cuts.blocks import Block, Blocks, cut_graph
+from memfit.cuts.lower_sets import lower_sets
+from memfit.cuts.negligible import links, negligible_bytes, useful_ops
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.lower_sets import lower_sets
 from memfit.planners.liveness_table import keep_variants
-from memfit.stages import BackwardStages
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 Step = tuple[int, int, int, int]

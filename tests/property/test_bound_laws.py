@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from memfit.bounds import bound_graph, bound_plan
 from memfit.bounds.program import build_program
-from memfit.carried import CarriedValues, StepOrder
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
@@ -20,7 +19,8 @@ from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner, local_search
 from memfit.planners.local_search import improve
-from memfit.row_memory import RowMemory
+from memfit.strategies.carried import CarriedValues, StepOrder
+from memfit.strategies.row_memory import RowMemory
 from support.any_schedule import assignment, broken_rows, random_schedule
 
 seeds = st.integers(0, 10**9)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from memfit import blocks as blocks_module
-from memfit import cutting
-from memfit.coarsening import links, useful_ops, without_links
+from memfit.cuts import blocks as blocks_module
+from memfit.cuts import choose as cutting
+from memfit.cuts.negligible import links, useful_ops, without_links
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import liveness_table

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from memfit.cuts.lower_sets import lower_sets
 from memfit.graph.plain import store_all_order
 from memfit.graph.schedule import OpOrder, make_schedule
 from memfit.graph.simulator import peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.lower_sets import lower_sets
-from memfit.strategy import canonical_order
+from memfit.strategies.canonical import canonical_order
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 

@@ -19,9 +19,9 @@ from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_curve, get_planner
-from memfit.planners.binomial import forward_steps
 from memfit.planners.nested_cuts import slight_bytes
 from memfit.planners.nested_table import EFFORT, build_nested
+from memfit.strategies.binomial import forward_steps
 
 OPTIONS = PlannerOptions()
 seeds = st.integers(0, 10**9)

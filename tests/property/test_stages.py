@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from memfit import blocks as blocks_module
-from memfit import cutting
-from memfit.coarsening import useful_ops
+from memfit.cuts import blocks as blocks_module
+from memfit.cuts import choose as cutting
+from memfit.cuts.lower_sets import lower_sets
+from memfit.cuts.negligible import useful_ops
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.schedule import Schedule, make_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.lower_sets import lower_sets
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.liveness_dp import plan_from_table, table_for
 from memfit.planners.liveness_table import (

@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 
 from memfit import _core
 from memfit._core.reference.canonical import canonical_edges
+from memfit.cuts.lower_sets import FAMILIES, ancestor_sets, boundary, is_lower_set, lower_sets
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.graph_file import graph_from_json, graph_to_json
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.lower_sets import FAMILIES, ancestor_sets, boundary, is_lower_set, lower_sets
 from memfit.planners import PlannerOptions, get_planner
-from memfit.strategy import (
+from memfit.strategies.canonical import canonical_schedule, canonical_stages
+from memfit.strategies.formulas import (
     cached_bytes,
-    canonical_schedule,
-    canonical_stages,
     formula_overhead,
     formula_peak_bytes,
     formula_stages,

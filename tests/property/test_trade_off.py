@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memfit import _core
+from memfit.cuts.lower_sets import FAMILIES, lower_sets
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import PlanStatus
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
-from memfit.lower_sets import FAMILIES, lower_sets
 from memfit.planners import PlannerOptions, get_curve, get_planner, paper_dp
-from memfit.strategy import (
+from memfit.strategies.formulas import (
     cached_bytes,
     formula_overhead,
     formula_peak_bytes,

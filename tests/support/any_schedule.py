@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from memfit.bounds.program import SpanProgram
-from memfit.carried import CarriedValues
 from memfit.graph.schedule import Compute, Schedule
 from memfit.graph.training_graph import TrainingGraph
+from memfit.strategies.carried import CarriedValues
 
 __all__ = ["assignment", "broken_rows", "random_schedule"]
 

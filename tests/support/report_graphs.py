@@ -11,7 +11,7 @@ from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.planners.chen import segmentations
-from memfit.strategy import canonical_schedule, canonical_stages
+from memfit.strategies.canonical import canonical_schedule, canonical_stages
 
 __all__ = ["BLOCK_OPS", "LARGE", "SMALL", "network", "segmented_plan"]
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from memfit.planners.binomial import (
+from memfit.strategies.binomial import (
     advances,
     forward_steps,
     gruslys_mixed,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memfit.blocks import Blocks, cut_graph
-from memfit.coarsening import useful_ops
-from memfit.cutting import articulations
+from memfit.cuts.backward import BackwardStages
+from memfit.cuts.blocks import Blocks, cut_graph
+from memfit.cuts.choose import articulations
+from memfit.cuts.negligible import useful_ops
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners.liveness_table import keep_variants
-from memfit.stages import BackwardStages
 
 MB = 1_000_000
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from memfit.bookkeeping import functions_of
+from memfit.cuts.functions import functions_of
+from memfit.cuts.lower_sets import is_lower_set
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.lower_sets import is_lower_set
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.chen import articulation_cuts
 from memfit.planners.paper_dp import build_table

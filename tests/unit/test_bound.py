@@ -10,13 +10,13 @@ import pytest
 import memfit
 from memfit.bounds import LowerBound, bound_graph, bound_plan, search
 from memfit.bounds.highs import Solved
-from memfit.carried import StepOrder
 from memfit.errors import ExecutionError, PlanMismatchError, UsageError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner
+from memfit.strategies.carried import StepOrder
 
 
 def chain(n: int, size: int = 10) -> TrainingGraph:

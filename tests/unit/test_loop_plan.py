@@ -6,14 +6,14 @@ from functools import lru_cache
 
 import pytest
 
-from memfit.loop_plan import (
+from memfit.strategies.binomial import advances
+from memfit.strategies.loops import (
     Advance,
     Leaf,
     LoopPlan,
     Restore,
     Store,
     fastest_plan,
-    repeated_steps,
     reversal,
     sweep,
 )
@@ -65,7 +65,7 @@ def play(plan: LoopPlan) -> int:
 def test_closed_form_is_the_optimum(leaf: int) -> None:
     for slots in range(5):
         for length in range(1, 45):
-            assert repeated_steps(length, slots, leaf) == least(length, slots + 1, leaf)
+            assert advances(length, slots + 1, leaf) == least(length, slots + 1, leaf)
 
 
 @pytest.mark.parametrize("tail", [True, False])
@@ -81,7 +81,7 @@ def test_schedules_play(leaf: int, tail: bool) -> None:
     ("steps", "slots", "repeated"), [(10, 2, 15), (56, 4, 140), (56, 2, 210), (100, 99, 99)]
 )
 def test_chains_of_griewank_and_walther(steps: int, slots: int, repeated: int) -> None:
-    assert repeated_steps(steps, slots) == repeated
+    assert advances(steps, slots + 1) == repeated
 
 
 def test_a_hundred_thousand_steps_in_log_memory() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from memfit import _core
+from memfit.cuts.lower_sets import ancestor_sets, boundary, choose_family, is_lower_set, lower_sets
 from memfit.errors import TooManyLowerSetsError, UsageError
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
-from memfit.lower_sets import ancestor_sets, boundary, choose_family, is_lower_set, lower_sets
 
 
 def graph_of(*predecessors: list[int]) -> TrainingGraph:

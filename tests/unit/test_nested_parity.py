@@ -11,10 +11,9 @@ from memfit._core.problem import ChainUnit
 from memfit._core.reference import chain as python_chain
 from memfit._core.reference import nested as python_nested
 from memfit._core.slots import NOTHING
-from memfit.blocks import blocks_at
-from memfit.cutting import barred_ends, rank_backward
+from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
+from memfit.cuts.blocks import blocks_at
 from memfit.planners.nested_cuts import even_variants
-from memfit.stages import BackwardStages
 
 if TYPE_CHECKING:
     from memfit._core import native

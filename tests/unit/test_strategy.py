@@ -11,16 +11,14 @@ from memfit.graph.published import bare_graph
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.strategy import (
+from memfit.strategies.canonical import canonical_schedule, canonical_stages, peak_op
+from memfit.strategies.formulas import (
     FormulaStage,
     cached_bytes,
-    canonical_schedule,
-    canonical_stages,
     formula_overhead,
     formula_peak_bytes,
     formula_peaks,
     formula_stages,
-    peak_op,
     peaks_of,
 )
 

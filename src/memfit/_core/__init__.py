@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit._core import reference
 from memfit._core.problem import Cut, StageProblem
+from memfit._core.reference.stage import simulate_piece
 from memfit._core.slots import NOTHING, Front
 from memfit._version import __version__
 from memfit.errors import UsageError
@@ -37,6 +38,7 @@ __all__ = [
     "core_name",
     "enumerate_lower_sets",
     "nested_table",
+    "simulate_piece",
     "stage_table",
 ]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from memfit.bounds.lower_bound import LowerBound
 from memfit.bounds.search import DEFAULT_TIME_LIMIT_S, bound_graph
-from memfit.carried import StepOrder
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
+from memfit.strategies.carried import StepOrder
 
 __all__ = ["bound_plan"]
 

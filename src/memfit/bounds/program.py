@@ -56,7 +56,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memfit.row_memory import RowMemory
+from memfit.strategies.row_memory import RowMemory
 
 __all__ = ["BinaryProgram", "SpanProgram", "build_program"]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from memfit.bounds.highs import Solved, highs_version, solve
 from memfit.bounds.lower_bound import CLOSE, LowerBound
 from memfit.bounds.program import SpanProgram, build_program
-from memfit.carried import CarriedValues, StepOrder
 from memfit.errors import ExecutionError, UsageError
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.row_memory import RowMemory
+from memfit.strategies.carried import CarriedValues, StepOrder
+from memfit.strategies.row_memory import RowMemory
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "bound_graph"]
 

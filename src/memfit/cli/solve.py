@@ -23,6 +23,7 @@ from memfit.cli.output import (
     progress,
     stdout_console,
 )
+from memfit.cuts.lower_sets import FAMILIES
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.graph_file import read_graph
 from memfit.graph.plain import store_all_schedule
@@ -30,7 +31,6 @@ from memfit.graph.plan import Plan
 from memfit.graph.plan_file import save_plan_file
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.lower_sets import FAMILIES
 from memfit.planners import (
     PLANNERS,
     Planner,

@@ -32,7 +32,7 @@ class PlannerOptions:
 
     Attributes:
         mode: `time`, `memory` or `auto` (the paper's planners).
-        family: `auto` (the planner's own choice) or a name of `memfit.lower_sets.FAMILIES`.
+        family: `auto` (the planner's own choice) or a name of `memfit.cuts.lower_sets.FAMILIES`.
         max_lower_sets: enumeration of all lower sets stops there, and the planner goes on with the
             next smaller family and says so in the plan's provenance. None: as many as the planner
             and the core can take.

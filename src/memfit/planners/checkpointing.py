@@ -18,7 +18,7 @@ from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
 from memfit.graph.schedule import OpOrder, Schedule, make_schedule
 from memfit.graph.simulator import peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.strategy import missing_ops, peak_op
+from memfit.strategies.canonical import missing_ops, peak_op
 
 __all__ = ["checkpoint_order", "plan_of_checkpoints"]
 

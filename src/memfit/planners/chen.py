@@ -1,9 +1,9 @@
 """Sublinear memory after Chen et al. 2016 (arXiv 1604.06174), on general graphs.
 
 Their segments are cut where one value alone leads on: here after prefixes of the program order of
-which a single op is read outside (an op with its bookkeeping, see `memfit.bookkeeping`). Segments
-are of about equal bytes; how many there are is searched for around the square root of the number of
-ops, as their Algorithm 3 searches for its budget.
+which a single op is read outside (an op with its bookkeeping, see `memfit.cuts.functions`).
+Segments are of about equal bytes; how many there are is searched for around the square root of the
+number of ops, as their Algorithm 3 searches for its budget.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import itertools
 import math
 import time
 
-from memfit.bookkeeping import Functions, functions_of
-from memfit.coarsening import negligible_bytes
-from memfit.cutting import passing_values
+from memfit.cuts.choose import passing_values
+from memfit.cuts.functions import Functions, functions_of
+from memfit.cuts.negligible import negligible_bytes
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan, PlanStatus, make_plan
@@ -22,14 +22,12 @@ from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.strategy import (
+from memfit.strategies.canonical import canonical_schedule, canonical_stages, peak_op
+from memfit.strategies.formulas import (
     cached_bytes,
-    canonical_schedule,
-    canonical_stages,
     formula_overhead,
     formula_peak_bytes,
     node_bytes,
-    peak_op,
 )
 
 __all__ = ["articulation_cuts", "articulations", "plan", "segmentations"]

@@ -29,8 +29,8 @@ from memfit.planners.base import (
     limited,
 )
 from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
-from memfit.stages import StagePath
-from memfit.strategy import peak_op
+from memfit.strategies.canonical import peak_op
+from memfit.strategies.staged import StagePath
 
 __all__ = [
     "CHEAPER_TRIES",

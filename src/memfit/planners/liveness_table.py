@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from memfit import _core
-from memfit.blocks import Block, cut_graph
-from memfit.coarsening import links, negligible_bytes, useful_ops, without_links
+from memfit.cuts.backward import BackwardStages
+from memfit.cuts.blocks import Block, cut_graph
+from memfit.cuts.lower_sets import FAMILIES, choose_family
+from memfit.cuts.negligible import links, negligible_bytes, useful_ops, without_links
 from memfit.graph.plain import store_all_order
 from memfit.graph.simulator import peak_of_order
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.lower_sets import FAMILIES, choose_family
-from memfit.stages import BackwardStages, StagePath, StageSpace
+from memfit.strategies.staged import StagePath, StageSpace
 
 __all__ = [
     "Effort",

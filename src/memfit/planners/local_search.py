@@ -1,10 +1,11 @@
 """Local search on a schedule: drop what was kept, and spend what that frees on what saves more.
 
-A schedule is said by what is carried over each backward op (`memfit.carried`). A *drop* stops
-carrying a value from where it was last touched up to its next use, where it is computed again (in a
-second stage if it had been computed again before); with *merging*, what is then computed twice is
-carried from the first time to the second, so that a recomputation moves to an earlier row. A *keep*
-carries a value from where it was last there to where it is computed again, which saves that run.
+A schedule is said by what is carried over each backward op (`memfit.strategies.carried`). A *drop*
+stops carrying a value from where it was last touched up to its next use, where it is computed again
+(in a second stage if it had been computed again before); with *merging*, what is then computed
+twice is carried from the first time to the second, so that a recomputation moves to an earlier row.
+A *keep* carries a value from where it was last there to where it is computed again, which saves
+that run.
 
 The search drops each value in turn, relieves the peak by more drops where the budget needs it, and
 then keeps what saves most as long as it fits. The first schedule that is cheaper than the best one
@@ -19,12 +20,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from memfit.carried import CarriedValues, Row, StepOrder
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Progress, TimeIsUp
-from memfit.row_memory import RowMemory
+from memfit.strategies.carried import CarriedValues, Row, StepOrder
+from memfit.strategies.row_memory import RowMemory
 
 __all__ = ["MOST_ROWS", "Choice", "Search", "improve", "too_large"]
 

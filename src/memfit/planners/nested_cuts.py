@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from memfit.blocks import Block
-from memfit.coarsening import negligible_bytes
+from memfit.cuts.blocks import Block
+from memfit.cuts.negligible import negligible_bytes
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["crossing_bytes", "even_variants", "slight_bytes", "thinned"]

@@ -21,7 +21,6 @@ from memfit.graph.plan import Plan, PlanStatus, make_plan
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.nested import NestedPath
 from memfit.planners import liveness_dp
 from memfit.planners.base import (
     PlannerOptions,
@@ -34,7 +33,8 @@ from memfit.planners.base import (
 from memfit.planners.liveness_dp import CHEAPER_TRIES
 from memfit.planners.liveness_table import LivenessTable
 from memfit.planners.nested_table import EFFORT, NestedPlans, build_nested
-from memfit.strategy import peak_op
+from memfit.strategies.canonical import peak_op
+from memfit.strategies.nested import NestedPath
 
 __all__ = ["nested_for", "plan", "plan_from_tables", "search_all", "trade_off"]
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from memfit import _core
 from memfit._core.problem import ChainUnit, Cut, TopStage, Tree
 from memfit._core.slots import NOTHING, Front
-from memfit.blocks import Block, Blocks, blocks_at, cut_graph
-from memfit.coarsening import links, useful_ops
-from memfit.cutting import barred_ends, rank_backward
+from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
+from memfit.cuts.blocks import Block, Blocks, blocks_at, cut_graph
+from memfit.cuts.negligible import links, useful_ops
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.nested import CutLine, NestedPath
 from memfit.planners.nested_cuts import crossing_bytes, even_variants, slight_bytes, thinned
-from memfit.stages import BackwardStages
+from memfit.strategies.nested import CutLine, NestedPath
 
 __all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested"]
 

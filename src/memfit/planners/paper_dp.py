@@ -4,7 +4,7 @@ Kusumoto et al. 2019, section 4. States (L, t, m): overhead t so far, cached byt
 Pareto front of (t, m) is kept for each L. A stage L -> L' may be taken where m and the paper's peak
 of the stage fit the budget. Budgets given to planners are those of the whole step, so the formulas
 get what is left of them beside the resident values. The nodes are functions: ops with their
-bookkeeping (`memfit.bookkeeping`), as in the paper's graphs.
+bookkeeping (`memfit.cuts.functions`), as in the paper's graphs.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from memfit import _core
-from memfit.bookkeeping import functions_of
+from memfit.cuts.backward import BackwardStages
+from memfit.cuts.functions import functions_of
+from memfit.cuts.lower_sets import choose_family
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.plain import store_all_order
 from memfit.graph.plan import Plan, PlanStatus, make_plan
 from memfit.graph.schedule import OpOrder, Schedule, make_schedule
 from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.lower_sets import choose_family
 from memfit.planners.base import (
     PlannerOptions,
     Progress,
@@ -31,15 +32,12 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
-from memfit.stages import BackwardStages
-from memfit.strategy import (
-    canonical_order,
-    canonical_stages,
+from memfit.strategies.canonical import canonical_order, canonical_stages, peak_op
+from memfit.strategies.formulas import (
     formula_peaks,
     formula_stages,
     node_bytes,
     node_costs,
-    peak_op,
     peaks_of,
 )
 

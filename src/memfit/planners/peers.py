@@ -22,7 +22,7 @@ from memfit.planners.chen import segmentations
 from memfit.planners.paper_dp import build_table
 from memfit.planners.salimans_memory import spaced_bottlenecks
 from memfit.planners.salimans_speed import costly_ops
-from memfit.strategy import canonical_schedule
+from memfit.strategies.canonical import canonical_schedule
 
 __all__ = [
     "PeerPoint",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 
-from memfit.bookkeeping import Functions, functions_of
+from memfit.cuts.functions import Functions, functions_of
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions

@@ -10,7 +10,7 @@ from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.strategy import peak_op
+from memfit.strategies.canonical import peak_op
 
 __all__ = ["plan"]
 

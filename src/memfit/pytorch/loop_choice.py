@@ -11,11 +11,11 @@ from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.loop_plan import LoopPlan, fastest_plan
 from memfit.pytorch import joint as J
 from memfit.pytorch.capture import CapturedStep
 from memfit.pytorch.loop_run import FORWARD_OPS, LOOP_OPS, LoopProgram
 from memfit.pytorch.storage_sizes import block_bytes
+from memfit.strategies.loops import LoopPlan, fastest_plan
 
 __all__ = ["LoopSite", "find_sites", "keeping_everything", "plan_loops", "with_loop_plans"]
 

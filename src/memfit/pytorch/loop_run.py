@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 import torch
 
 from memfit.errors import ExecutionError
-from memfit.loop_plan import Advance, Leaf, LoopPlan, Restore, reversal, sweep
 from memfit.pytorch.loop_body import LoopBody
 from memfit.pytorch.rng import read_state, state_bytes, write_state
+from memfit.strategies.loops import Advance, Leaf, LoopPlan, Restore, reversal, sweep
 
 __all__ = ["FORWARD_OPS", "LOOP_OPS", "LoopProgram", "run_loop"]
 

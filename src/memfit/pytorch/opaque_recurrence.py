@@ -16,8 +16,8 @@ import torch
 from torch import fx
 
 from memfit.graph.plan import Plan
-from memfit.loop_plan import LoopPlan
 from memfit.pytorch.joint import tensors
+from memfit.strategies.loops import LoopPlan
 from memfit.units import format_bytes
 
 __all__ = ["opaque_notes", "with_opaque_notes"]

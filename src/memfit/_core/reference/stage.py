@@ -5,10 +5,10 @@ R(L) minus R(L'), with recomputation of what it did not keep. Its peak beyond th
 L and L' alone (DESIGN: liveness inside the DP), so it is simulated once for each pair and variant.
 
 A graph is cut into *blocks*, at lower sets that hold or are held by every other one
-(`memfit.blocks`), and a stage over several blocks into *pieces*, one a block. A piece is *open*
-above where the stage goes on beyond its block, and open below where it began before it. An open end
-keeps nothing: the few large values that cross it (its *interface*) are computed again from below. A
-piece is simulated by itself; `memfit._core.reference.stage_dp` puts pieces together.
+(`memfit.cuts.blocks`), and a stage over several blocks into *pieces*, one a block. A piece is
+*open* above where the stage goes on beyond its block, and open below where it began before it. An
+open end keeps nothing: the few large values that cross it (its *interface*) are computed again from
+below. A piece is simulated by itself; `memfit._core.reference.stage_dp` puts pieces together.
 """
 
 from __future__ import annotations

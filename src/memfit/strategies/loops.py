@@ -18,15 +18,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from memfit.strategies.binomial import advances, repetitions, reversible_steps
+
 __all__ = [
     "Advance",
     "Leaf",
     "LoopPlan",
     "Restore",
     "Store",
-    "binomial_reach",
     "fastest_plan",
-    "repeated_steps",
     "reversal",
     "split",
     "sweep",
@@ -58,7 +58,7 @@ class LoopPlan:
     @property
     def forward_steps(self) -> int:
         """Forward runs of a step in forward and backward pass together; `steps` at least."""
-        least = self.steps + repeated_steps(self.steps, self.slots, self.leaf)
+        least = self.steps + advances(self.steps, self.slots + 1, self.leaf)
         if self.tail:
             return least
         stored = sweep(self).stored
@@ -110,38 +110,6 @@ class Leaf(NamedTuple):
 Action = Restore | Advance | Store | Leaf
 
 
-def binomial_reach(states: int, repetitions: int) -> int:
-    """Longest chain that `states` states reverse with no step run more than `repetitions` times.
-
-    The binomial coefficient (states + repetitions over repetitions); 0 for negative repetitions.
-    """
-    if repetitions < 0:
-        return 0
-    result = 1
-    for i in range(1, repetitions + 1):
-        result = result * (states + i) // i
-    return result
-
-
-def _repetitions(length: int, states: int, leaf: int) -> int:
-    """The least t with leaf · β(states, t) ≥ length."""
-    t, reach = 0, 1
-    while leaf * reach < length:
-        t += 1
-        reach = reach * (states + t) // t
-    return t
-
-
-def repeated_steps(length: int, slots: int, leaf: int = 1) -> int:
-    """Fewest forward steps beyond one for each step of the chain.
-
-    Griewank and Walther 2000, equation (3), with c = slots + 1: t·l - β(c + 1, t - 1).
-    """
-    states = slots + 1
-    t = _repetitions(length, states, leaf)
-    return t * length - leaf * binomial_reach(states + 1, t - 1)
-
-
 def split(length: int, states: int, leaf: int) -> int:
     """How many steps to advance before the next state is stored; the longest optimal choice.
 
@@ -153,9 +121,9 @@ def split(length: int, states: int, leaf: int) -> int:
         states: free slots and the state that is there.
         leaf: as in `LoopPlan`.
     """
-    t = _repetitions(length, states, leaf)
-    left = leaf * binomial_reach(states, t - 1)
-    right = length - leaf * binomial_reach(states - 1, t - 1)
+    t = repetitions(length, states, leaf)
+    left = leaf * reversible_steps(states, t - 1)
+    right = length - leaf * reversible_steps(states - 1, t - 1)
     return min(left, right)
 
 

@@ -1,6 +1,6 @@
 """Blocks of a joint graph: where it falls apart into parts that can be analysed one by one.
 
-See `memfit.cutting` for where it is cut: into blocks of forward ops, with the backward ops that
+See `memfit.cuts.choose` for where it is cut: into blocks of forward ops, with the backward ops that
 belong to them.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memfit._core.problem import Cut, StageProblem, bits, piece_keep
-from memfit.cutting import BackwardRanks, choose_cuts, rank_backward
+from memfit.cuts.backward import BackwardRanks, rank_backward
+from memfit.cuts.choose import choose_cuts
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["Block", "Blocks", "blocks_at", "cut_graph"]

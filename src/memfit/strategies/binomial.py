@@ -30,12 +30,17 @@ __all__ = [
 
 def reversible_steps(checkpoints: int, repetitions: int) -> int:
     """β(s, r) = C(s + r, s): the longest chain that s checkpoints reverse when no step is advanced
-    over more than r times (Griewank and Walther 2000, Eq. 1)."""
-    return math.comb(checkpoints + repetitions, checkpoints)
+    over more than r times (Griewank and Walther 2000, Eq. 1); 0 for negative r."""
+    return math.comb(checkpoints + repetitions, checkpoints) if repetitions >= 0 else 0
 
 
-def repetitions(steps: int, checkpoints: int) -> int:
-    """r, the least number with β(s, r) >= l; no step is advanced over more often.
+def repetitions(steps: int, checkpoints: int, leaf: int = 1) -> int:
+    """r, the least number with leaf · β(s, r) >= l; no step is advanced over more often.
+
+    Args:
+        steps: l.
+        checkpoints: s.
+        leaf: steps that are taped in one run.
 
     Raises:
         ValueError: fewer than one step or checkpoint.
@@ -45,26 +50,25 @@ def repetitions(steps: int, checkpoints: int) -> int:
             f"a chain of {steps} steps with {checkpoints} checkpoints; both must be 1 or more"
         )
     low, high = -1, 1
-    while reversible_steps(checkpoints, high) < steps:
+    while leaf * reversible_steps(checkpoints, high) < steps:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if reversible_steps(checkpoints, middle) >= steps:
+        if leaf * reversible_steps(checkpoints, middle) >= steps:
             high = middle
         else:
             low = middle
     return high
 
 
-def advances(steps: int, checkpoints: int) -> int:
-    """The least number of advances that reverse l steps with s checkpoints: r l - β(s + 1, r - 1)
-    (Griewank and Walther 2000, Eq. 3).
+def advances(steps: int, checkpoints: int, leaf: int = 1) -> int:
+    """The least number of advances that reverse l steps with s checkpoints:
+    r l - leaf · β(s + 1, r - 1) (Griewank and Walther 2000, Eq. 3, for leaves of one step).
 
-    Raises:
-        ValueError: fewer than one step or checkpoint.
+    Arguments and errors are those of `repetitions`.
     """
-    r = repetitions(steps, checkpoints)
-    return r * steps - reversible_steps(checkpoints + 1, r - 1) if r else 0
+    r = repetitions(steps, checkpoints, leaf)
+    return r * steps - leaf * reversible_steps(checkpoints + 1, r - 1)
 
 
 def forward_steps(steps: int, checkpoints: int) -> int:

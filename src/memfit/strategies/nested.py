@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from memfit._core.problem import Cut, TopStage, Tree, always_kept, piece_keep
-from memfit.blocks import Block
+from memfit.cuts.blocks import Block
 from memfit.graph.plan import Stage
 from memfit.graph.schedule import Compute, Schedule
 from memfit.graph.training_graph import TrainingGraph, ValueKind

@@ -10,21 +10,13 @@ are cut further where the fewest bytes cross.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memfit.graph.training_graph import TrainingGraph, ValueKind
+from memfit.cuts.backward import BackwardRanks, barred_ends
+from memfit.graph.training_graph import TrainingGraph
 
-__all__ = [
-    "BackwardRanks",
-    "ChosenCuts",
-    "articulations",
-    "barred_ends",
-    "choose_cuts",
-    "passing_values",
-    "rank_backward",
-]
+__all__ = ["ChosenCuts", "articulations", "choose_cuts", "passing_values"]
 
 # Values of at most this share of what is computed in between may pass over whole blocks.
 _PASSING_SHARE = 64
@@ -63,52 +55,6 @@ def articulations(graph: TrainingGraph, useful: Sequence[bool]) -> list[int]:
                 found.append(v)
             furthest = max(furthest, earliest[v])
     return found
-
-
-@dataclass(frozen=True)
-class BackwardRanks:
-    """Which backward ops belong where.
-
-    Attributes:
-        constant: for each backward op, whether it depends on no tangent.
-        rank: for each backward op, the position of a forward op; it has run when the way back
-            reaches the forward ops up to v exactly where v < rank.
-        paired: whether every backward op names its forward op and may run as soon as that one's
-            turn has come.
-    """
-
-    constant: tuple[bool, ...]
-    rank: tuple[int, ...]
-    paired: bool
-
-
-def rank_backward(graph: TrainingGraph, paired: bool, constant: tuple[bool, ...]) -> BackwardRanks:
-    count = graph.forward_count
-    if paired:
-        rank = tuple(op.forward_op or 0 for op in graph.backward_ops)
-        return BackwardRanks(constant, rank, True)
-    # A forward value is there, on the way back, until its producer and all readers have gone.
-    until = [-1] * len(graph.values)
-    for v, op in enumerate(graph.forward_ops):
-        for s in (*op.inputs, *op.outputs):
-            if graph.values[s].kind is ValueKind.ACTIVATION:
-                until[s] = v
-    ranks = [count - 1] * len(graph.backward_ops)
-    writers: list[list[int]] = [[] for _ in graph.values]
-    for b, op in enumerate(graph.backward_ops):
-        for s in op.inputs:
-            if until[s] >= 0:
-                ranks[b] = min(ranks[b], until[s])
-            for w in writers[s]:
-                ranks[b] = min(ranks[b], ranks[w])
-        for s in op.outputs:
-            writers[s].append(b)
-    # Constants go with their first reader.
-    for b in range(len(ranks) - 1, -1, -1):
-        if constant[b]:
-            readers = {c - count for s in graph.backward_ops[b].outputs for c in graph.consumers[s]}
-            ranks[b] = max((ranks[r] for r in readers if r != b), default=0)
-    return BackwardRanks(constant, tuple(ranks), False)
 
 
 @dataclass(frozen=True)
@@ -188,20 +134,6 @@ def passing_values(graph: TrainingGraph, negligible_bytes: int) -> list[bool]:
         negligible_bytes: values of at most this size always are.
     """
     return _crossing(graph, negligible_bytes, _PASSING_SHARE).passing
-
-
-def barred_ends(graph: TrainingGraph, backward: BackwardRanks) -> list[bool]:
-    """Where a backward op reads, below a cut, a forward value made above it."""
-    change = [0] * (graph.forward_count + 1)
-    for b, op in enumerate(graph.backward_ops):
-        for s in op.inputs:
-            producer = graph.producer[s]
-            if graph.values[s].kind is not ValueKind.ACTIVATION or producer is None:
-                continue
-            if backward.rank[b] < producer:
-                change[backward.rank[b]] += 1
-                change[producer] -= 1
-    return [total > 0 for total in itertools.accumulate(change[:-1])]
 
 
 def choose_cuts(

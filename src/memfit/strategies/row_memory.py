@@ -1,6 +1,6 @@
 """Memory of the rows of a training step: what is alive in every schedule of an order, and the peak.
 
-Rows are those of `memfit.carried`: what runs after one backward op up to the next.
+Rows are those of `memfit.strategies.carried`: what runs after one backward op up to the next.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-from memfit.carried import CarriedValues, Row
 from memfit.graph.training_graph import ValueKind
+from memfit.strategies.carried import CarriedValues, Row
 
 __all__ = ["ForwardMemory", "RowMemory"]
 

@@ -9,117 +9,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from memfit._core.problem import bits
+from memfit.cuts.backward import BackwardStages
 from memfit.errors import GraphError
 from memfit.graph.plan import Stage
 from memfit.graph.schedule import OpOrder, Schedule, make_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.stages import BackwardStages
 
 __all__ = [
-    "FormulaStage",
-    "cached_bytes",
     "canonical_order",
     "canonical_schedule",
     "canonical_stages",
-    "formula_overhead",
-    "formula_peak_bytes",
-    "formula_peaks",
-    "formula_stages",
+    "chain_pairs",
     "missing_ops",
-    "node_bytes",
-    "node_costs",
     "peak_op",
-    "peaks_of",
 ]
-
-
-def node_bytes(graph: TrainingGraph) -> list[int]:
-    """M of each forward op: bytes of its outputs."""
-    return [sum(graph.values[v].size_bytes for v in op.outputs) for op in graph.forward_ops]
-
-
-def node_costs(graph: TrainingGraph) -> list[int]:
-    """T of each forward op, in the graph's cost unit; 0 for ops that never run again."""
-    return [op.cost if op.recomputable else 0 for op in graph.forward_ops]
-
-
-@dataclass(frozen=True, slots=True)
-class FormulaStage:
-    """What the paper's formulas say of a stage L -> L'.
-
-    Attributes:
-        overhead: T(V' minus boundary(L')), Eq. (1).
-        cached_bytes: M(boundary(L') minus L), what the stage adds to M(U).
-        peak_bytes: Eq. (2) without M(U): 2 M(V') + M(delta+(L') minus L')
-            + M(delta-(delta+(L')) minus L').
-    """
-
-    overhead: int
-    cached_bytes: int
-    peak_bytes: int
-
-
-def formula_stages(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[FormulaStage]:
-    """The paper's formulas for each stage, in bytes, resident values left out."""
-    sizes, costs = node_bytes(graph), node_costs(graph)
-    before, after = graph.predecessor_masks, graph.successor_masks
-    result = []
-    edge = 0
-    for lower, upper in _pairs(graph, lower_sets):
-        inside = upper & ~lower
-        # A boundary only loses old ops where L grows.
-        edge = sum(1 << v for v in bits(edge | inside) if after[v] & ~upper)
-        readers = partners = 0
-        for v in bits(edge):
-            readers |= after[v]
-        readers &= ~upper
-        for v in bits(readers):
-            partners |= before[v]
-        result.append(
-            FormulaStage(
-                _weight(inside & ~edge, costs),
-                _weight(edge & inside, sizes),
-                2 * _weight(inside, sizes)
-                + _weight(readers, sizes)
-                + _weight(partners & ~upper, sizes),
-            )
-        )
-    return result
-
-
-def formula_overhead(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
-    """Eq. (1): the sum of T(V_i minus boundary(L_i)) over every stage, the last one too."""
-    return sum(stage.overhead for stage in formula_stages(graph, lower_sets))
-
-
-def cached_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
-    """The paper's m: M of the union of all boundaries."""
-    return sum(stage.cached_bytes for stage in formula_stages(graph, lower_sets))
-
-
-def formula_peaks(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[int]:
-    """Eq. (2) for each stage, in bytes, resident values left out.
-
-    M(U_{i-1}) + 2 M(V_i) + M(delta+(L_i) minus L_i) + M(delta-(delta+(L_i)) minus L_i), where U_i
-    is the union of the first i boundaries.
-    """
-    return peaks_of(formula_stages(graph, lower_sets))
-
-
-def peaks_of(stages: Sequence[FormulaStage]) -> list[int]:
-    """The peak of each stage of a strategy with what the stages before it cache."""
-    cached = itertools.accumulate((stage.cached_bytes for stage in stages), initial=0)
-    return [m + stage.peak_bytes for m, stage in zip(cached, stages, strict=False)]
-
-
-def formula_peak_bytes(graph: TrainingGraph, lower_sets: Sequence[int]) -> int:
-    """Eq. (2): the largest of `formula_peaks`; 0 for a graph without forward ops."""
-    return max(formula_peaks(graph, lower_sets), default=0)
 
 
 def canonical_order(
@@ -147,7 +54,7 @@ def canonical_order(
     Raises:
         GraphError: the sequence is no increasing sequence of lower sets that ends in V.
     """
-    pairs = _pairs(graph, lower_sets)
+    pairs = chain_pairs(graph, lower_sets)
     keep = _kept_values(graph, pairs)
     stages = backward_stages or BackwardStages(graph)
     between = stages.between([0, *(upper for _, upper in pairs)])
@@ -206,7 +113,7 @@ def canonical_stages(
     for op_id in schedule.recomputed_ops:
         again[op_id] += graph.ops[op_id].cost
     stages = []
-    for lower, upper in _pairs(graph, lower_sets):
+    for lower, upper in chain_pairs(graph, lower_sets):
         ops = bits(upper & ~lower)
         stages.append(
             Stage(
@@ -233,11 +140,7 @@ def peak_op(graph: TrainingGraph, schedule: Schedule) -> str | None:
     return op.source or op.name
 
 
-def _weight(mask: int, weights: Sequence[int]) -> int:
-    return sum(weights[v] for v in bits(mask))
-
-
-def _pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, int]]:
+def chain_pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, int]]:
     """(L_{i-1}, L_i) for each stage, checked."""
     whole = (1 << graph.forward_count) - 1
     sets = [0, *(lower_sets[1:] if lower_sets and lower_sets[0] == 0 else lower_sets)]

@@ -1,0 +1,1 @@
+"""Where a graph may be cut: lower sets, and which of them are worth a look."""

@@ -1,0 +1,1 @@
+"""The forms that a schedule may take, and what each costs in memory and time."""
