@@ -20,8 +20,10 @@ from memfit.graph.plain import store_all_order
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import PlannerOptions, get_planner, liveness_dp, nested_dp
-from memfit.planners.paper_dp import PaperTable, Strategy, build_table
+from memfit.planners import PlannerOptions, get_planner
+from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.nested import planner as nested_dp
+from memfit.planners.paper.system import PaperTable, Strategy, build_table
 from memfit.planners.peers import PeerPoint, chen_points, salimans_points, undominated
 
 __all__ = ["FAMILIES", "SHARES", "Ours", "describe", "plain_peak_bytes"]

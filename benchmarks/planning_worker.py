@@ -410,7 +410,7 @@ def unreduced(spec: dict[str, Any]) -> dict[str, Any]:
     options = PlannerOptions(family="all", max_lower_sets=UNREDUCED_LOWER_SETS)
     name = spec["planner"]
     if name == "liveness":
-        from memfit.planners.liveness_table import FULL
+        from memfit.planners.liveness.table import FULL
 
         # As much work as it takes; the planner itself stops at a few seconds' worth.
         for core, effort in FULL.items():
@@ -418,7 +418,7 @@ def unreduced(spec: dict[str, Any]) -> dict[str, Any]:
                 effort, cuts=UNREDUCED_LOWER_SETS, steps=1 << 60, states=1 << 60
             )
     else:
-        from memfit.planners import paper_dp
+        from memfit.planners.paper.system import system as paper_dp
 
         paper_dp._COST_STEPS = 1 << 60  # costs are rounded only where this asks for it
     began = time.perf_counter()

@@ -34,8 +34,10 @@ from memfit.graph.plain import store_all_order
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import peak_of_order
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.planners import PlannerOptions, get_planner, liveness_dp, nested_dp
-from memfit.planners.nested_table import EFFORT, build_nested
+from memfit.planners import PlannerOptions, get_planner
+from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.nested import planner as nested_dp
+from memfit.planners.nested.table import EFFORT, build_nested
 from memfit.strategies.binomial import forward_steps, gruslys_mixed, sqrt_checkpointing
 
 sys.path.insert(0, str(Path(__file__).parent))

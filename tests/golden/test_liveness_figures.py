@@ -15,7 +15,8 @@ from memfit.graph.graph_file import read_graph
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import PlannerOptions, liveness_dp
+from memfit.planners import PlannerOptions
+from memfit.planners.liveness import planner as liveness_dp
 
 PLAIN_PEAK_BYTES = {
     "vgg19": 2_132_279_296,

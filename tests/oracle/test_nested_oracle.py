@@ -11,7 +11,7 @@ from memfit import _core
 from memfit._core.problem import TopStage, Tree
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners.nested_table import NestedEffort, NestedPlans, build_nested
+from memfit.planners.nested.table import NestedEffort, NestedPlans, build_nested
 from memfit.strategies.nested import CutLine, NestedPath
 
 EFFORT = NestedEffort(10**9, 6, 1000, 1, ())

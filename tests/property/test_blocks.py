@@ -11,7 +11,7 @@ from memfit.cuts.blocks import Block, Blocks, cut_graph
 from memfit.cuts.lower_sets import lower_sets
 from memfit.cuts.negligible import links, negligible_bytes, useful_ops
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.planners.liveness_table import keep_variants
+from memfit.planners.liveness.table import keep_variants
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 Step = tuple[int, int, int, int]

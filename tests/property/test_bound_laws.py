@@ -17,8 +17,9 @@ from memfit.graph.plan import Plan
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import PlannerOptions, get_planner, local_search
-from memfit.planners.local_search import improve
+from memfit.planners import PlannerOptions, get_planner
+from memfit.planners.refined import local_search
+from memfit.planners.refined.local_search import improve
 from memfit.strategies.carried import CarriedValues, StepOrder
 from memfit.strategies.row_memory import RowMemory
 from support.any_schedule import assignment, broken_rows, random_schedule

@@ -14,8 +14,8 @@ from memfit.cuts import choose as cutting
 from memfit.cuts.negligible import links, useful_ops, without_links
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import liveness_table
-from memfit.planners.liveness_table import Effort, LivenessTable, build_table
+from memfit.planners.liveness import table as liveness_table
+from memfit.planners.liveness.table import Effort, LivenessTable, build_table
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from memfit import _core
 from memfit._core.problem import ChainUnit
 from memfit._core.reference.chain import chain_table
+from memfit.cuts.negligible import slight_bytes
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
@@ -19,8 +20,7 @@ from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_curve, get_planner
-from memfit.planners.nested_cuts import slight_bytes
-from memfit.planners.nested_table import EFFORT, build_nested
+from memfit.planners.nested.table import EFFORT, build_nested
 from memfit.strategies.binomial import forward_steps
 
 OPTIONS = PlannerOptions()

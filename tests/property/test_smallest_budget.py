@@ -15,7 +15,7 @@ from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PLANNERS, PlannerOptions, get_curve, get_planner
-from memfit.planners.paper_dp import build_table
+from memfit.planners.paper.system import build_table
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 

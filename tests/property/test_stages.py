@@ -19,13 +19,8 @@ from memfit.graph.schedule import Schedule, make_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners import PlannerOptions, get_planner
-from memfit.planners.liveness_dp import plan_from_table, table_for
-from memfit.planners.liveness_table import (
-    Effort,
-    LivenessTable,
-    build_table,
-    keep_variants,
-)
+from memfit.planners.liveness.planner import plan_from_table, table_for
+from memfit.planners.liveness.table import Effort, LivenessTable, build_table, keep_variants
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 Point = tuple[int, int]

@@ -15,7 +15,8 @@ from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import PlanStatus
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import PlannerOptions, get_curve, get_planner, paper_dp
+from memfit.planners import PlannerOptions, get_curve, get_planner
+from memfit.planners.paper.system import system as paper_dp
 from memfit.strategies.formulas import (
     cached_bytes,
     formula_overhead,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.planners import liveness_dp
 from memfit.planners.base import PlannerOptions
+from memfit.planners.liveness import planner as liveness_dp
 from memfit.pytorch.divide import Level, divide
 from memfit.pytorch.pause import paused, resumed
 from memfit.pytorch.replan import GraphPlans, StepOfGraphs, replan

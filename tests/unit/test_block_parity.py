@@ -14,7 +14,7 @@ from memfit._core.problem import Cut, PieceCost, StageProblem
 from memfit._core.reference import stage_dp as python_blocks
 from memfit._core.reference.stage_dp import BlockTable
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners.liveness_table import Effort, LivenessTable, build_table
+from memfit.planners.liveness.table import Effort, LivenessTable, build_table
 
 if TYPE_CHECKING:
     from memfit._core import native

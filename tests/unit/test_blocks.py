@@ -10,7 +10,7 @@ from memfit.cuts.choose import articulations
 from memfit.cuts.negligible import useful_ops
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.planners.liveness_table import keep_variants
+from memfit.planners.liveness.table import keep_variants
 
 MB = 1_000_000
 

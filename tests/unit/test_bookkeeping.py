@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
+from memfit.cuts.articulations import articulation_cuts
 from memfit.cuts.functions import functions_of
 from memfit.cuts.lower_sets import is_lower_set
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner
-from memfit.planners.chen import articulation_cuts
-from memfit.planners.paper_dp import build_table
+from memfit.planners.paper.system import build_table
 
 
 def chain(n: int) -> TrainingGraph:

@@ -13,7 +13,7 @@ from memfit._core.reference import nested as python_nested
 from memfit._core.slots import NOTHING
 from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
 from memfit.cuts.blocks import blocks_at
-from memfit.planners.nested_cuts import even_variants
+from memfit.planners.nested.cuts import even_variants
 
 if TYPE_CHECKING:
     from memfit._core import native

@@ -16,8 +16,10 @@ from memfit.graph.plan import Plan
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import PlannerOptions, get_planner, liveness_dp, liveness_table
-from memfit.planners.liveness_table import Effort, build_table
+from memfit.planners import PlannerOptions, get_planner
+from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.liveness import table as liveness_table
+from memfit.planners.liveness.table import Effort, build_table
 
 if TYPE_CHECKING:
     from memfit._core import native

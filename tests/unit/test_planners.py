@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from memfit.cuts.articulations import articulation_cuts
 from memfit.errors import InfeasibleBudgetError, UnknownPlannerError, UsageError
 from memfit.graph.plan import Plan, PlanStatus
 from memfit.graph.published import bare_graph
@@ -19,10 +20,10 @@ from memfit.planners import (
     auto,
     get_curve,
     get_planner,
-    paper_dp,
     search_all,
 )
-from memfit.planners.chen import articulation_cuts, segmentations
+from memfit.planners.chen import segmentations
+from memfit.planners.paper.system import system as paper_dp
 
 
 def chain(n: int, size_bytes: int = 10) -> TrainingGraph:

@@ -17,10 +17,10 @@ from memfit.graph.schedule import make_schedule
 from memfit.graph.simulator import peak_of_order, simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner
-from memfit.planners.checkpointing import checkpoint_order
 from memfit.planners.peers import salimans_points
-from memfit.planners.salimans_memory import spaced_bottlenecks
-from memfit.planners.salimans_speed import costly_ops, is_costly
+from memfit.planners.salimans.checkpoints import checkpoint_order
+from memfit.planners.salimans.memory import spaced_bottlenecks
+from memfit.planners.salimans.speed import costly_ops, is_costly
 
 NAMES = ("salimans-memory", "salimans-speed", "salimans-collection")
 

@@ -17,11 +17,12 @@ below has kept the link's output already. Such cuts are left out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
-__all__ = ["links", "negligible_bytes", "useful_ops", "without_links"]
+__all__ = ["links", "negligible_bytes", "slight_bytes", "useful_ops", "without_links"]
 
 _NEGLIGIBLE_BYTES = 1024
 _NEGLIGIBLE_SHARE = 10_000
@@ -86,3 +87,23 @@ def without_links(lower_sets: Sequence[int], links: Sequence[bool]) -> list[int]
         if link and not any(mask >> v & 1 and prefix & ~mask for mask in lower_sets):
             left_out.add(prefix)
     return [mask for mask in lower_sets if mask not in left_out]
+
+
+_SLIGHT_SHARE = 1_000
+
+
+_MOST_SLIGHT_BYTES = 1024
+
+
+def slight_bytes(graph: TrainingGraph) -> int:
+    """Size up to which a value is kept whatever the strategy: all such together are at most a
+    thousandth of all activations, and each at most 1 KiB."""
+    sizes = sorted(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
+    room = sum(sizes) // _SLIGHT_SHARE
+    threshold = 0
+    for size, same in itertools.groupby(sizes):
+        room -= size * len(list(same))
+        if room < 0 or size > _MOST_SLIGHT_BYTES:
+            break
+        threshold = size
+    return threshold

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import liveness_dp, nested_dp
 from memfit.planners.base import PlannerOptions, Searched, TradeOff
+from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.nested import planner as nested_dp
 
 __all__ = ["plan", "search_all", "trade_off"]
 

@@ -17,11 +17,11 @@ from memfit.graph.schedule import make_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions, Progress
-from memfit.planners.checkpointing import checkpoint_order
 from memfit.planners.chen import segmentations
-from memfit.planners.paper_dp import build_table
-from memfit.planners.salimans_memory import spaced_bottlenecks
-from memfit.planners.salimans_speed import costly_ops
+from memfit.planners.paper.system import build_table
+from memfit.planners.salimans.checkpoints import checkpoint_order
+from memfit.planners.salimans.memory import spaced_bottlenecks
+from memfit.planners.salimans.speed import costly_ops
 from memfit.strategies.canonical import canonical_schedule
 
 __all__ = [

@@ -20,15 +20,15 @@ DEFAULT_PLANNER = "liveness"
 """What the name `auto` stands for where the budget leaves room; see `memfit.planners.auto`."""
 
 PLANNERS: dict[str, str] = {
-    "liveness": "memfit.planners.liveness_dp",
-    "exact": "memfit.planners.exact_dp",
-    "approximate": "memfit.planners.approximate_dp",
-    "nested": "memfit.planners.nested_dp",
-    "refined": "memfit.planners.refined",
+    "liveness": "memfit.planners.liveness.planner",
+    "exact": "memfit.planners.paper.exact",
+    "approximate": "memfit.planners.paper.approximate",
+    "nested": "memfit.planners.nested.planner",
+    "refined": "memfit.planners.refined.planner",
     "chen": "memfit.planners.chen",
-    "salimans-memory": "memfit.planners.salimans_memory",
-    "salimans-speed": "memfit.planners.salimans_speed",
-    "salimans-collection": "memfit.planners.salimans_collection",
+    "salimans-memory": "memfit.planners.salimans.memory",
+    "salimans-speed": "memfit.planners.salimans.speed",
+    "salimans-collection": "memfit.planners.salimans.collection",
     "revolve": "memfit.planners.revolve",
     "store-all": "memfit.planners.store_all",
 }

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memfit._core.problem import TopStage, Tree
+from memfit.cuts.articulations import articulation_cuts
 from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
 from memfit.cuts.blocks import blocks_at
+from memfit.cuts.negligible import slight_bytes
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.plain import store_all_order
 from memfit.graph.plan import Plan, PlanStatus, make_plan
 from memfit.graph.simulator import peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.base import PlannerOptions
-from memfit.planners.chen import articulation_cuts
-from memfit.planners.nested_cuts import slight_bytes
 from memfit.strategies.binomial import advances, split
 from memfit.strategies.canonical import peak_op
 from memfit.strategies.nested import CutLine, NestedPath

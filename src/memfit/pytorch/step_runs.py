@@ -26,7 +26,7 @@ from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import liveness_dp
+from memfit.planners.liveness import planner as liveness_dp
 from memfit.pytorch.measure import free_bytes
 from memfit.pytorch.replan import GraphPlans, StepOfGraphs, replan
 from memfit.pytorch.settings import Settings

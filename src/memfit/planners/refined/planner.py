@@ -1,4 +1,4 @@
-"""The plan of `auto`, made better by local search (`memfit.planners.local_search`)."""
+"""The plan of `auto`, made better by local search (`memfit.planners.refined.local_search`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memfit.graph.schedule import Schedule
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import auto
 from memfit.planners.base import PlannerOptions, limited
-from memfit.planners.local_search import improve, too_large
+from memfit.planners.refined.local_search import improve, too_large
 
 __all__ = ["plan"]
 

@@ -21,7 +21,6 @@ from memfit.graph.plan import Plan, PlanStatus, make_plan
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners import liveness_dp
 from memfit.planners.base import (
     PlannerOptions,
     Searched,
@@ -30,9 +29,10 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
-from memfit.planners.liveness_dp import CHEAPER_TRIES
-from memfit.planners.liveness_table import LivenessTable
-from memfit.planners.nested_table import EFFORT, NestedPlans, build_nested
+from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.liveness.planner import CHEAPER_TRIES
+from memfit.planners.liveness.table import LivenessTable
+from memfit.planners.nested.table import EFFORT, NestedPlans, build_nested
 from memfit.strategies.canonical import peak_op
 from memfit.strategies.nested import NestedPath
 

@@ -28,7 +28,7 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
-from memfit.planners.liveness_table import FULL, QUICK, LivenessTable, build_table
+from memfit.planners.liveness.table import FULL, QUICK, LivenessTable, build_table
 from memfit.strategies.canonical import peak_op
 from memfit.strategies.staged import StagePath
 

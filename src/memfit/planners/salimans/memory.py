@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 import time
 
+from memfit.cuts.articulations import articulations
 from memfit.cuts.functions import Functions, functions_of
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.planners.checkpointing import plan_of_checkpoints
-from memfit.planners.chen import articulations
+from memfit.planners.salimans.checkpoints import plan_of_checkpoints
 
 __all__ = ["bottlenecks", "plan", "spaced_bottlenecks"]
 

@@ -11,7 +11,7 @@ import time
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import Op, TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.planners.checkpointing import plan_of_checkpoints
+from memfit.planners.salimans.checkpoints import plan_of_checkpoints
 
 __all__ = ["costly_ops", "plan"]
 

@@ -9,7 +9,7 @@ from memfit.errors import UsageError
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.planners.checkpointing import plan_of_checkpoints
+from memfit.planners.salimans.checkpoints import plan_of_checkpoints
 
 __all__ = ["named_ops", "plan"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions, TradeOff
-from memfit.planners.paper_dp import plan_paper, trade_off_paper
+from memfit.planners.paper.system import plan_paper, trade_off_paper
 
 __all__ = ["plan", "trade_off"]
 
 
 def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Plan:
-    """The best canonical strategy over all lower sets; see `memfit.planners.paper_dp`.
+    """The best canonical strategy over all lower sets; see `memfit.planners.paper.system`.
 
     Where there are more than `options.max_lower_sets` of them, the next smaller family is searched,
     and the plan says so.
@@ -24,7 +24,7 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
 
 
 def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
-    """The overhead of every budget, from one run; see `memfit.planners.paper_dp`.
+    """The overhead of every budget, from one run; see `memfit.planners.paper.system`.
 
     Raises:
         UsageError: an unknown family.

@@ -7,26 +7,9 @@ from collections.abc import Sequence
 
 from memfit.cuts.blocks import Block
 from memfit.cuts.negligible import negligible_bytes
-from memfit.graph.training_graph import TrainingGraph, ValueKind
+from memfit.graph.training_graph import TrainingGraph
 
-__all__ = ["crossing_bytes", "even_variants", "slight_bytes", "thinned"]
-
-_SLIGHT_SHARE = 1_000
-_MOST_SLIGHT_BYTES = 1024
-
-
-def slight_bytes(graph: TrainingGraph) -> int:
-    """Size up to which a value is kept whatever the strategy: all such together are at most a
-    thousandth of all activations, and each at most 1 KiB."""
-    sizes = sorted(v.size_bytes for v in graph.values if v.kind is ValueKind.ACTIVATION)
-    room = sum(sizes) // _SLIGHT_SHARE
-    threshold = 0
-    for size, same in itertools.groupby(sizes):
-        room -= size * len(list(same))
-        if room < 0 or size > _MOST_SLIGHT_BYTES:
-            break
-        threshold = size
-    return threshold
+__all__ = ["crossing_bytes", "even_variants", "thinned"]
 
 
 def crossing_bytes(graph: TrainingGraph, stops: Sequence[int]) -> int:

@@ -11,9 +11,9 @@ from memfit._core.problem import ChainUnit, Cut, TopStage, Tree
 from memfit._core.slots import NOTHING, Front
 from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
 from memfit.cuts.blocks import Block, Blocks, blocks_at, cut_graph
-from memfit.cuts.negligible import links, useful_ops
+from memfit.cuts.negligible import links, slight_bytes, useful_ops
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.planners.nested_cuts import crossing_bytes, even_variants, slight_bytes, thinned
+from memfit.planners.nested.cuts import crossing_bytes, even_variants, thinned
 from memfit.strategies.nested import CutLine, NestedPath
 
 __all__ = ["EFFORT", "NestedEffort", "NestedPlans", "build_nested"]

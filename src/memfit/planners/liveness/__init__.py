@@ -1,0 +1,1 @@
+"""Stages over a topological order, with liveness inside the dynamic program."""

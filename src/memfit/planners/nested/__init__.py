@@ -1,0 +1,1 @@
+"""Stages whose backward is planned recursively."""

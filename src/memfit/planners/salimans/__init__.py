@@ -1,0 +1,1 @@
+"""Checkpoints at chosen ops, after Salimans and Bulatov 2018."""
