@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.analysis.peers import PeerPoint, chen_points, salimans_points, undominated
 from memfit.cuts.functions import functions_of
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_order
@@ -24,7 +25,6 @@ from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.liveness import planner as liveness_dp
 from memfit.planners.nested import planner as nested_dp
 from memfit.planners.paper.system import PaperTable, Strategy, build_table
-from memfit.planners.peers import PeerPoint, chen_points, salimans_points, undominated
 
 __all__ = ["FAMILIES", "SHARES", "Ours", "describe", "plain_peak_bytes"]
 

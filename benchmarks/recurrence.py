@@ -28,8 +28,8 @@ from torch._higher_order_ops.scan import scan
 from torch.utils.checkpoint import checkpoint
 
 import memfit
+from memfit.analysis.peers import chen_points
 from memfit.files import write_text_whole
-from memfit.planners.peers import chen_points
 from memfit.pytorch.measure import measure_step
 from memfit.strategies.binomial import advances
 from memfit.strategies.loops import LoopPlan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["format_bytes", "format_time_ns"]
+__all__ = ["format_bytes", "format_cost", "format_time_ns"]
 
 
 def format_bytes(size_bytes: int) -> str:
@@ -22,3 +22,8 @@ def format_time_ns(time_ns: int) -> str:
             value = time_ns / scale
             return f"{value:.{2 if value < 10 else 1}f} {unit}"
     return f"{time_ns} ns"
+
+
+def format_cost(amount: int, unit: str) -> str:
+    """An amount of a graph's cost unit for people: times where the unit is `ns`."""
+    return format_time_ns(amount) if unit == "ns" else f"{amount} {unit}s"

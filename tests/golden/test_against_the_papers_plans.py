@@ -10,12 +10,12 @@ from types import ModuleType
 
 import pytest
 
+from memfit.analysis.peers import PeerPoint, undominated
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.graph_file import read_graph
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.paper.system import build_table
-from memfit.planners.peers import PeerPoint, undominated
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from memfit.analysis.curve import sample_curve
 from memfit.planners import PlannerOptions
-from memfit.report.html import save_report
-from memfit.report.page_curve import sample_curve
+from memfit.report.page.html import save_report
 from support.report_graphs import LARGE, SMALL, network, segmented_plan
 
 CHROMIUM = os.environ.get("MEMFIT_CHROMIUM") or next(

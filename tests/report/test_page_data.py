@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
+from memfit.analysis.curve import pick_points, sample_curve
+from memfit.analysis.trace import trace_of
 from memfit.errors import PlanMismatchError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import CATEGORIES, simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
-from memfit.report.figure import trace_of
-from memfit.report.html import render_page
-from memfit.report.page_curve import pick_points, sample_curve
-from memfit.report.page_data import page_data
-from memfit.report.page_tree import MOST_CHILDREN, Group, fold, module_paths
-from memfit.report.page_views import (
+from memfit.report.page.data import page_data
+from memfit.report.page.html import render_page
+from memfit.report.page.tree import MOST_CHILDREN, Group, fold, module_paths
+from memfit.report.page.views import (
     activation_ids,
     hex_bits,
     plan_view,

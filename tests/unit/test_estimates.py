@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from memfit.analysis.explanation import explain_budget
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.estimates import estimate_note, noting_estimates
 from memfit.graph.graph_file import graph_from_json, graph_to_json
 from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PLANNERS, PlannerOptions, get_curve, get_planner
-from memfit.report.explanation import explain_budget
 
 
 def graph(estimate: Estimate | None, workspace_bytes: int = 10) -> TrainingGraph:

@@ -7,13 +7,13 @@ from random import Random
 
 import pytest
 
+from memfit.analysis.explanation import explain_budget, floor_of_any_plan, sentences
+from memfit.analysis.step_memory import step_memory
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
-from memfit.report.explanation import explain_budget, floor_of_any_plan, sentences
-from memfit.report.step_memory import step_memory
 from memfit.units import format_bytes
 
 MakeGraph = Callable[[Random, int], TrainingGraph]

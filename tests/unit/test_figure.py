@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from memfit.analysis.trace import Trace, trace_of
 from memfit.errors import UsageError
 from memfit.graph.schedule import Schedule, make_schedule
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.report.figure import Trace, save_timeline_figure, trace_of
+from memfit.report.figure import save_timeline_figure
 
 KIB = 2**10
 LENGTH = 6

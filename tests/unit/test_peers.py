@@ -8,18 +8,12 @@ from random import Random
 
 import pytest
 
+from memfit.analysis.peers import PeerPoint, module_cuts, peer_points, sqrt_point, undominated
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_curve
-from memfit.planners.peers import (
-    PeerPoint,
-    module_cuts,
-    peer_points,
-    sqrt_point,
-    undominated,
-)
 
 
 def chain(n: int) -> TrainingGraph:

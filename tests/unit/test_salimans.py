@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memfit.analysis.peers import salimans_points
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.plain import store_all_order, store_all_schedule
 from memfit.graph.published import bare_graph
@@ -17,7 +18,6 @@ from memfit.graph.schedule import make_schedule
 from memfit.graph.simulator import peak_of_order, simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners import PlannerOptions, get_planner
-from memfit.planners.peers import salimans_points
 from memfit.planners.salimans.checkpoints import checkpoint_order
 from memfit.planners.salimans.memory import spaced_bottlenecks
 from memfit.planners.salimans.speed import costly_ops, is_costly

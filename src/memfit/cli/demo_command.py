@@ -191,10 +191,10 @@ def _make_folder(folder: Path) -> None:
 
 def _report(path: Path, step: CapturedStep, row: _Row) -> Path:
     """The report of the tightest budget, with the trade-off."""
+    from memfit.analysis.curve import sample_curve
     from memfit.planners import PlannerOptions
     from memfit.pytorch.op_shapes import op_shapes
-    from memfit.report.html import save_report
-    from memfit.report.page_curve import sample_curve
+    from memfit.report.page.html import save_report
 
     curve = sample_curve(step.graph, "auto", PlannerOptions(), most=12)
     save_report(path, step.graph, row.result.plan, op_shapes(step), curve)
@@ -205,8 +205,9 @@ def _draw(path: Path, step: CapturedStep, row: _Row, report: Progress | None) ->
     """The picture of the tightest budget; None where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return None
+    from memfit.analysis.trace import trace_of
     from memfit.graph.plain import store_all_schedule
-    from memfit.report.figure import save_timeline_figure, trace_of
+    from memfit.report.figure import save_timeline_figure
 
     if report is not None:
         report("drawing", 0.0)

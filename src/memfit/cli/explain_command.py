@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         )
     planner = get_planner(args.planner)
     with progress("loading", shown=not (args.json or args.quiet)) as report:
-        from memfit.report.explanation import explain_budget, sentences
+        from memfit.analysis.explanation import explain_budget, sentences
 
         case = load_graph(args, report)
         graph = case.graph

@@ -84,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
+        from memfit.analysis.explanation import floor_of_any_plan
+        from memfit.analysis.step_memory import step_memory
         from memfit.graph.estimates import estimate_note
-        from memfit.report.explanation import floor_of_any_plan
-        from memfit.report.step_memory import memory_tables, step_memory
+        from memfit.report.step_memory import memory_tables
 
         built = load_unallocated(args)
         found = capture_unallocated(built, args, report, likely=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from memfit.analysis.curve import CurveSample, sample_curve
 from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
@@ -17,8 +18,7 @@ from memfit.errors import UsageError
 from memfit.graph.graph_file import read_graph
 from memfit.graph.plan_file import PlanFile, load_plan_file
 from memfit.planners import PlannerOptions
-from memfit.report.html import save_report
-from memfit.report.page_curve import CurveSample, sample_curve
+from memfit.report.page.html import save_report
 from memfit.units import format_bytes
 
 __all__ = ["add_parser", "run"]

@@ -76,14 +76,9 @@ def run(args: argparse.Namespace) -> int:
     curve = get_curve(args.planner)
     _check_outputs(args)
     with progress("loading", shown=not (args.json or args.quiet)) as report:
-        from memfit.planners.peers import peer_points
-        from memfit.report.trade_off import (
-            Sweep,
-            save_sweep_figure,
-            sweep_csv,
-            sweep_note,
-            sweep_table,
-        )
+        from memfit.analysis.peers import peer_points
+        from memfit.analysis.sweep import Sweep
+        from memfit.report.trade_off import save_sweep_figure, sweep_csv, sweep_note, sweep_table
 
         case = load_graph(args, report)
         graph = case.graph

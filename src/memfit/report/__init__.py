@@ -1,6 +1,7 @@
 """What people look at: tables and pictures of plans and of what they do."""
 
-from memfit.report.figure import Trace, save_timeline_figure, trace_of
+from memfit.analysis.trace import Trace, trace_of
+from memfit.report.figure import save_timeline_figure
 from memfit.report.tables import (
     DemoRow,
     binding_text,

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memfit.analysis.trace import Trace
 from memfit.errors import UsageError
 from memfit.files import write_bytes_whole
-from memfit.graph.schedule import Schedule
-from memfit.graph.simulator import CATEGORIES, Category, MemoryTimeline, simulate
-from memfit.graph.training_graph import TrainingGraph
+from memfit.graph.simulator import CATEGORIES, Category
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Trace",
-    "byte_scale",
-    "check_figure_path",
-    "save_figure",
-    "save_timeline_figure",
-    "trace_of",
-]
+__all__ = ["byte_scale", "check_figure_path", "save_figure", "save_timeline_figure"]
 
 # Okabe and Ito's colour-blind safe palette; what a planner decides about gets the strong colours.
 _BANDS: tuple[tuple[str, str, tuple[Category, ...]], ...] = (
@@ -48,51 +38,6 @@ _PLAIN = "#222222"
 _BUDGET = "#d55e00"
 _FORMATS = (".svg", ".png")
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Memory over the time of one step.
-
-    Attributes:
-        edges: when each step of the schedule starts, and when the last one ends, in units of cost.
-        timeline: live bytes while each step runs.
-    """
-
-    edges: tuple[int, ...]
-    timeline: MemoryTimeline
-
-    @property
-    def total(self) -> int:
-        """Time of the whole step, recomputations included."""
-        return self.edges[-1]
-
-    @property
-    def backward_start(self) -> int:
-        """When the backward pass starts."""
-        return self.edges[self.timeline.backward_start]
-
-    @property
-    def peak_time(self) -> float:
-        """Middle of the step of the schedule that reaches the peak."""
-        step = self.timeline.peak_step
-        return (self.edges[step] + self.edges[step + 1]) / 2
-
-
-def trace_of(graph: TrainingGraph, schedule: Schedule) -> Trace:
-    """Simulated memory of a schedule over the cumulated cost of its ops.
-
-    Ops that cost nothing get one unit in ten thousand of the whole, so that their memory shows.
-
-    Raises:
-        UsageError: the schedule is empty.
-    """
-    costs = [graph.ops[step.op].cost for step in schedule.steps]
-    if not costs:
-        raise UsageError("the schedule has no steps; there is no memory over time to draw")
-    least = max(1, sum(costs) // 10_000)
-    edges = accumulate((max(cost, least) for cost in costs), initial=0)
-    return Trace(tuple(edges), simulate(graph, schedule))
 
 
 def save_timeline_figure(

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
-from memfit.units import format_bytes, format_time_ns
+from memfit.units import format_bytes, format_cost, format_time_ns
 
 if TYPE_CHECKING:
     from memfit.pytorch.verify import VerifyResult
@@ -70,10 +70,6 @@ def _yes(value: bool, no: str = "NO") -> str:
     return "[green]yes[/]" if value else f"[bold red]{no}[/]"
 
 
-def _cost(amount: int, unit: str) -> str:
-    return format_time_ns(amount) if unit == "ns" else f"{amount} {unit}s"
-
-
 def plan_table(plan: Plan) -> Table:
     """The plan in a few lines: what it reaches, what is alive at its peak and what that costs."""
     share = 100 * plan.peak_bytes / plan.plain_peak_bytes if plan.plain_peak_bytes else 0.0
@@ -94,8 +90,8 @@ def plan_table(plan: Plan) -> Table:
             table.add_row(f"  {name.replace('_', ' ')}", f"  {format_bytes(size)} ({part})")
     table.add_row(
         "overhead",
-        f"{_cost(plan.overhead, plan.cost_unit)} ({_percent(plan.overhead_percent)} of a step of "
-        f"{_cost(plan.total_cost, plan.cost_unit)})",
+        f"{format_cost(plan.overhead, plan.cost_unit)} ({_percent(plan.overhead_percent)} of a "
+        f"step of {format_cost(plan.total_cost, plan.cost_unit)})",
     )
     table.add_row("kept from forward to backward", format_bytes(plan.cached_bytes))
     table.add_row("smallest feasible budget", format_bytes(plan.smallest_feasible_budget_bytes))
@@ -130,7 +126,7 @@ def stages_table(plan: Plan) -> Table:
             escape(stage.first_op),
             escape(stage.last_op),
             format_bytes(stage.kept_bytes),
-            _cost(stage.recompute_cost, plan.cost_unit),
+            format_cost(stage.recompute_cost, plan.cost_unit),
         )
     return table
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from memfit.graph.training_graph import TrainingGraph
-from memfit.planners.base import TradeOff
-from memfit.planners.peers import PeerPoint
+from memfit.analysis.sweep import OURS, Sweep, ours_at, thinned
 from memfit.report.figure import byte_scale, save_figure
 from memfit.report.tables import figures_table
-from memfit.units import format_bytes, format_time_ns
+from memfit.units import format_bytes, format_cost
 
-__all__ = ["Sweep", "SweepRow", "save_sweep_figure", "sweep_csv", "sweep_note", "sweep_table"]
+__all__ = ["save_sweep_figure", "sweep_csv", "sweep_note", "sweep_table"]
 
-OURS = "memfit"
 # Okabe and Ito's colour-blind safe palette; markers differ too.
 _STYLES: dict[str, tuple[str, str]] = {
     "chen": ("#d55e00", "s"),
@@ -31,113 +26,6 @@ _STYLES: dict[str, tuple[str, str]] = {
     "paper, memory": ("#e69f00", "P"),
     "salimans": ("#8c8c8c", "X"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SweepRow:
-    """One point, ours or a peer's.
-
-    Attributes:
-        series: `memfit`, or the peer's name.
-        detail: which one of the series.
-        peak_bytes: peak of the whole step; for `memfit`, the smallest budget for this overhead.
-        peak_percent: of the plain step's peak.
-        overhead: cost of recomputation, in the graph's cost unit.
-        overhead_percent: of a step's cost without recomputation.
-    """
-
-    series: str
-    detail: str
-    peak_bytes: int
-    peak_percent: float
-    overhead: int
-    overhead_percent: float
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A trade-off from the plain step to the smallest feasible budget, with peers' points.
-
-    Attributes:
-        graph: name of the graph.
-        plain_peak_bytes: simulated peak of the step that keeps everything.
-        resident_bytes: alive all through the step, whatever the plan.
-        curve: our trade-off.
-        rows: our points by falling budget, then those of peers.
-    """
-
-    graph: str
-    plain_peak_bytes: int
-    resident_bytes: int
-    curve: TradeOff
-    rows: tuple[SweepRow, ...]
-
-    @classmethod
-    def of(
-        cls,
-        graph: TrainingGraph,
-        plain_peak_bytes: int,
-        curve: TradeOff,
-        peers: Sequence[PeerPoint],
-    ) -> Sweep:
-        """The rows of a trade-off and of peers' points."""
-
-        def row(series: str, detail: str, peak: int, overhead: int) -> SweepRow:
-            share = 100.0 * peak / plain_peak_bytes if plain_peak_bytes else 0.0
-            cost = 100.0 * overhead / curve.total_cost if curve.total_cost else 0.0
-            return SweepRow(series, detail, peak, share, overhead, cost)
-
-        ours = [row(OURS, "", p.budget_bytes, p.overhead) for p in reversed(curve.points)]
-        others = [row(p.series, p.detail, p.peak_bytes, p.overhead) for p in peers]
-        return cls(graph.name, plain_peak_bytes, graph.resident_bytes, curve, (*ours, *others))
-
-    @property
-    def ours(self) -> list[SweepRow]:
-        """Our points, by falling budget and rising overhead."""
-        return [row for row in self.rows if row.series == OURS]
-
-    @property
-    def peers(self) -> list[SweepRow]:
-        """Peers' points."""
-        return [row for row in self.rows if row.series != OURS]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        curve = self.curve
-        return {
-            "status": curve.status.value,
-            "graph": self.graph,
-            "planner": curve.planner,
-            "family": curve.family,
-            "cost_unit": curve.cost_unit,
-            "total_cost": curve.total_cost,
-            "plain_peak_bytes": self.plain_peak_bytes,
-            "resident_bytes": self.resident_bytes,
-            "smallest_feasible_budget": min((r.peak_bytes for r in self.ours), default=None),
-            "points": [asdict(row) for row in self.ours],
-            "peers": [asdict(row) for row in self.peers],
-            "seconds": curve.seconds,
-            "notes": list(curve.notes),
-        }
-
-
-def thinned(rows: Sequence[SweepRow], most: int) -> list[SweepRow]:
-    """At most so many rows, about evenly over the peaks; both ends stay.
-
-    Args:
-        rows: by falling peak.
-        most: 2 or more.
-    """
-    if len(rows) <= most:
-        return list(rows)
-    top, bottom = rows[0].peak_bytes, rows[-1].peak_bytes
-    chosen = [rows[0]]
-    for i in range(1, most - 1):
-        wanted = top - (top - bottom) * i / (most - 1)
-        nearest = min(rows[1:-1], key=lambda row: abs(row.peak_bytes - wanted))
-        if nearest is not chosen[-1]:
-            chosen.append(nearest)
-    return [*chosen, rows[-1]]
 
 
 def sweep_table(sweep: Sweep, most: int) -> list[Table]:
@@ -157,7 +45,7 @@ def sweep_table(sweep: Sweep, most: int) -> list[Table]:
         table.add_row(
             format_bytes(row.peak_bytes),
             f"{row.peak_percent:.1f}%",
-            _cost(row.overhead, curve.cost_unit),
+            format_cost(row.overhead, curve.cost_unit),
             f"{row.overhead_percent:+.1f}%",
         )
     tables = [table]
@@ -179,7 +67,7 @@ def sweep_table(sweep: Sweep, most: int) -> list[Table]:
                 format_bytes(row.peak_bytes),
                 f"{row.peak_percent:.1f}%",
                 f"{row.overhead_percent:+.1f}%",
-                _ours_at(curve, row.peak_bytes),
+                ours_at(curve, row.peak_bytes),
             )
         tables.append(peers)
     return tables
@@ -191,17 +79,6 @@ def sweep_note(sweep: Sweep, most: int) -> str:
     shown = len(thinned(sweep.ours, most))
     some = f"{shown} of {count} points shown" if shown < count else f"{count} points"
     return f"{some}, by planner {sweep.curve.planner}; the first keeps everything."
-
-
-def _ours_at(curve: TradeOff, peak_bytes: int) -> str:
-    overhead = curve.overhead_at(peak_bytes)
-    if overhead is None:
-        return "infeasible"
-    return f"{100.0 * overhead / curve.total_cost if curve.total_cost else 0.0:+.1f}%"
-
-
-def _cost(amount: int, unit: str) -> str:
-    return format_time_ns(amount) if unit == "ns" else f"{amount} {unit}s"
 
 
 def sweep_csv(sweep: Sweep) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from memfit.analysis.curve import CurveSample
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import CATEGORIES
 from memfit.graph.training_graph import TrainingGraph
-from memfit.report.page_curve import CurveSample
-from memfit.report.page_tree import fold, module_paths, tree_json
-from memfit.report.page_views import activation_ids, plain_view, plan_view, stage_of_ops
+from memfit.report.page.tree import fold, module_paths, tree_json
+from memfit.report.page.views import activation_ids, plain_view, plan_view, stage_of_ops
 
 __all__ = ["page_data"]
 

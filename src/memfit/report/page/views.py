@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from memfit.analysis.trace import Trace, trace_of
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import CATEGORIES, Category
 from memfit.graph.training_graph import TrainingGraph, ValueKind
-from memfit.report.figure import Trace, trace_of
 
 __all__ = ["activation_ids", "plain_view", "plan_view", "stage_of_ops", "timeline_columns"]
 

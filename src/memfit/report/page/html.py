@@ -1,6 +1,6 @@
 """A report page: one HTML file with style, script and data inside, which asks the network nothing.
 
-The parts are in the folder `page` beside this file; `page.html` names where they go.
+The parts lie beside this file; `page.html` names where they go.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from memfit.analysis.curve import CurveSample
 from memfit.files import write_text_whole
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
-from memfit.report.page_curve import CurveSample
-from memfit.report.page_data import page_data
+from memfit.report.page.data import page_data
 
 __all__ = ["render_page", "save_report"]
 
@@ -25,7 +25,7 @@ STYLES = ("page.css",)
 
 
 def _part(name: str) -> str:
-    return (files("memfit.report") / "page" / name).read_text(encoding="utf-8")
+    return (files("memfit.report.page") / name).read_text(encoding="utf-8")
 
 
 def render_page(data: Mapping[str, Any]) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from memfit.analysis.step_memory import StepMemory, op_text, step_memory
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import Estimate, TrainingGraph, ValueKind
 from memfit.planners.base import Planner, PlannerOptions
-from memfit.report.step_memory import StepMemory, op_text, step_memory
 from memfit.units import format_bytes
 
 __all__ = ["Explanation", "explain_budget", "floor_of_any_plan", "sentences"]
