@@ -418,7 +418,7 @@ def unreduced(spec: dict[str, Any]) -> dict[str, Any]:
                 effort, cuts=UNREDUCED_LOWER_SETS, steps=1 << 60, states=1 << 60
             )
     else:
-        from memfit.planners.paper.system import system as paper_dp
+        from memfit.planners.paper import system as paper_dp
 
         paper_dp._COST_STEPS = 1 << 60  # costs are rounded only where this asks for it
     began = time.perf_counter()

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import memfit
-from memfit.cli import demo_command, main, output
+from memfit.cli import main, output
+from memfit.cli.commands import demo as demo_command
 from memfit.cli.output import one_line, print_json
 from memfit.errors import ExecutionError, InfeasibleBudgetError
 from memfit.graph.graph_file import write_graph

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from memfit.cli import demo_command, main
+from memfit.cli import main
+from memfit.cli.commands import demo as demo_command
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
 from memfit.graph.plan_file import load_plan_file

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from memfit.cli import build_parser, demo_command, main, output
+from memfit.cli import build_parser, main, output
+from memfit.cli.commands import demo as demo_command
 from memfit.graph.graph_file import write_graph
 from memfit.pytorch import demo_model
 from support.report_graphs import network

@@ -12,7 +12,7 @@ import pytest
 from memfit.cli import main
 from memfit.graph.graph_file import write_graph
 from memfit.graph.published import bare_graph
-from memfit.planners.paper.system import system as paper_dp
+from memfit.planners.paper import system as paper_dp
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -16,7 +16,7 @@ from memfit.graph.plan import PlanStatus
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_curve, get_planner
-from memfit.planners.paper.system import system as paper_dp
+from memfit.planners.paper import system as paper_dp
 from memfit.strategies.formulas import (
     cached_bytes,
     formula_overhead,

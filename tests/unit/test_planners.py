@@ -23,7 +23,7 @@ from memfit.planners import (
     search_all,
 )
 from memfit.planners.chen import segmentations
-from memfit.planners.paper.system import system as paper_dp
+from memfit.planners.paper import system as paper_dp
 
 
 def chain(n: int, size_bytes: int = 10) -> TrainingGraph:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from memfit._core import build_info
 from memfit._version import __version__
-from memfit.cli import (
-    demo_command,
-    explain_command,
-    inspect_command,
-    max_batch_command,
-    plan_command,
-    report_command,
+from memfit.cli.commands import (
+    demo,
+    explain,
+    inspect,
+    max_batch,
+    plan,
+    report,
     solve,
-    sweep_command,
-    verify_command,
+    sweep,
+    verify,
 )
 from memfit.cli.output import (
     EXIT_INFEASIBLE,
@@ -91,14 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (
-        demo_command,
-        inspect_command,
-        sweep_command,
-        plan_command,
-        verify_command,
-        report_command,
-        max_batch_command,
-        explain_command,
+        demo,
+        inspect,
+        sweep,
+        plan,
+        verify,
+        report,
+        max_batch,
+        explain,
         solve,
     ):
         command.add_parser(commands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from memfit.bounds import DEFAULT_TIME_LIMIT_S, LowerBound, highs_version
-from memfit.cli.output import seconds
+from memfit.cli.arguments import seconds
 from memfit.errors import UsageError
 from memfit.units import format_time_ns
 

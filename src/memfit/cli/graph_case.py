@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memfit.cli.arguments import add_optimizer_argument, make_optimizer
 from memfit.cli.output import foreign_prints_to_stderr
-from memfit.cli.plan_command import OPTIMIZERS, make_optimizer
 from memfit.cli.target import (
     TrainingCase,
     add_target_arguments,
@@ -29,7 +29,6 @@ __all__ = [
     "Built",
     "GraphCase",
     "add_graph_arguments",
-    "add_optimizer_argument",
     "capture_unallocated",
     "check_graph_arguments",
     "is_graph_file",
@@ -72,15 +71,6 @@ class Built:
     def resized(self, case: TrainingCase) -> Built:
         """The same with other inputs."""
         return replace(self, case=case)
-
-
-def add_optimizer_argument(parser: ArgumentParser) -> None:
-    """`--optimizer`."""
-    parser.add_argument(
-        "--optimizer",
-        choices=tuple(OPTIMIZERS),
-        help="count this optimizer's state into the step (default: none)",
-    )
 
 
 def add_graph_arguments(parser: ArgumentParser) -> None:

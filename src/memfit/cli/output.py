@@ -6,10 +6,8 @@ import json
 import os
 import sys
 import threading
-from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -26,14 +24,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from memfit.errors import InfeasibleBudgetError, UsageError
+from memfit.errors import InfeasibleBudgetError
 from memfit.planners.base import Progress as Report
 
 __all__ = [
     "EXIT_INFEASIBLE",
-    "add_output_arguments",
-    "add_time_limit_argument",
-    "check_output_file",
     "debugging",
     "drop_what_cannot_be_written",
     "error_payload",
@@ -43,7 +38,6 @@ __all__ = [
     "print_json",
     "print_notes",
     "progress",
-    "seconds",
     "stdout_console",
 ]
 
@@ -54,46 +48,6 @@ PROGRESS_AFTER_S = 1.0
 """Nothing is shown for what takes less."""
 
 _PIPED_WIDTH = 120
-
-
-def add_output_arguments(parser: ArgumentParser) -> None:
-    """`--json` and `--quiet`."""
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on stdout and nothing else"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress on stderr")
-
-
-def add_time_limit_argument(parser: ArgumentParser) -> None:
-    """`--time-limit`."""
-    parser.add_argument(
-        "--time-limit",
-        type=seconds,
-        metavar="SECONDS",
-        help="stop planning after this long with the best plan so far, which says so (default: "
-        "no limit)",
-    )
-
-
-def seconds(text: str) -> float:
-    """A number of seconds, for `argparse`."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is no number of seconds; give 0 or more")
-    return found
-
-
-def check_output_file(path: Path) -> None:
-    """Refuse a place that cannot be written before minutes are spent on a plan."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"cannot write {path}: there is no folder {path.parent}; choose one that exists"
-        )
 
 
 def print_json(payload: Mapping[str, Any]) -> None:

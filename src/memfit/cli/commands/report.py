@@ -6,14 +6,8 @@ import argparse
 from pathlib import Path
 
 from memfit.analysis.curve import CurveSample, sample_curve
-from memfit.cli.output import (
-    add_output_arguments,
-    add_time_limit_argument,
-    check_output_file,
-    print_json,
-    progress,
-    stdout_console,
-)
+from memfit.cli.arguments import add_output_arguments, add_time_limit_argument, check_output_file
+from memfit.cli.output import print_json, progress, stdout_console
 from memfit.errors import UsageError
 from memfit.graph.graph_file import read_graph
 from memfit.graph.plan_file import PlanFile, load_plan_file

@@ -9,22 +9,21 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from memfit.budget import parse_budget
-from memfit.cli.batch_search import Found, Trial, largest_batch
-from memfit.cli.graph_case import (
+from memfit.cli.arguments import (
     add_optimizer_argument,
-    capture_unallocated,
-    load_unallocated,
-)
-from memfit.cli.output import (
     add_output_arguments,
     add_time_limit_argument,
+    make_optimizer,
+)
+from memfit.cli.batch_search import Found, Trial, largest_batch
+from memfit.cli.graph_case import capture_unallocated, load_unallocated
+from memfit.cli.output import (
     foreign_prints_to_stderr,
     print_json,
     print_notes,
     progress,
     stdout_console,
 )
-from memfit.cli.plan_command import make_optimizer
 from memfit.cli.resizing import first_size, resized_arguments, resized_case
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import InfeasibleBudgetError, UsageError

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from memfit.cli.output import (
+from memfit.cli.arguments import (
     add_output_arguments,
-    foreign_prints_to_stderr,
-    print_json,
-    progress,
-    stdout_console,
-)
-from memfit.cli.plan_command import (
     add_planning_arguments,
     check_planning_arguments,
     make_optimizer,
 )
+from memfit.cli.output import foreign_prints_to_stderr, print_json, progress, stdout_console
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import UsageError
 

@@ -5,16 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from memfit.cli.arguments import add_output_arguments, add_time_limit_argument, check_output_file
 from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, load_graph
-from memfit.cli.output import (
-    add_output_arguments,
-    add_time_limit_argument,
-    check_output_file,
-    print_json,
-    print_notes,
-    progress,
-    stdout_console,
-)
+from memfit.cli.output import print_json, print_notes, progress, stdout_console
 from memfit.errors import UsageError
 from memfit.files import write_text_whole
 from memfit.graph.plain import store_all_schedule

@@ -5,16 +5,9 @@ from __future__ import annotations
 import argparse
 
 from memfit.budget import parse_budget
+from memfit.cli.arguments import add_output_arguments, add_time_limit_argument
 from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, load_graph
-from memfit.cli.output import (
-    EXIT_INFEASIBLE,
-    add_output_arguments,
-    add_time_limit_argument,
-    print_json,
-    print_notes,
-    progress,
-    stdout_console,
-)
+from memfit.cli.output import EXIT_INFEASIBLE, print_json, print_notes, progress, stdout_console
 from memfit.errors import UsageError
 from memfit.graph.estimates import estimate_note
 from memfit.graph.plain import store_all_schedule

@@ -11,12 +11,10 @@ from rich.table import Table
 
 from memfit.bounds import LowerBound, bound_graph, bound_plan
 from memfit.budget import parse_budget
+from memfit.cli.arguments import add_output_arguments, add_time_limit_argument, check_output_file
 from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import (
     EXIT_INFEASIBLE,
-    add_output_arguments,
-    add_time_limit_argument,
-    check_output_file,
     one_line,
     print_json,
     print_notes,

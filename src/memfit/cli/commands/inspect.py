@@ -6,13 +6,9 @@ import argparse
 from typing import Any
 
 from memfit.budget import parse_bytes
-from memfit.cli.graph_case import (
-    add_optimizer_argument,
-    capture_unallocated,
-    load_unallocated,
-)
+from memfit.cli.arguments import add_optimizer_argument, add_output_arguments
+from memfit.cli.graph_case import capture_unallocated, load_unallocated
 from memfit.cli.output import (
-    add_output_arguments,
     foreign_prints_to_stderr,
     print_json,
     print_notes,

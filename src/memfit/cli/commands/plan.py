@@ -5,111 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memfit.bounds import LowerBound, bound_plan
-from memfit.budget import parse_budget
-from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
-from memfit.cli.output import (
+from memfit.cli.arguments import (
     add_output_arguments,
+    add_planning_arguments,
     add_time_limit_argument,
     check_output_file,
-    foreign_prints_to_stderr,
-    print_json,
-    progress,
-    stdout_console,
+    check_planning_arguments,
+    make_optimizer,
 )
+from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
+from memfit.cli.output import foreign_prints_to_stderr, print_json, progress, stdout_console
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
-from memfit.errors import UsageError
 from memfit.graph.plan_file import save_plan_file
-from memfit.planners import PLANNERS, get_planner
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    pass
 
-__all__ = [
-    "OPTIMIZERS",
-    "add_parser",
-    "add_planning_arguments",
-    "check_planning_arguments",
-    "make_optimizer",
-    "run",
-]
+__all__ = ["add_parser", "run"]
 
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("SGD", {}),
-    "sgd-momentum": ("SGD", {"momentum": 0.9}),
-    "rmsprop": ("RMSprop", {}),
-    "adagrad": ("Adagrad", {}),
-    "adam": ("Adam", {}),
-    "adamw": ("AdamW", {}),
-}
-"""By name: the class in `torch.optim` and what it is made with besides the learning rate."""
 
 _DESCRIPTION = """\
 Plan one training step of a model within a memory budget, without running it.
 
   memfit plan pytorchcv.models.resnet:resnet50 --input 8x3x224x224 --budget 60%
 """
-
-
-def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
-    """Budget, planner, costs and optimizer."""
-    parser.add_argument(
-        "--budget",
-        required=True,
-        help='peak of the whole step: bytes ("3GiB", "800MB", 3221225472), a share of the plain '
-        'step\'s peak ("60%%"), or "auto" (what the device has free)',
-    )
-    parser.add_argument(
-        "--planner", default="auto", help=f"auto, {', '.join(PLANNERS)} (default: auto, liveness)"
-    )
-    parser.add_argument(
-        "--mode",
-        default="auto",
-        choices=("time", "memory", "auto"),
-        help="for exact and approximate; auto tries time, then memory (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cost",
-        default="measured",
-        choices=("measured", "analytic"),
-        help="time and workspace of each op: measured once on this machine and kept on disk, or "
-        "estimated from sizes (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--optimizer",
-        choices=tuple(OPTIMIZERS),
-        help="count this optimizer's state into the budget (default: none)",
-    )
-
-
-def check_planning_arguments(args: argparse.Namespace) -> None:
-    """Refuse what can be seen to be wrong before PyTorch and the model are loaded.
-
-    Raises:
-        UsageError: a budget that cannot be read, or an unknown planner.
-    """
-    parse_budget(args.budget)
-    get_planner(args.planner)
-
-
-def make_optimizer(name: str | None, model: nn.Module) -> torch.optim.Optimizer | None:
-    """The optimizer of that name over what the model trains; None for no name."""
-    if name is None:
-        return None
-    import torch
-
-    kind, options = OPTIMIZERS[name]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise UsageError(
-            f"--optimizer {name} has nothing to update: no parameter of {type(model).__name__} "
-            "requires gradients; leave it out"
-        )
-    made: torch.optim.Optimizer = getattr(torch.optim, kind)(trained, lr=1e-3, **options)
-    return made
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

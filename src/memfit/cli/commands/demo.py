@@ -11,13 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memfit.cli.output import (
-    add_output_arguments,
-    foreign_prints_to_stderr,
-    print_json,
-    progress,
-    stdout_console,
-)
+from memfit.cli.arguments import add_output_arguments
+from memfit.cli.output import foreign_prints_to_stderr, print_json, progress, stdout_console
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.planners.base import Progress
 from memfit.units import format_bytes
