@@ -32,9 +32,9 @@ import torch._functorch.config as functorch_config
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.api import capture
-from memfit.pytorch.compiled_step import StepModule
-from memfit.pytorch.measure import measure_step, steady_allocator
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.cost.measure import measure_step, steady_allocator
+from memfit.pytorch.step_call import StepModule
 
 PEERS = (1.0, 0.5, 0.2, 0.0)
 TIME_NOISE = 1.05

@@ -18,8 +18,8 @@ import torch
 
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.unallocated import holds_memory, without_memory
+from memfit.pytorch.api.unallocated import holds_memory, without_memory
+from memfit.pytorch.cost.measure import measure_step
 
 CASES: dict[str, tuple[Callable[..., networks.Case], dict[str, Any]]] = {
     "resnet50": (networks.resnet50, {}),

@@ -104,7 +104,7 @@ def _crashes(crashes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def surveyed_text(survey: Mapping[str, Any]) -> str:
-    """The list that `memfit.pytorch.as_traced` reads."""
+    """The list that `memfit.pytorch.layouts.as_traced` reads."""
     head = (
         "# Overloads whose results are laid out as tracing is told. Written by\n"
         f"# benchmarks/op_survey.py with PyTorch {survey['torch']}; see docs/ops.md.\n"

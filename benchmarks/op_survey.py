@@ -4,9 +4,9 @@
     python benchmarks/op_survey.py --jobs 2     # in two processes
     python benchmarks/op_survey.py --report     # write the page from known results
 
-Writes results/ops.json, ../docs/ops.md and ../src/memfit/pytorch/surveyed.txt, the list of ops
-whose results memfit does not look at. The same PyTorch gives the same files. A kernel that ends its
-process loses one run. Needs `expecttest`, which PyTorch's op database imports.
+Writes results/ops.json, ../docs/ops.md and ../src/memfit/pytorch/layouts/surveyed.txt, the list of
+ops whose results memfit does not look at. The same PyTorch gives the same files. A kernel that ends
+its process loses one run. Needs `expecttest`, which PyTorch's op database imports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from op_verdicts import survey_of
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ops.json"
 PAGE = HERE.parent / "docs" / "ops.md"
-LIST = HERE.parent / "src" / "memfit" / "pytorch" / "surveyed.txt"
+LIST = HERE.parent / "src" / "memfit" / "pytorch" / "layouts" / "surveyed.txt"
 
 
 def main(words: Sequence[str]) -> int:

@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from memfit.errors import MemfitError
-from memfit.pytorch.compat_fake import FakeTensor, FakeTensorMode
-from memfit.pytorch.compat_layouts import corrected_fakes
-from memfit.pytorch.kernel_layouts import corrected
-from memfit.pytorch.storage_sizes import allocated_bytes, enlarge_fake_storages
+from memfit.pytorch.capture.storage_sizes import allocated_bytes, enlarge_fake_storages
+from memfit.pytorch.compat.fake import FakeTensor, FakeTensorMode
+from memfit.pytorch.compat.layouts import corrected_fakes
+from memfit.pytorch.layouts.kernel_layouts import corrected
 
 __all__ = ["Call", "Watch", "functional_of"]
 

@@ -30,10 +30,10 @@ from torch._dynamo.backends.debugging import boxed_nop
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.compat_whole_ops import whole_ops
-from memfit.pytorch.compiled_step import StepModule
-from memfit.pytorch.measure import steady_allocator
-from memfit.pytorch.tracing import trace_settings
+from memfit.pytorch.compat.whole_ops import whole_ops
+from memfit.pytorch.cost.measure import steady_allocator
+from memfit.pytorch.prepare.tracing import trace_settings
+from memfit.pytorch.step_call import StepModule
 
 LIMIT_PERCENT = 2.0
 

@@ -70,7 +70,7 @@ def _capture(name: str, batch: int | None) -> tuple[TrainingGraph, dict[str, Any
     import torch
     from paper_networks import NETWORKS
 
-    from memfit.pytorch.unallocated import holds_memory, without_memory
+    from memfit.pytorch.api.unallocated import holds_memory, without_memory
 
     torch.set_num_threads(THREADS)
     network = NETWORKS[name]

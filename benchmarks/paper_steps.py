@@ -27,8 +27,8 @@ def real_steps(name: str, say: Callable[[str], None]) -> dict[str, Any]:
     from paper_networks import NETWORKS
 
     import memfit
-    from memfit.pytorch.compiled_step import StepModule
-    from memfit.pytorch.measure import measure_step, steady_allocator
+    from memfit.pytorch.cost.measure import measure_step, steady_allocator
+    from memfit.pytorch.step_call import StepModule
 
     torch.set_num_threads(THREADS)
     network = NETWORKS[name]

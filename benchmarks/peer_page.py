@@ -21,8 +21,8 @@ Network = Mapping[str, Any]
 
 MEANING = """\
 - *peak*: MiB above what is alive before the step (parameters, buffers, inputs), gradients and
-  workspaces included; the running sum of the CPU allocator's events (`memfit.pytorch.measure`).
-  `.grad` is None at the start.
+  workspaces included; the running sum of the CPU allocator's events
+  (`memfit.pytorch.cost.measure`). `.grad` is None at the start.
 - *step*: median of the rounds, in ms; forward, loss and backward, without optimizer. All steps of
   one network run in one process, interleaved, every second round in reverse order, with the C
   allocator kept from handing memory back. It is the processor time of one thread, which is what a

@@ -23,9 +23,9 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from memfit.pytorch.compat_whole_ops import whole_ops
-from memfit.pytorch.compiled_step import StepModule
-from memfit.pytorch.tracing import trace_settings
+from memfit.pytorch.compat.whole_ops import whole_ops
+from memfit.pytorch.prepare.tracing import trace_settings
+from memfit.pytorch.step_call import StepModule
 
 __all__ = ["BUDGETS", "DESCRIPTIONS", "SAVED_OPS", "Way", "segment_counts", "ways"]
 

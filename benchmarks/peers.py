@@ -45,8 +45,8 @@ import memfit
 from memfit.files import write_text_whole
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
-from memfit.pytorch.api import capture
-from memfit.pytorch.measure import measure_step, steady_allocator
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.cost.measure import measure_step, steady_allocator
 
 ROUNDS, QUICK_ROUNDS = 7, 3
 QUICK_BUDGETS = (1.0, 0.5, 0.0)

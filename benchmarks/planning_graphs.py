@@ -212,7 +212,7 @@ def capture_to_cache(name: str) -> Path:
     from networks import CAPTURED
 
     import memfit
-    from memfit.pytorch.api import capture
+    from memfit.pytorch.api.entry import capture
 
     torch.set_num_threads(_CAPTURE_THREADS)
     build, arguments = CAPTURED[name]

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 import memfit
 from memfit.analysis.peers import chen_points
 from memfit.files import write_text_whole
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
 from memfit.strategies.binomial import advances
 from memfit.strategies.loops import LoopPlan
 

@@ -26,8 +26,8 @@ from networks import NETWORKS, Case
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.compiled_step import StepModule
-from memfit.pytorch.measure import measure_step, steady_allocator
+from memfit.pytorch.cost.measure import measure_step, steady_allocator
+from memfit.pytorch.step_call import StepModule
 
 MIB = 2**20
 SHARES = (0.8, 0.6, 0.4)

@@ -33,8 +33,8 @@ from torch import nn
 
 import memfit
 from memfit.files import write_text_whole
-from memfit.pytorch.fitted import FittedModule
-from memfit.pytorch.measure import measure_step, steady_allocator
+from memfit.pytorch.api.fitted import FittedModule
+from memfit.pytorch.cost.measure import measure_step, steady_allocator
 
 BUCKETS = (16, 32, 64, 128, 256, 512)
 TOKENS = 2048

@@ -24,9 +24,9 @@ import memfit
 from memfit.files import write_bytes_whole
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
-from memfit.pytorch.api import capture
-from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.demo_model import demo_case
+from memfit.pytorch.api.demo_model import demo_case
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.units import format_bytes
 
 NAMES = {

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from memfit.bounds.lower_bound import LowerBound
     from memfit.graph.plan import Plan
     from memfit.planners.base import TradeOff
-    from memfit.pytorch.api import fit, plan, trade_off
-    from memfit.pytorch.bound import bound
-    from memfit.pytorch.effects import allow_recompute
-    from memfit.pytorch.fit_blocks import fit_blocks
-    from memfit.pytorch.verify import verify
+    from memfit.pytorch.api.bound import bound
+    from memfit.pytorch.api.entry import fit, plan, trade_off
+    from memfit.pytorch.api.fit_blocks import fit_blocks
+    from memfit.pytorch.api.verify import verify
+    from memfit.pytorch.capture.effects import allow_recompute
 
 __all__ = [
     "CaptureError",
@@ -69,13 +69,13 @@ _HOME = {
     "Plan": "memfit.graph.plan",
     "TradeOff": "memfit.planners.base",
     "build_info": "memfit._core",
-    "allow_recompute": "memfit.pytorch.effects",
-    "bound": "memfit.pytorch.bound",
-    "fit": "memfit.pytorch.api",
-    "fit_blocks": "memfit.pytorch.fit_blocks",
-    "plan": "memfit.pytorch.api",
-    "trade_off": "memfit.pytorch.api",
-    "verify": "memfit.pytorch.verify",
+    "allow_recompute": "memfit.pytorch.capture.effects",
+    "bound": "memfit.pytorch.api.bound",
+    "fit": "memfit.pytorch.api.entry",
+    "fit_blocks": "memfit.pytorch.api.fit_blocks",
+    "plan": "memfit.pytorch.api.entry",
+    "trade_off": "memfit.pytorch.api.entry",
+    "verify": "memfit.pytorch.api.verify",
 }
 
 
@@ -96,4 +96,4 @@ def __dir__() -> list[str]:
 
 if "torch" in sys.modules:  # lets `torch.compile(backend="memfit")` find it in a checkout, too
     with contextlib.suppress(UnsupportedTorchError):  # graph files need no torch; the rest says so
-        importlib.import_module("memfit.pytorch.compile_backend")
+        importlib.import_module("memfit.pytorch.compiled.compile_backend")

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; where memfit's own lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 from memfit.errors import UsageError
 
-__all__ = ["write_bytes_whole", "write_text_whole"]
+__all__ = ["PACKAGE_FOLDER", "write_bytes_whole", "write_text_whole"]
+
+PACKAGE_FOLDER = Path(__file__).parent
+"""The folder of memfit's own code."""
 
 
 def write_bytes_whole(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from memfit.cli.commands import demo as demo_command
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
 from memfit.graph.plan_file import load_plan_file
-from memfit.pytorch import demo_model, verify
+from memfit.pytorch.api import demo_model, verify
 
 MODELS = """
 import torch

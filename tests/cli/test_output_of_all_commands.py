@@ -17,7 +17,7 @@ import torch
 from memfit.cli import build_parser, main, output
 from memfit.cli.commands import demo as demo_command
 from memfit.graph.graph_file import write_graph
-from memfit.pytorch import demo_model
+from memfit.pytorch.api import demo_model
 from support.report_graphs import network
 
 MODELS = """

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.pytorch.measure import StepMeasurement, measure_step
+from memfit.pytorch.cost.measure import StepMeasurement, measure_step
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 

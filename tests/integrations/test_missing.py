@@ -30,7 +30,9 @@ def run(code: str, *names: str) -> str:
 
 
 def test_memfit_and_the_package_of_adapters_need_none_of_them() -> None:
-    code = "import memfit, memfit.integrations, memfit.pytorch.api\nprint(sorted(sys.modules))"
+    code = (
+        "import memfit, memfit.integrations, memfit.pytorch.api.entry\nprint(sorted(sys.modules))"
+    )
     out = run(code, "transformers", "accelerate", "lightning", "pytorch_lightning")
     assert "'memfit.integrations'" in out
     assert "memfit.integrations.transformers" not in out

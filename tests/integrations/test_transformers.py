@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.pytorch.measure import StepMeasurement, measure_step
+from memfit.pytorch.cost.measure import StepMeasurement, measure_step
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate, which Trainer needs, is not installed")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memfit.pytorch.measure import StepMeasurement, measure_step
+from memfit.pytorch.cost.measure import StepMeasurement, measure_step
 
 TOKENS, VOCABULARY, WIDTH = 32, 96, 32
 

@@ -16,8 +16,8 @@ from memfit.errors import ExecutionError, InfeasibleBudgetError, MemfitError, Us
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.registry import PLANNERS
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.settings import settings_for
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.executors import settings_for
 from programs.compare import Difference, compare, same_bits
 from programs.exchange import Capture, recording
 from programs.program import Program, in_float64

@@ -14,11 +14,11 @@ from torch import fx, nn
 
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
-from memfit.pytorch import settings as settings_module
+from memfit.pytorch import executors as settings_module
 from memfit.pytorch.backend import StepBackend
-from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.compat import aot_backend, boxed_nop
-from memfit.pytorch.lower import lower
+from memfit.pytorch.capture.captured_step import CapturedStep
+from memfit.pytorch.compat.eager import aot_backend, boxed_nop
+from memfit.pytorch.execute.lower import lower
 
 __all__ = ["Capture", "Recorder", "recording"]
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import torch
 
-from memfit.pytorch.compat import quiet_logs
+from memfit.pytorch.compat.eager import quiet_logs
 from programs.check import Finding, cause_of, check
 from programs.generate import generate
 from programs.program import source

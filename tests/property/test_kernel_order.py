@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from memfit.pytorch.kernel_order import Kernels, best_order, orders, peak_bytes
+from memfit.pytorch.inductor.kernel_order import Kernels, best_order, orders, peak_bytes
 
 
 @st.composite

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from memfit.pytorch.measure import steady_allocator
+from memfit.pytorch.cost.measure import steady_allocator
 from support.quiet_trace import no_structured_trace
 
 no_structured_trace()

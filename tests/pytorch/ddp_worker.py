@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import memfit
 from memfit.graph.training_graph import ValueKind
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
 from support.ranks import run_rank
 
 WIDTH = 96

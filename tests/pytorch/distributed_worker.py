@@ -12,8 +12,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import memfit
-from memfit.pytorch import plan_sharing
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.ranks import plan_sharing
 from support.ranks import run_rank
 
 WIDTH = 128

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.pytorch.api import capture
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.cost.measure import measure_step
 
 
 class Wide(nn.Module):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memfit.pytorch.analytic_cost import analytic_cost, output_specs
-from memfit.pytorch.op_calls import OpCall, TensorSpec
-from memfit.pytorch.profile import profile_calls
+from memfit.pytorch.cost.analytic import analytic_cost, output_specs
+from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
+from memfit.pytorch.cost.profile import profile_calls
 
 aten = torch.ops.aten
 GIB = 2**30

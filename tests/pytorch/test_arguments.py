@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import memfit
 from memfit.errors import CaptureError, MemfitError, PlanMismatchError, UsageError
 from memfit.graph.plan import Plan
-from memfit.pytorch.optimizer import optimizer_state_bytes
-from memfit.pytorch.planned_method import PlannedMethod
+from memfit.pytorch.api.planned_method import PlannedMethod
+from memfit.pytorch.capture.resident import optimizer_state_bytes
 
 
 def network() -> nn.Module:

@@ -14,12 +14,12 @@ from torch import fx, nn
 
 import memfit
 from memfit.errors import ExecutionError, InfeasibleBudgetError
-from memfit.pytorch import as_traced
-from memfit.pytorch.as_traced import forms_of, is_surveyed, run_as_traced
-from memfit.pytorch.compat_fake import FakeTensorMode
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.op_calls import OpCall
-from memfit.pytorch.profile import profile_calls
+from memfit.pytorch.compat.fake import FakeTensorMode
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.cost.op_calls import OpCall
+from memfit.pytorch.cost.profile import profile_calls
+from memfit.pytorch.layouts import as_traced
+from memfit.pytorch.layouts.as_traced import forms_of, is_surveyed, run_as_traced
 
 Kernel = Callable[[torch.Tensor], torch.Tensor]
 
@@ -161,7 +161,7 @@ def test_compiled_steps(name: str) -> None:
     for _ in range(3):
         compiled(x).backward()
         assert_same_gradients(model, plain)
-    (plan,) = memfit.pytorch.compile_backend.plans(options)
+    (plan,) = memfit.pytorch.compiled.compile_backend.plans(options)
 
     def step() -> None:
         compiled(x).backward()

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 import memfit
 from memfit.errors import CaptureError
-from memfit.pytorch.unguarded import Unguarded
+from memfit.pytorch.prepare.unguarded import Unguarded
 
 WIDTH = 4
 factor = 1.0

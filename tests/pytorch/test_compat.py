@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import memfit.pytorch.versions as versions
+import memfit.pytorch.compat.versions as versions
 from memfit.errors import UnsupportedTorchError
+from memfit.files import PACKAGE_FOLDER
 
-SOURCE = Path(versions.__file__).parents[1]
+SOURCE = PACKAGE_FOLDER
 FILES = sorted(SOURCE.rglob("*.py"))
-COMPAT = [path for path in FILES if path.name.startswith("compat")]
+COMPAT = [p for p in FILES if p.parent.name == "compat" or p.name.endswith("_patch.py")]
 
 
 def live(tree: ast.AST) -> Iterator[ast.AST]:
@@ -172,8 +173,9 @@ REFUSAL = "torch 2.10.0 is not supported; memfit runs with torch 2.11 to 2.13; i
     [
         "import memfit; memfit.fit",
         "import torch, memfit; memfit.verify",
-        "import memfit.pytorch.compat_scheduler",
-        "from memfit.pytorch.compile_backend import memfit_backend",  # what torch.compile looks up
+        "import memfit.pytorch.inductor.scheduler_patch",
+        # What torch.compile looks up:
+        "from memfit.pytorch.compiled.compile_backend import memfit_backend",
     ],
 )
 def test_another_torch_is_refused_before_its_private_names_are_asked_for(

@@ -24,10 +24,10 @@ from memfit.errors import (
     MemfitError,
     UsageError,
 )
-from memfit.pytorch.compat_inductor import CppCompileError
-from memfit.pytorch.compile_backend import memfit_backend, plans
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.step_budget import BudgetWarning
+from memfit.pytorch.compat.inductor import CppCompileError
+from memfit.pytorch.compiled.compile_backend import memfit_backend, plans
+from memfit.pytorch.compiled.warnings import BudgetWarning
+from memfit.pytorch.cost.measure import measure_step
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from memfit.pytorch import cost_cache
-from memfit.pytorch.cost_cache import (
+from memfit.pytorch.cost import on_disk as cost_cache
+from memfit.pytorch.cost.on_disk import (
     FORMAT_VERSION,
     CostCache,
     cache_folder,
     open_cost_cache,
     source_digest,
 )
-from memfit.pytorch.op_calls import OpCall, OpCost, TensorSpec
-from memfit.pytorch.profile import profile_calls
+from memfit.pytorch.cost.op_calls import OpCall, OpCost, TensorSpec
+from memfit.pytorch.cost.profile import profile_calls
 
 aten = torch.ops.aten
 RUNS: list[int] = []

@@ -23,14 +23,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import memfit
-from memfit.pytorch import profile
-from memfit.pytorch import storage_sizes as sizes
-from memfit.pytorch.compat import clear_cublas_workspaces
-from memfit.pytorch.compat_whole_ops import whole_ops
-from memfit.pytorch.cost_cache import conditions_digest
-from memfit.pytorch.cuda_workspace import kept_workspace_bytes
-from memfit.pytorch.measure import FREE_MARGIN_PERCENT, free_bytes
-from memfit.pytorch.optimizer import optimizer_state_bytes
+from memfit.pytorch.capture import storage_sizes as sizes
+from memfit.pytorch.capture.cuda_workspace import kept_workspace_bytes
+from memfit.pytorch.capture.resident import optimizer_state_bytes
+from memfit.pytorch.compat.eager import clear_cublas_workspaces
+from memfit.pytorch.compat.whole_ops import whole_ops
+from memfit.pytorch.cost import profile
+from memfit.pytorch.cost.measure import FREE_MARGIN_PERCENT, free_bytes
+from memfit.pytorch.cost.on_disk import conditions_digest
 from support.models import Logits, token_loss
 
 AMPLE = 2**50

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memfit.pytorch.demo_model import UNet, demo_case
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.api.demo_model import UNet, demo_case
+from memfit.pytorch.cost.measure import measure_step
 
 
 def test_the_case_is_the_same_every_time_and_draws_nothing_from_the_global_generator() -> None:

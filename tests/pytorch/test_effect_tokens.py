@@ -19,7 +19,7 @@ from torch._higher_order_ops.scan import scan
 
 import memfit
 from memfit.errors import CaptureError
-from memfit.pytorch.api import capture
+from memfit.pytorch.api.entry import capture
 
 WIDTH = 12
 

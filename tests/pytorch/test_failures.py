@@ -19,7 +19,7 @@ from torch import nn
 import memfit
 from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch import backend as backend_module
-from memfit.pytorch.failures import failing
+from memfit.pytorch.failures.told import failing
 
 _MODULES = (
     torch._dynamo.exc,

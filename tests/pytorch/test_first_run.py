@@ -18,7 +18,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import CaptureError
-from memfit.pytorch.unallocated import without_memory
+from memfit.pytorch.api.unallocated import without_memory
 
 LOCK = threading.Lock()
 AMPLE = 2**50

@@ -14,10 +14,10 @@ from torch import nn
 
 import memfit
 from memfit.graph.training_graph import ValueKind
-from memfit.pytorch.compile_backend import plans
-from memfit.pytorch.given import tensors_within
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.unallocated import without_memory
+from memfit.pytorch.api.unallocated import without_memory
+from memfit.pytorch.capture.given import tensors_within
+from memfit.pytorch.compiled.compile_backend import plans
+from memfit.pytorch.cost.measure import measure_step
 
 WIDTH = 8
 ROW = 4 * WIDTH

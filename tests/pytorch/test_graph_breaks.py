@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from memfit.graph.plan import Plan
-from memfit.pytorch.compile_backend import plans
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.step_budget import BudgetWarning
+from memfit.pytorch.compiled.compile_backend import plans
+from memfit.pytorch.compiled.warnings import BudgetWarning
+from memfit.pytorch.cost.measure import measure_step
 
 # PyTorch's own: while Inductor is imported, and where Dynamo goes on after a graph break.
 pytestmark = [

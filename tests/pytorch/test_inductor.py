@@ -16,12 +16,12 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import memfit
-from memfit.pytorch import inductor
-from memfit.pytorch.compat_codegen import laid_out_anew_bytes
-from memfit.pytorch.fusion import FusedStep
-from memfit.pytorch.inductor import PlanPartitioner, digest_of
-from memfit.pytorch.kernel_fusion import PeakExceeded, PlanChoices, PlanOrder
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.inductor import backend as inductor
+from memfit.pytorch.inductor.backend import PlanPartitioner, digest_of
+from memfit.pytorch.inductor.codegen_patch import laid_out_anew_bytes
+from memfit.pytorch.inductor.fusion import FusedStep
+from memfit.pytorch.inductor.kernel_fusion import PeakExceeded, PlanChoices, PlanOrder
 
 # PyTorch's own, while Inductor is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.pytorch.fitted import FittedModule
+from memfit.pytorch.api.fitted import FittedModule
 from support.matrix import AMPLE, MODELS, PRECISIONS, Seen, built, observe, precision_of
 
 # PyTorch's own, while Inductor is imported.

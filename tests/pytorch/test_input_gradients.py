@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 

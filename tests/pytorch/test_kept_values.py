@@ -12,8 +12,8 @@ from torch import fx, nn
 import memfit
 from memfit.graph.schedule import Schedule, make_schedule
 from memfit.pytorch import backend
-from memfit.pytorch.capture import CapturedStep
-from memfit.pytorch.lower import lower
+from memfit.pytorch.capture.captured_step import CapturedStep
+from memfit.pytorch.execute.lower import lower
 
 aten = torch.ops.aten
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from memfit.pytorch.compat import tree_map_only
-from memfit.pytorch.compat_fake import FakeTensorMode
-from memfit.pytorch.kernel_layouts import RULES, kernel_strides, real_layouts
+from memfit.pytorch.compat.eager import tree_map_only
+from memfit.pytorch.compat.fake import FakeTensorMode
+from memfit.pytorch.layouts.kernel_layouts import RULES, kernel_strides, real_layouts
 
 aten = torch.ops.aten
 ONE = torch.tensor(1.0)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memfit.pytorch.analytic_cost import analytic_cost
-from memfit.pytorch.kernel_workspace import RULES
-from memfit.pytorch.op_calls import OpCall
-from memfit.pytorch.profile import profile_calls
+from memfit.pytorch.cost.analytic import analytic_cost
+from memfit.pytorch.cost.kernel_workspace import RULES
+from memfit.pytorch.cost.op_calls import OpCall
+from memfit.pytorch.cost.profile import profile_calls
 
 aten = torch.ops.aten
 Function = Callable[[torch.Tensor], torch.Tensor]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memfit
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 

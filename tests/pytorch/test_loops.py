@@ -16,10 +16,10 @@ from torch._higher_order_ops.while_loop import while_loop
 import memfit
 from memfit.errors import CaptureError, InfeasibleBudgetError, UsageError
 from memfit.graph.plan import Plan
-from memfit.pytorch.api import capture
-from memfit.pytorch.capture_progress import CAPTURING, TRACING
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.opaque_recurrence import opaque_notes
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.capture.progress import CAPTURING, TRACING
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.loops.opaque import opaque_notes
 from memfit.strategies.binomial import advances
 from memfit.strategies.loops import LoopPlan
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from memfit.errors import UsageError
-from memfit.pytorch.compat import MemoryEvent
-from memfit.pytorch.measure import (
+from memfit.pytorch.compat.eager import MemoryEvent
+from memfit.pytorch.cost.measure import (
     FREE_MARGIN_PERCENT,
     _free_cpu_bytes,
     allocated_peak,
@@ -262,8 +262,8 @@ int posix_memalign(void **r, size_t a, size_t n) {
 
 COUNTED = """
 import ctypes, gc, torch
-from memfit.pytorch.demo_model import demo_case
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.api.demo_model import demo_case
+from memfit.pytorch.cost.measure import measure_step
 counter = ctypes.CDLL(None)
 for name in ("counter_now", "counter_top"):
     getattr(counter, name).restype = ctypes.c_long

@@ -15,9 +15,9 @@ from memfit.graph.schedule import Schedule, make_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners import PlannerOptions, get_planner
-from memfit.pytorch import joint as J
-from memfit.pytorch.api import capture
-from memfit.pytorch.capture import CapturedStep
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.capture import joint as J
+from memfit.pytorch.capture.captured_step import CapturedStep
 
 
 def min_cut_values(step: CapturedStep) -> set[int]:

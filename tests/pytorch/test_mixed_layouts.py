@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from memfit.pytorch.tracing import trace_settings
+from memfit.pytorch.prepare.tracing import trace_settings
 
 aten = torch.ops.aten
 SHAPE = (2, 3, 4, 5)

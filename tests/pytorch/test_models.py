@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import memfit
 from memfit.errors import CaptureError, MemfitError
-from memfit.pytorch.verify import verify
+from memfit.pytorch.api.verify import verify
 from support.models import Net, Step, each
 
 AMPLE = 2**50

@@ -11,7 +11,7 @@ from torch import nn
 import memfit
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
 
 
 class Noisy(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from memfit.pytorch.as_traced import surveyed
+from memfit.pytorch.layouts.as_traced import surveyed
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"

@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.op_calls import OpCall, TensorSpec
-from memfit.pytorch.profile import OpProfile, profile_calls
-from memfit.pytorch.synthetic import SyntheticData
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
+from memfit.pytorch.cost.profile import OpProfile, profile_calls
+from memfit.pytorch.cost.synthetic import SyntheticData
 
 MIB = 2**20
 aten = torch.ops.aten

@@ -12,8 +12,8 @@ from torch import nn
 import memfit
 from memfit.graph.simulator import simulate
 from memfit.planners import PlannerOptions, get_planner
-from memfit.pytorch.api import plan_step
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.api.entry import plan_step
+from memfit.pytorch.cost.measure import measure_step
 
 
 class Hourglass(nn.Module):

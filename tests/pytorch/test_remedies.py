@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 import memfit
 from memfit.cli import main
 from memfit.errors import CaptureError
-from memfit.pytorch.source_files import is_users
+from memfit.pytorch.failures.source_files import is_users
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -15,10 +15,10 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.planners.base import PlannerOptions
 from memfit.planners.liveness import planner as liveness_dp
-from memfit.pytorch.divide import Level, divide
-from memfit.pytorch.pause import paused, resumed
-from memfit.pytorch.replan import GraphPlans, StepOfGraphs, replan
-from memfit.pytorch.step_budget import GraphRun, beside, kept_bytes, needs
+from memfit.planners.several.divide import Level, divide
+from memfit.planners.several.pause import paused, resumed
+from memfit.planners.several.replan import GraphPlans, StepOfGraphs, replan
+from memfit.planners.several.runs import GraphRun, beside, kept_bytes, needs
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 OPTIONS = PlannerOptions()

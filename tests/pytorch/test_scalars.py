@@ -17,7 +17,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import CaptureError
-from memfit.pytorch.api import capture
+from memfit.pytorch.api.entry import capture
 from support.models import Net, Step, asserting
 
 AMPLE = 2**50

@@ -20,11 +20,17 @@ from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
-from memfit.pytorch import cost_cache
-from memfit.pytorch.op_calls import OpCall, TensorSpec
-from memfit.pytorch.plan_cache import FORMAT_VERSION, CachedPlan, PlanCache, plan_key, with_costs
-from memfit.pytorch.shape_plans import Occasion, ShapePlans, structure_of
-from memfit.pytorch.shape_times import estimated_times
+from memfit.pytorch.cost import on_disk as cost_cache
+from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
+from memfit.pytorch.planning.by_shape import Occasion, ShapePlans, structure_of
+from memfit.pytorch.planning.on_disk import (
+    FORMAT_VERSION,
+    CachedPlan,
+    PlanCache,
+    plan_key,
+    with_costs,
+)
+from memfit.pytorch.planning.shape_times import estimated_times
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 CALL = OpCall(
@@ -308,7 +314,7 @@ def test_the_oldest_plans_go_and_a_folder_that_cannot_be_made_is_only_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cache, path, _, made = kept
-    monkeypatch.setattr("memfit.pytorch.plan_cache.MOST_FILES", 2)
+    monkeypatch.setattr("memfit.pytorch.planning.on_disk.MOST_FILES", 2)
     for age, name in enumerate(("a", "b", "c")):
         cache.put(name, made)
         for file in path.parent.iterdir():

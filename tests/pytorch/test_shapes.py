@@ -21,9 +21,15 @@ from torch import nn
 import memfit
 from memfit.errors import CaptureError, InfeasibleBudgetError, UsageError
 from memfit.graph.simulator import simulate
-from memfit.pytorch.fitted import FittedModule
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.shapes import WARN_AT, WARN_AT_SAME, ShapeCount, in_planning_order, parse_shapes
+from memfit.pytorch.api.fitted import FittedModule
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.planning.sizes import (
+    WARN_AT,
+    WARN_AT_SAME,
+    ShapeCount,
+    in_planning_order,
+    parse_shapes,
+)
 
 WIDTH, WORDS, BATCH = 32, 50, 4
 

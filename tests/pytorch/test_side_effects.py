@@ -25,9 +25,9 @@ from torch.utils.checkpoint import checkpoint
 import memfit
 from memfit import allow_recompute
 from memfit.errors import CaptureError, UsageError
-from memfit.pytorch.api import capture
-from memfit.pytorch.compat import kineto_op_intervals, memory_profiler
-from memfit.pytorch.effects import may_have_effect
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.capture.effects import may_have_effect
+from memfit.pytorch.compat.eager import kineto_op_intervals, memory_profiler
 from support.models import Net, Step, each
 
 # What Dynamo does while it traces autograd functions and inputs that are no leaves.
@@ -472,7 +472,7 @@ def test_measuring_and_planning_do_not_run_custom_ops() -> None:
 def test_a_custom_op_runs_again_only_where_that_was_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from memfit.pytorch import effects
+    from memfit.pytorch.capture import effects
 
     monkeypatch.setattr(effects, "_allowed", set())
     net, x = _counted(lambda h: h * pure_noise(h.detach()).square())
@@ -496,7 +496,7 @@ def test_a_custom_op_runs_again_only_where_that_was_allowed(
     "op", [pure_noise, "memfit_effects::pure_noise", torch.ops.memfit_effects.pure_noise]
 )
 def test_an_op_can_be_allowed_by_object_or_name(op: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from memfit.pytorch import effects
+    from memfit.pytorch.capture import effects
 
     monkeypatch.setattr(effects, "_allowed", set())
     target = torch.ops.memfit_effects.pure_noise.default

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import memfit
-from memfit.pytorch.api import capture
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.cost.measure import measure_step
 from support.models import Net, Step
 
 aten = torch.ops.aten

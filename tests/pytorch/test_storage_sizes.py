@@ -10,7 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from memfit.pytorch.storage_sizes import allocated_bytes, enlarge_fake_storages
+from memfit.pytorch.capture.storage_sizes import allocated_bytes, enlarge_fake_storages
 
 aten = torch.ops.aten
 X = torch.rand(4, 8, 6, 6)

@@ -18,7 +18,7 @@ from torch import nn
 
 import memfit
 from memfit.errors import ExecutionError
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.cost.measure import measure_step
 
 WIDTH = 16
 cache: dict[str, torch.Tensor] = {}

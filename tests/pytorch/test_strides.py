@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from memfit.pytorch import strides as S
+from memfit.pytorch.layouts import strides as S
 
 SHAPES = [(4, 6, 8), (3, 4, 2, 5), (1, 4, 2, 5), (3, 1, 2, 5), (3, 4, 1, 1), (2, 3), (1, 3), (5,)]
 SHAPES += [(1, 3, 2, 1, 2), (2, 3, 4, 4), (1,), ()]

@@ -17,9 +17,9 @@ from torch import nn
 import memfit
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
-from memfit.pytorch.api import capture
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.verify import VerifyResult
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.api.verify import VerifyResult
+from memfit.pytorch.cost.measure import measure_step
 
 
 class ConvNet(nn.Module):
@@ -348,7 +348,7 @@ def test_every_planner_trains(planner: str) -> None:
 
 
 def test_analytic_costs_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memfit.pytorch import costing
+    from memfit.pytorch.cost import cost_step as costing
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("measured")

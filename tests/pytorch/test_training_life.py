@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import memfit
-from memfit.pytorch.fitted import FittedModule
+from memfit.pytorch.api.fitted import FittedModule
 
 
 class Net(nn.Module):

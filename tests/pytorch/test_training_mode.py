@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.pytorch.api import capture
+from memfit.pytorch.api.entry import capture
 
 X = torch.randn(4, 3, 8, 8)
 

@@ -15,14 +15,14 @@ from torch import nn
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import ValueKind
-from memfit.pytorch.analytic_cost import analytic_cost, output_specs
-from memfit.pytorch.api import capture
-from memfit.pytorch.kernel_workspace import known_workspace_bytes
-from memfit.pytorch.likely_workspace import likely_workspace_bytes
-from memfit.pytorch.measure import measure_step
-from memfit.pytorch.op_calls import OpCall, TensorSpec
-from memfit.pytorch.profile import profile_calls
-from memfit.pytorch.unallocated import holds_memory, without_memory
+from memfit.pytorch.api.entry import capture
+from memfit.pytorch.api.unallocated import holds_memory, without_memory
+from memfit.pytorch.cost.analytic import analytic_cost, output_specs
+from memfit.pytorch.cost.kernel_workspace import known_workspace_bytes
+from memfit.pytorch.cost.likely_workspace import likely_workspace_bytes
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
+from memfit.pytorch.cost.profile import profile_calls
 
 ROOT = Path(__file__).parents[2]
 aten = torch.ops.aten

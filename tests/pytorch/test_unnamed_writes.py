@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.pytorch.unnamed_writes import OPS
+from memfit.pytorch.prepare.unnamed_writes import OPS
 
 # What PyTorch exchanges itself while it traces, what calls that, and what never writes.
 OTHERS = {

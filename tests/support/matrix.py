@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from memfit.pytorch.demo_model import demo_case
-from memfit.pytorch.measure import measure_step
+from memfit.pytorch.api.demo_model import demo_case
+from memfit.pytorch.cost.measure import measure_step
 from support.models import Logits, token_loss
 
 __all__ = ["AMPLE", "MODELS", "PRECISIONS", "Seen", "built", "observe", "precision_of"]

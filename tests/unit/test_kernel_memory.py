@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from memfit.pytorch.kernel_memory import Buffers, play
+from memfit.pytorch.inductor.kernel_memory import Buffers, play
 
 
 def live(body: str, buffers: Buffers) -> list[int]:

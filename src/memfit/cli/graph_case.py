@@ -23,7 +23,7 @@ from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Progress
 
 if TYPE_CHECKING:
-    from memfit.pytorch.unallocated import Unallocated
+    from memfit.pytorch.api.unallocated import Unallocated
 
 __all__ = [
     "Built",
@@ -135,7 +135,7 @@ def load_graph(args: Namespace, progress: Progress | None) -> GraphCase:
         if args.cost == "analytic":
             built = load_unallocated(args)
             return capture_unallocated(built, args, progress)
-        from memfit.pytorch.api import capture
+        from memfit.pytorch.api.entry import capture
 
         case = load_case(args)
         step = capture(
@@ -175,7 +175,7 @@ def load_unallocated(args: Namespace) -> Built:
     Raises:
         UsageError: TARGET cannot be found, called or used.
     """
-    from memfit.pytorch.unallocated import device_is_there, holds_memory, without_memory
+    from memfit.pytorch.api.unallocated import device_is_there, holds_memory, without_memory
 
     device = parse_device(args.device)
     unallocated = without_memory(device)

@@ -127,7 +127,7 @@ def foreign_prints_to_stderr() -> Iterator[None]:
     PyTorch logs a traceback where it cannot trace a model; an error is one line here, so its log is
     off unless `MEMFIT_DEBUG` or PyTorch's own `TORCH_LOGS` asks for it.
     """
-    from memfit.pytorch.compat import quiet_logs
+    from memfit.pytorch.compat.eager import quiet_logs
 
     if not debugging() and "TORCH_LOGS" not in os.environ:
         quiet_logs()

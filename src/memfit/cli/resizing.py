@@ -43,7 +43,7 @@ def resized_case(case: TrainingCase, batch: int) -> TrainingCase:
     """
     import torch
 
-    from memfit.pytorch.compat import tree_leaves, tree_map_only
+    from memfit.pytorch.compat.eager import tree_leaves, tree_map_only
 
     tensors = [t for t in tree_leaves(case.inputs) if isinstance(t, torch.Tensor) and t.ndim]
     if not tensors:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from memfit.pytorch.unallocated import Unallocated
+    from memfit.pytorch.api.unallocated import Unallocated
 
 __all__ = [
     "LOSSES",
@@ -224,7 +224,7 @@ def _build_case(
 ) -> TrainingCase:
     from torch import nn
 
-    from memfit.pytorch.training_mode import put_in_training_mode
+    from memfit.pytorch.api.training_mode import put_in_training_mode
 
     keywords = dict(_parse_keyword(text) for text in args.arg)
     made = found if isinstance(found, nn.Module) else _call(args.model, found, keywords)

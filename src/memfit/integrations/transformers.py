@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memfit.budget import Budget
 from memfit.errors import UsageError
 from memfit.integrations import import_library
-from memfit.pytorch.planned_method import PlanHolder, PlannedMethod
+from memfit.pytorch.api.planned_method import PlanHolder, PlannedMethod
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,6 +16,7 @@ from memfit.graph.plan import Plan
 
 __all__ = [
     "MODES",
+    "Fitted",
     "check_callable",
     "check_choice",
     "check_count",
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 MODES = ("auto", "time", "memory")
+
+
+class Fitted:
+    """Marks a module whose steps are planned already."""
 
 
 def short(value: Any, most: int = 60) -> str:

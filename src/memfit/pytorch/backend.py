@@ -16,80 +16,50 @@ from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.planners.base import Progress
-from memfit.pytorch import joint as J
-from memfit.pytorch.accumulate import (
+from memfit.pytorch.capture import joint as J
+from memfit.pytorch.capture.captured_step import CapturedStep, read_joint
+from memfit.pytorch.capture.given import Given
+from memfit.pytorch.capture.missing import leave_out, note_missing, outputs_behind
+from memfit.pytorch.capture.progress import CAPTURING, TRACING, mark_progress
+from memfit.pytorch.capture.stored_outputs import StoredOutputs, stored_in
+from memfit.pytorch.compat.dynamo import traced_code, with_fixed_scalars
+from memfit.pytorch.compat.eager import aot_backend
+from memfit.pytorch.compat.whole_ops import whole_ops
+from memfit.pytorch.cost.cost_step import call_of
+from memfit.pytorch.execute.accumulate import (
     accumulate_when_ready,
     gradients_held,
     hold_gradients,
     used_inside,
 )
-from memfit.pytorch.as_traced import believed, lies
-from memfit.pytorch.capture import CapturedStep, read_joint
-from memfit.pytorch.capture_progress import CAPTURING, TRACING, mark_progress
-from memfit.pytorch.compat import (
-    aot_backend,
-)
-from memfit.pytorch.compat_dynamo import traced_code, with_fixed_scalars
-from memfit.pytorch.compat_whole_ops import whole_ops
-from memfit.pytorch.costing import call_of
-from memfit.pytorch.cuda_workspace import kept_workspace_bytes
-from memfit.pytorch.distributed import (
+from memfit.pytorch.execute.lower import lower
+from memfit.pytorch.failures.told import failing, guard_backward
+from memfit.pytorch.layouts.as_traced import believed, lies
+from memfit.pytorch.loops.choice import keeping_everything
+from memfit.pytorch.loops.opaque import with_opaque_notes
+from memfit.pytorch.loops.rewrite import rewrite_loops
+from memfit.pytorch.loops.run import LoopProgram
+from memfit.pytorch.planning.by_shape import Occasion, ShapePlans
+from memfit.pytorch.planning.sizes import PlannedAhead, ShapeCount, shapes_text
+from memfit.pytorch.prepare.for_kernels import prepare_for_kernels
+from memfit.pytorch.prepare.foreach import write_views_one_by_one
+from memfit.pytorch.prepare.handed_back import hand_back, take_out_inputs
+from memfit.pytorch.prepare.unnamed_writes import name_writes
+from memfit.pytorch.ranks.replication import (
     Replication,
     accumulates_outside_of_buckets,
     check_plain,
     hand_over_gradients,
 )
-from memfit.pytorch.failures import failing, guard_backward
-from memfit.pytorch.foreach import write_views_one_by_one
-from memfit.pytorch.given import Given
-from memfit.pytorch.handed_back import hand_back, take_out_inputs
-from memfit.pytorch.loop_choice import keeping_everything
-from memfit.pytorch.loop_graph import rewrite_loops
-from memfit.pytorch.loop_run import LoopProgram
-from memfit.pytorch.lower import lower
-from memfit.pytorch.missing import leave_out, note_missing, outputs_behind
-from memfit.pytorch.opaque_recurrence import with_opaque_notes
-from memfit.pytorch.prepare import prepare_for_kernels
-from memfit.pytorch.shape_plans import Occasion, ShapePlans
-from memfit.pytorch.shapes import PlannedAhead, ShapeCount, shapes_text
-from memfit.pytorch.storage_sizes import block_bytes
-from memfit.pytorch.stored_outputs import StoredOutputs, stored_in
-from memfit.pytorch.unnamed_writes import name_writes
 from memfit.units import format_bytes
 
-__all__ = [
-    "CaptureEnds",
-    "Compiled",
-    "StepBackend",
-    "resident_values",
-]
+__all__ = ["CaptureEnds", "Compiled", "StepBackend"]
 
 Costs = Callable[[CapturedStep, Mapping[int, int] | None], CapturedStep]
 Decide = Callable[[TrainingGraph], Plan]
 PlanLoops = Callable[[CapturedStep, Sequence[LoopProgram]], tuple[CapturedStep, Plan]]
 
 logger = logging.getLogger("memfit")
-
-
-def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, int]:
-    """Bytes of a model's parameters and buffers and of the optimizer's state.
-
-    With the buffers counts what cuBLAS keeps on the model's devices.
-    """
-
-    def total(tensors: Sequence[torch.Tensor]) -> int:
-        sizes = {
-            t.untyped_storage()._cdata: block_bytes(int(t.untyped_storage().nbytes()), t.device)
-            for t in tensors
-        }
-        return sum(sizes.values())
-
-    kept = sum(kept_workspace_bytes(device) for device in {p.device for p in model.parameters()})
-    return {
-        ValueKind.PARAMETER: total(list(model.parameters())),
-        ValueKind.BUFFER: total(list(model.buffers())) + kept,
-        ValueKind.OPTIMIZER: optimizer_bytes,
-    }
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from memfit.graph.training_graph import TrainingGraph
 from memfit.units import format_bytes, format_cost, format_time_ns
 
 if TYPE_CHECKING:
-    from memfit.pytorch.verify import VerifyResult
+    from memfit.pytorch.api.verify import VerifyResult
 
 __all__ = [
     "DemoRow",

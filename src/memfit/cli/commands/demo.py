@@ -18,9 +18,9 @@ from memfit.planners.base import Progress
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
-    from memfit.pytorch.capture import CapturedStep
-    from memfit.pytorch.demo_model import DemoCase
-    from memfit.pytorch.verify import VerifyResult
+    from memfit.pytorch.api.demo_model import DemoCase
+    from memfit.pytorch.api.verify import VerifyResult
+    from memfit.pytorch.capture.captured_step import CapturedStep
 
 __all__ = ["SHARES", "add_parser", "run"]
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
-        from memfit.pytorch.demo_model import demo_case
+        from memfit.pytorch.api.demo_model import demo_case
 
         case = demo_case(batch=2, size=128)
         with _one_thread():
@@ -135,8 +135,8 @@ def _scaled(report: Progress | None, label: str) -> Progress | None:
 
 def _plain(case: DemoCase, report: Progress | None) -> tuple[CapturedStep, int]:
     """The step as a graph, and the plain step's measured peak, resident memory included."""
-    from memfit.pytorch.api import capture
-    from memfit.pytorch.measure import measure_step
+    from memfit.pytorch.api.entry import capture
+    from memfit.pytorch.cost.measure import measure_step
 
     def run_step() -> object:
         loss = case.loss_fn(case.model(*case.inputs), case.target)
@@ -155,7 +155,7 @@ def _plain(case: DemoCase, report: Progress | None) -> tuple[CapturedStep, int]:
 
 
 def _row(case: DemoCase, share: int, plain_peak_bytes: int, report: Progress | None) -> _Row:
-    from memfit.pytorch.verify import verify
+    from memfit.pytorch.api.verify import verify
 
     asked = plain_peak_bytes * share // 100
 
@@ -188,7 +188,7 @@ def _report(path: Path, step: CapturedStep, row: _Row) -> Path:
     """The report of the tightest budget, with the trade-off."""
     from memfit.analysis.curve import sample_curve
     from memfit.planners import PlannerOptions
-    from memfit.pytorch.op_shapes import op_shapes
+    from memfit.pytorch.capture.op_shapes import op_shapes
     from memfit.report.page.html import save_report
 
     curve = sample_curve(step.graph, "auto", PlannerOptions(), most=12)

@@ -145,8 +145,8 @@ def _available_bytes(args: argparse.Namespace) -> tuple[int | None, str]:
     if args.memory is not None:
         return parse_bytes(args.memory), "memory of the device, as given"
     from memfit.cli.target import parse_device
-    from memfit.pytorch.measure import free_bytes
-    from memfit.pytorch.unallocated import device_is_there
+    from memfit.pytorch.api.unallocated import device_is_there
+    from memfit.pytorch.cost.measure import free_bytes
 
     device = parse_device(args.device)
     if not device_is_there(device):

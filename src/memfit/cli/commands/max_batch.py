@@ -37,7 +37,7 @@ from memfit.planners.base import Progress
 from memfit.units import format_bytes
 
 if TYPE_CHECKING:
-    from memfit.pytorch.verify import VerifyResult
+    from memfit.pytorch.api.verify import VerifyResult
 
 __all__ = ["add_parser", "run"]
 
@@ -214,8 +214,8 @@ def _budget_bytes(args: argparse.Namespace) -> int:
     if budget.absolute_bytes is not None:
         return budget.absolute_bytes
     from memfit.cli.target import parse_device
-    from memfit.pytorch.measure import free_bytes
-    from memfit.pytorch.unallocated import device_is_there
+    from memfit.pytorch.api.unallocated import device_is_there
+    from memfit.pytorch.cost.measure import free_bytes
 
     device = parse_device(args.device)
     if not device_is_there(device):
@@ -257,7 +257,7 @@ def _too_large(found: Found, budget_bytes: int) -> InfeasibleBudgetError:
 
 def _verified(args: argparse.Namespace, batch: int, search: _Search) -> VerifyResult | str:
     """The step of that batch as run, or why there is none within the budget."""
-    from memfit.pytorch.verify import verify
+    from memfit.pytorch.api.verify import verify
 
     resized = resized_arguments(args, batch)
     case = load_case(resized)

@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
-        from memfit.pytorch.api import plan_step
-        from memfit.pytorch.op_shapes import op_shapes
+        from memfit.pytorch.api.entry import plan_step
+        from memfit.pytorch.capture.op_shapes import op_shapes
 
         case = load_case(args)
         if report is not None:

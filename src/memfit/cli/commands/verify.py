@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         progress("loading", shown=not (args.json or args.quiet)) as report,
         foreign_prints_to_stderr(),
     ):
-        from memfit.pytorch.verify import verify
+        from memfit.pytorch.api.verify import verify
 
         case = load_case(args)
         result = verify(

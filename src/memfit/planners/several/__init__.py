@@ -1,0 +1,1 @@
+"""Steps of several graphs that share one budget."""

@@ -1,0 +1,1 @@
+"""What users call: fit, plan, trade_off, verify, bound, and the module that trains."""

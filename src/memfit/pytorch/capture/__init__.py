@@ -1,0 +1,1 @@
+"""A training step as traced, read into a graph: what it computes, reads, writes and is given."""

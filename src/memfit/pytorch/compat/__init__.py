@@ -1,0 +1,1 @@
+"""PyTorch's private and experimental names, and what differs between its releases."""

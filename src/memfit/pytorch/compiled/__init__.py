@@ -1,0 +1,1 @@
+"""memfit as a backend of torch.compile: several graphs of one step under one budget."""

@@ -1,0 +1,224 @@
+"""`torch.compile(model, backend="memfit", options={"budget": "6GiB"})`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import fx
+
+from memfit.budget import parse_budget, parse_bytes
+from memfit.errors import InvalidBudgetError, MemfitError, UsageError
+from memfit.graph.plan import Plan
+from memfit.planners.base import PlannerOptions
+from memfit.planners.registry import get_planner
+from memfit.pytorch.arguments import (
+    MODES,
+    check_choice,
+    check_options,
+    check_time_limit,
+    short,
+)
+from memfit.pytorch.capture.given import unread_bytes
+from memfit.pytorch.capture.stored_outputs import take_apart
+from memfit.pytorch.compat.dynamo import (
+    arguments_traced,
+    ending_break,
+    register_backend,
+    shown_by_dynamo,
+    stored_outputs,
+    without_dropped_writes,
+)
+from memfit.pytorch.compiled.planned_graph import PlannedGraph, SymbolicGraph
+from memfit.pytorch.compiled.runs import StepRuns
+from memfit.pytorch.compiled.specialise import has_symbols
+from memfit.pytorch.executors import COSTS, EXECUTORS, Settings, check_accumulate
+
+__all__ = ["memfit_backend", "plans", "register"]
+
+_DEFAULTS: dict[str, Any] = {
+    "budget": None,
+    "planner": "auto",
+    "mode": "auto",
+    "cost": "measured",
+    "executor": "eager-graph",
+    "optimizer_bytes": 0,
+    "accumulate": False,
+    "time_limit_s": None,
+}
+
+
+@dataclass
+class _Call:
+    """What belongs to one call of `torch.compile`, known by its dict of options.
+
+    Attributes:
+        options: the dict.
+        content: what it held then.
+        step: the step that all graphs belong to.
+        graphs: the graphs.
+    """
+
+    options: Mapping[str, Any]
+    content: Mapping[str, Any]
+    step: StepRuns
+    graphs: list[PlannedGraph | SymbolicGraph] = field(default_factory=list)
+
+    @property
+    def stored_were_used(self) -> bool:
+        """Whether a loss has read what forward stores and a plan had no gradient of."""
+        planned = (graph for graph in self.graphs if isinstance(graph, PlannedGraph))
+        return any(graph.stored is not None and graph.stored.used for graph in planned)
+
+
+_calls: dict[int, _Call] = {}
+
+
+def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
+    check_options("backend memfit", options, _DEFAULTS)
+    given = {**_DEFAULTS, **options}
+    if given["budget"] is None:
+        raise UsageError(
+            'backend memfit has no budget; write torch.compile(model, backend="memfit", '
+            'options={"budget": "6GiB"})'
+        )
+    for name, allowed in (("executor", EXECUTORS), ("cost", COSTS), ("mode", MODES)):
+        check_choice(name, given[name], allowed)
+    get_planner(given["planner"])
+    optimizer_bytes = _size(given["optimizer_bytes"])
+    limit = given["time_limit_s"]
+    check_time_limit(limit)
+    check_accumulate(given["accumulate"], given["executor"])
+    settings = Settings(
+        budget=parse_budget(given["budget"]),
+        planner=given["planner"],
+        options=PlannerOptions(mode=given["mode"], time_limit_s=limit),
+        cost=given["cost"],
+        optimizer=None,
+        executor=given["executor"],
+        accumulate=given["accumulate"],
+    )
+    return settings, optimizer_bytes
+
+
+def _size(value: Any) -> int:
+    if type(value) is int and value == 0:
+        return 0
+    try:
+        return parse_bytes(value)
+    except InvalidBudgetError:
+        raise UsageError(
+            f"optimizer_bytes is {short(value)}; give the size of the optimizer's state, 0, "
+            '800_000_000 or "800MB"'
+        ) from None
+
+
+def _call_of(options: Mapping[str, Any]) -> _Call:
+    call = _calls.get(id(options))
+    if call is None or call.content != options:  # a dict may be changed and used again
+        call = _Call(options, dict(options), StepRuns(*_settings(options)))
+        _calls[id(options)] = call  # holds the dict, so that its id stays its own
+    return call
+
+
+def memfit_backend(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """The backend that `torch.compile` calls, once for each graph that Dynamo makes.
+
+    All graphs compiled with one dict of options belong to one training step and share its budget.
+    Graphs without a backward pass run plainly. Of a graph with symbolic sizes, a copy is planned
+    and compiled for each combination of sizes that it is called with.
+
+    Args:
+        module: Dynamo's graph.
+        example_inputs: its inputs; parameters and buffers among them.
+        options: `budget` (required), `planner`, `mode`, `cost`, `time_limit_s`, `executor`,
+            `accumulate` as for `memfit.fit`; `optimizer_bytes`, the size of the optimizer's state,
+            counted into the budget. Parameters that no graph reads are not known here, and not
+            counted; inputs that are not read are counted where the function is one graph.
+        mode: must be left out; `torch.compile`'s modes are Inductor's.
+
+    Raises:
+        UsageError: an option is unknown, or wrong.
+        InfeasibleBudgetError: no plan fits.
+        ExecutionError: Inductor cannot generate code.
+    """
+    try:
+        return _compiled(module, example_inputs, options if options is not None else {}, mode)
+    except MemfitError as error:
+        raise shown_by_dynamo(error) from None
+
+
+def _compiled(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    mode: str | None,
+) -> Callable[..., Any]:
+    if mode is not None:
+        raise UsageError(
+            f'backend memfit has no mode {mode!r}; choose options={{"executor": "inductor"}} '
+            "instead"
+        )
+    if not isinstance(options, Mapping):
+        raise UsageError(
+            f"options of backend memfit is {short(options)}; give a dictionary, such as "
+            '{"budget": "6GiB"}'
+        )
+    without_dropped_writes()
+    call = _call_of(options)
+    line = ending_break(module)
+    # What a graph before a break does not read may be read by one after it.
+    unread = 0 if line else unread_bytes(arguments_traced(), example_inputs)
+    graph: PlannedGraph | SymbolicGraph
+    if has_symbols(module):
+        graph = SymbolicGraph(call.step, module, line, unread)
+    else:
+        if not call.stored_were_used:
+            take_apart(module, stored_outputs(module))
+        call.step.begin()
+        graph = PlannedGraph(call.step, module, example_inputs, line, unread)
+    call.graphs.append(graph)
+    return graph
+
+
+def plans(options: Mapping[str, Any]) -> list[Plan]:
+    """The plans that the graphs compiled with this very dict of options follow.
+
+    One for each graph and combination of sizes, in the order in which these were first compiled.
+    A plan that was exchanged for another is no longer there.
+    """
+    call = _calls.get(id(options))
+    if call is None:
+        return []
+    planned: list[PlannedGraph] = []
+    for graph in call.graphs:
+        planned.extend([graph] if isinstance(graph, PlannedGraph) else graph.variants.values())
+    return [graph.plan for graph in planned if graph.plan is not None]
+
+
+def _reset() -> None:
+    """Forget all graphs; `torch.compiler.reset` calls it."""
+    _calls.clear()
+
+
+memfit_backend.reset = _reset  # type: ignore[attr-defined]
+
+
+def register() -> None:
+    """Make `backend="memfit"` known where memfit is not installed (run from a checkout).
+
+    PyTorch finds installed backends by their entry point.
+    """
+    if not entry_points(group="torch_dynamo_backends", name="memfit"):
+        register_backend("memfit", memfit_backend)
+
+
+register()

@@ -1,0 +1,275 @@
+"""What Dynamo calls for one of its graphs: code that follows a plan, which may be exchanged.
+
+The graph is compiled by AOTAutograd for one plan. Another plan takes its place by compiling the
+graph again at a later call; Dynamo and its guards see nothing of it. A backward pass that is still
+to come has its own code in its autograd node, and is not touched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from memfit.errors import CaptureError, InfeasibleBudgetError, MemfitError
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph, ValueKind
+from memfit.planners.several.runs import GraphRun
+from memfit.pytorch.capture.cuda_workspace import kept_workspace_bytes
+from memfit.pytorch.capture.storage_sizes import block_bytes
+from memfit.pytorch.capture.stored_outputs import stored_in
+from memfit.pytorch.compat.dynamo import is_meant_for_dynamo
+from memfit.pytorch.compat.eager import MAX_SHAPES
+from memfit.pytorch.compat.fake import FakeTensor
+from memfit.pytorch.compat.remedies import remedy_for_op
+from memfit.pytorch.compiled.runs import StepRuns
+from memfit.pytorch.compiled.specialise import key_of_sizes, specialised
+from memfit.pytorch.compiled.warnings import BudgetWarning
+from memfit.pytorch.failures.explain import no_code
+from memfit.pytorch.failures.second_use import on_backward
+from memfit.pytorch.failures.told import first_line, out_of_memory, own_fault
+from memfit.pytorch.prepare.tracing import trace_settings
+from memfit.pytorch.step_call import no_leaf_warnings
+
+__all__ = ["PlannedGraph", "SymbolicGraph"]
+
+NAME = "the compiled graph"
+_REMEDY = (
+    "fit the model with memfit.fit, or keep that part (nested tensors, for one) out of what is "
+    "compiled"
+)
+MANY_SHAPES = 16  # from here on, a warning
+
+
+class PlannedGraph:
+    """A graph of fixed sizes, compiled; a `memfit.pytorch.compiled.runs.Part` of its step.
+
+    Args:
+        step: the step that it is a part of.
+        module: Dynamo's graph.
+        example_inputs: what it is given.
+        line: source line of the graph break that ends it, None where it ends without one.
+        unread_bytes: what was given beside that, and no graph reads.
+
+    Raises:
+        MemfitError: it cannot be captured, planned or compiled.
+    """
+
+    def __init__(
+        self,
+        step: StepRuns,
+        module: fx.GraphModule,
+        example_inputs: Sequence[Any],
+        line: str | None,
+        unread_bytes: int = 0,
+    ) -> None:
+        self.graph: TrainingGraph | None = None
+        self.plan: Plan | None = None
+        self.line = line
+        self.provisional = False
+        self.wanted: Plan | None = None
+        self.exchanges = 0
+        self.held_peak_bytes = 0
+        self.stored = stored_in(module)
+        self._step = step
+        self._module = module
+        self._unread_bytes = unread_bytes
+        self._static = [i for i, x in enumerate(example_inputs) if _is_static(x)]
+        self._others = [i for i in range(len(example_inputs)) if i not in set(self._static)]
+        self._static_ids: list[int] = []
+        self._trained: list[int] = []
+        self._static_sizes: dict[int, int] = {}
+        self._static_gradients: dict[int, int] = {}
+        inputs, _ = self._read(example_inputs)
+        self._compile(example_inputs, lambda graph: step.decide(self, graph, inputs))
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph."""
+        if self.plan is None or not torch.is_grad_enabled():
+            return self._run(*args)
+        if any(isinstance(x, FakeTensor) for x in args):  # Dynamo asks for the outputs' strides
+            return self._run(*args)
+        step = self._step
+        step.begin()
+        if self.stored is not None and self.stored.used and stored_in(self._module):
+            self.stored.put_together()
+            self.wanted = self.wanted or self.plan
+        if self.wanted is not None or self._backend.layouts_differ:
+            self._exchange(args)
+        inputs, references = self._read(args)
+        result = self._run(*args)
+        made = _storages(result)
+        outputs = {s.cdata: size for s, size in made if s.cdata not in inputs.inputs}
+        references.extend(s for s, _ in made)
+        found = any(args[i].grad is not None for i in self._trained)
+        began = step.add(self, replace(inputs, outputs=outputs), references, gradients_found=found)
+        on_backward(result, args, began)
+        return result
+
+    def _exchange(self, args: Sequence[Any]) -> None:
+        plan, self.wanted = self.wanted or self.plan, None
+        assert plan is not None
+        others = self._backend.layouts_differ
+
+        def decide(graph: TrainingGraph) -> Plan:
+            if graph.fingerprint == plan.graph_fingerprint and not others:
+                return plan
+            settings = self._step.settings
+            try:
+                return settings.decide_within(graph, plan.budget_bytes)
+            except InfeasibleBudgetError as error:
+                if settings.budget.share is None or not others:
+                    raise
+                # A share of what the step was thought to take, without the copies.
+                return settings.decide_within(graph, error.minimum_bytes)
+
+        self._compile(args, decide, plan.budget_bytes)
+
+    def _compile(
+        self, args: Sequence[Any], decide: Callable[[TrainingGraph], Plan], budget_bytes: int = 0
+    ) -> None:
+        step = self._step
+        first = next((x for x in args if isinstance(x, torch.Tensor)), None)
+        if first is not None:
+            step.settings = replace(step.settings, device=first.device)
+        kept = kept_workspace_bytes(step.settings.device) if step.settings.device else 0
+        self._backend = backend = step.settings.backend_for(
+            decide=decide,
+            resident={
+                ValueKind.OPTIMIZER: step.optimizer_bytes + kept,
+                ValueKind.INPUT: self._unread_bytes,
+            },
+            name=NAME,
+            optimizer_bytes=step.optimizer_bytes,
+            held=budget_bytes,
+        )
+        try:
+            with trace_settings(), no_leaf_warnings(*args):
+                self._run = backend(self._module, args)
+        except Exception as error:
+            known = backend.error
+            if isinstance(known, MemfitError):
+                raise known from None
+            if out_of_memory(error):
+                raise
+            cause = no_code(NAME, error)  # Inductor's errors are Dynamo's, too
+            if cause is None and is_meant_for_dynamo(error):
+                raise
+            cause = cause or own_fault(NAME, known or error)
+            said = first_line(known or error)
+            raise cause or CaptureError(
+                f"{NAME} cannot be planned: {said}; {remedy_for_op(said, _REMEDY)}"
+            ) from error
+        if backend.compiled:
+            made = backend.compiled[-1]
+            self.graph, self.plan = made.graph, made.plan
+            self.held_peak_bytes = made.held_peak_bytes
+
+    def _read(self, args: Sequence[Any]) -> tuple[GraphRun, list[StorageWeakRef]]:
+        """What a run is given. Parameters and buffers are looked at again where they are others."""
+        ids = [id(args[i]) for i in self._static]
+        if ids != self._static_ids:
+            self._static_ids = ids
+            static = [args[i] for i in self._static]
+            self._static_sizes = {s.cdata: size for s, size in _storages(static)}
+            self._trained = [i for i in self._static if args[i].requires_grad]
+            trained = _storages(args[i] for i in self._trained)
+            self._static_gradients = {s.cdata: size for s, size in trained}
+        others = [args[i] for i in self._others if isinstance(args[i], torch.Tensor)]
+        inputs, lasting = dict(self._static_sizes), set(self._static_sizes)
+        if self._unread_bytes:
+            inputs[-id(self)] = self._unread_bytes  # other tensors in each step: no identity
+            lasting.add(-id(self))
+        gradients, accumulated = dict(self._static_gradients), {}
+        if self._step.settings.accumulate:
+            gradients, accumulated = {}, gradients
+        references = []
+        for x in others:
+            for storage, size in _storages([x]):
+                references.append(storage)
+                inputs[storage.cdata] = size
+                if x.is_leaf:
+                    lasting.add(storage.cdata)
+                if x.is_leaf and x.requires_grad:
+                    gradients[storage.cdata] = size
+        return GraphRun(inputs, frozenset(lasting), {}, gradients, accumulated), references
+
+
+def _is_static(value: Any) -> bool:
+    """Whether an input is a parameter or a buffer, the same one in each step."""
+    return isinstance(value, torch.Tensor) and (
+        isinstance(value, nn.Parameter) or bool(getattr(value, "_dynamo_static_input_type", None))
+    )
+
+
+def _storages(values: Iterable[Any]) -> list[tuple[StorageWeakRef, int]]:
+    """The storages of the tensors among some values, with what each takes."""
+    found = []
+    for x in values:
+        if isinstance(x, torch.Tensor) and x.layout is torch.strided:
+            storage = x.untyped_storage()
+            found.append((StorageWeakRef(storage), block_bytes(storage.nbytes(), x.device)))
+    return found
+
+
+class SymbolicGraph:
+    """A Dynamo graph of symbolic sizes: for each combination of sizes, a planned graph of its own.
+
+    They are compiled at the first call with these sizes. From the 65th on, calls run without a
+    plan, as plain PyTorch would run them, and a warning says so.
+    """
+
+    def __init__(
+        self, step: StepRuns, module: fx.GraphModule, line: str | None, unread_bytes: int = 0
+    ) -> None:
+        self.variants: dict[Hashable, PlannedGraph] = {}
+        self._take: dict[Hashable, Callable[[Sequence[Any]], list[Any]]] = {}
+        self._key = key_of_sizes(module)
+        self._step = step
+        self._module = module
+        self._line = line
+        self._unread_bytes = unread_bytes
+        self._full = False
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the graph for the sizes of these arguments."""
+        trains = any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
+        if not (trains and torch.is_grad_enabled()):
+            return self._module(*args)
+        key = self._key(args)
+        if key not in self.variants and not self._make(key, args):
+            return self._module(*args)
+        return self.variants[key](*self._take[key](args))
+
+    def _make(self, key: Hashable, args: Sequence[Any]) -> bool:
+        count = len(self.variants)
+        remedy = "pad the inputs to a few sizes"
+        if count >= MAX_SHAPES:
+            if not self._full:
+                self._full = True
+                warnings.warn(
+                    f"a graph was planned for {count} combinations of input sizes, the most there "
+                    f"may be; others run without a plan and may be over the budget; {remedy}",
+                    BudgetWarning,
+                    stacklevel=2,
+                )
+            return False
+        if count == MANY_SHAPES - 1:
+            warnings.warn(
+                f"a graph is compiled and planned for {count + 1} combinations of input sizes; "
+                f"each takes its time, and there may be {MAX_SHAPES}; {remedy}",
+                BudgetWarning,
+                stacklevel=2,
+            )
+        self._step.begin()
+        module, take = specialised(self._module, args)
+        self.variants[key] = PlannedGraph(
+            self._step, module, take(args), self._line, self._unread_bytes
+        )
+        self._take[key] = take
+        return True

@@ -1,0 +1,281 @@
+"""The graphs of one training step as they run: which they are, and what each may take.
+
+Graphs are compiled one by one, each when it is first reached; what comes after it is not known
+then. So in the first step a graph of several gets a modest plan. When the next step begins, all
+graphs are known, with what they hold, and are planned together (`memfit.planners.several.replan`);
+those whose plan changes are compiled once more. A graph that is the whole step gets the whole
+budget at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from memfit._version import __version__
+from memfit.errors import InfeasibleBudgetError
+from memfit.graph.estimates import noting_estimates
+from memfit.graph.plain import store_all_schedule
+from memfit.graph.plan import Plan
+from memfit.graph.simulator import simulate
+from memfit.graph.training_graph import TrainingGraph
+from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.several.replan import GraphPlans, StepOfGraphs, replan
+from memfit.planners.several.runs import GraphRun, beside, kept_bytes, needs
+from memfit.pytorch.compiled.warnings import warn_first_step, warn_of_gradients, warn_over_budget
+from memfit.pytorch.cost.measure import free_bytes
+from memfit.pytorch.executors import Settings
+from memfit.units import format_bytes
+
+__all__ = ["Part", "Running", "StepRuns"]
+
+MAX_EXCHANGES = 4  # of one graph's plan: steps that differ each time must not compile for ever
+
+logger = logging.getLogger("memfit")
+
+
+class Part(Protocol):
+    """A graph of the step.
+
+    Attributes:
+        graph, plan: the graph and the plan that it follows; None where it has no backward pass.
+        line: source line of the graph break that ends it, None where it ends without one.
+        provisional: its plan was made before the step was known.
+        wanted: the plan that it is to follow from its next run on.
+        exchanges: how often its plan was exchanged.
+        held_peak_bytes: peak of its plan while `.grad` is there from the start; 0 where gradients
+            are added at the end.
+    """
+
+    graph: TrainingGraph | None
+    plan: Plan | None
+    line: str | None
+    provisional: bool
+    wanted: Plan | None
+    exchanges: int
+    held_peak_bytes: int
+
+
+class _Alive:
+    """Lives as long as the autograd nodes of a run."""
+
+
+@dataclass
+class Running:
+    """A run of the present step.
+
+    Attributes:
+        part: the graph.
+        run: what it is given and hands out.
+        alive: what its autograd nodes keep alive.
+        references: keep the identities of storages from being given to others.
+        gradients_found: a parameter had a gradient of an earlier backward pass.
+    """
+
+    part: Part
+    run: GraphRun
+    alive: weakref.ref[_Alive]
+    references: list[StorageWeakRef]
+    gradients_found: bool = False
+
+
+@dataclass
+class StepRuns:
+    """The graphs that share one budget.
+
+    Attributes:
+        settings: what turns a graph into a plan.
+        optimizer_bytes: size of the optimizer's state.
+        runs: the runs of the present step so far, in order.
+    """
+
+    settings: Settings
+    optimizer_bytes: int
+    runs: list[Running] = field(default_factory=list)
+    _backward: bool = False
+    _divided: set[tuple[int, ...]] = field(default_factory=set)
+    _looked_at: set[tuple[int, ...]] = field(default_factory=set)
+    _free_bytes: int = 0
+
+    # A step as it runs.
+
+    def begin(self) -> None:
+        """A graph is about to run: if a backward pass has run since, a new step begins with it."""
+        if not self.runs:
+            return
+        if self._backward:
+            runs, self.runs, self._backward = self.runs, [], False
+            self._finish(runs)
+        elif all(r.alive() is None for r in self.runs):  # forward passes without a backward pass
+            self.runs = []
+
+    def add(
+        self,
+        part: Part,
+        run: GraphRun,
+        references: list[StorageWeakRef],
+        *,
+        gradients_found: bool = False,
+    ) -> _Began:
+        """A graph has run. The result is to be kept alive by the autograd nodes of its outputs."""
+        alive = _Alive()
+        self.runs.append(Running(part, run, weakref.ref(alive), references, gradients_found))
+        return _Began(self, alive)
+
+    # The plan of a graph that was just captured.
+
+    def decide(self, part: Part, graph: TrainingGraph, inputs: GraphRun) -> Plan:
+        """A plan for a graph of which it is not known what comes after it.
+
+        Raises:
+            InfeasibleBudgetError: the budget is too small for the graph alone.
+        """
+        settings = self.settings
+        if settings.budget.auto and not self.runs and not self._free_bytes:
+            self._free_bytes = free_bytes(settings.device or torch.device("cpu"))
+        alone = not self.runs and part.line is None
+        runs = [*(r.run for r in self.runs), inputs]
+        if alone:
+            return settings.decide_within(graph, self._budget(runs, [graph]))
+        part.provisional = True
+        plans = GraphPlans(graph, self._within)
+        plan = self._told(plans.modest())
+        if settings.budget.share is not None:
+            return plan  # a share of what is not known yet
+        budget = self._budget(runs, [])
+        held = beside(runs)[-1] + sum(_kept(r.part) for r in self.runs)
+        if plan.peak_bytes + held <= budget:
+            return plan
+        least = self._told(plans.smallest()[1])
+        need = least.peak_bytes + held
+        if need > budget and not self.runs:
+            error = InfeasibleBudgetError(
+                budget_bytes=budget, minimum_bytes=least.peak_bytes, binding_op=None
+            )
+            raise noting_estimates(error, graph)
+        if need > budget:
+            line = next((r.part.line for r in reversed(self.runs) if r.part.line), part.line)
+            warn_first_step(budget, need, line)
+        return least
+
+    def _budget(self, runs: Sequence[GraphRun], graphs: Sequence[TrainingGraph]) -> int:
+        """The budget of a step in bytes."""
+        lasting = {i: size for run in runs for i, size in run.inputs.items() if i in run.lasting}
+        plain = 0
+        if self.settings.budget.share is not None:
+            schedules = [store_all_schedule(g) for g in graphs]
+            pairs = list(zip(graphs, schedules, strict=True))
+            peaks = [simulate(g, s).peak_bytes for g, s in pairs]
+            plain = max(needs(beside(runs), peaks, [kept_bytes(g, s) for g, s in pairs]))
+        free = self._free_bytes + sum(lasting.values())
+        return self.settings.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+
+    # The budget, divided anew once all graphs of a step are known.
+
+    def _finish(self, runs: Sequence[Running]) -> None:
+        parts = [r.part for r in runs]
+        key = tuple(id(p) for p in parts)
+        if key in self._divided:
+            self._check_gradients(runs, key)
+            return
+        self._divided.add(key)
+        distinct = list({id(p): p for p in parts}.values())
+        graphs = [p.graph for p in distinct if p.graph is not None]
+        now = [p.plan for p in distinct if p.plan is not None]
+        assert len(graphs) == len(now) == len(distinct), "a graph without a plan is no part"
+        number = {id(p): n for n, p in enumerate(distinct)}
+        order = [number[id(p)] for p in parts]
+        step = StepOfGraphs(graphs, order, beside([r.run for r in runs]))
+        budget = self._budget([r.run for r in runs], [graphs[n] for n in order])
+        if max(step.needs(now)) <= budget and not any(p.provisional for p in distinct):
+            return
+        plans, enough = replan(step, budget, self._within)
+        for part, plan in zip(distinct, plans, strict=True):
+            self._want(part, plan)
+        need = step.needs(plans)
+        if enough > budget:
+            worst = max(range(len(need)), key=need.__getitem__)
+            lines = [p.line for p in (*reversed(parts[:worst]), *parts[worst:]) if p.line]
+            held = need[worst] - plans[order[worst]].peak_bytes
+            warn_over_budget(budget, enough, held, len(parts), lines[0] if lines else None)
+        logger.info(
+            "a step of %d graphs: the budget of %s is divided over them; peak %s",
+            len(parts),
+            format_bytes(budget),
+            format_bytes(max(need)),
+        )
+
+    def _check_gradients(self, runs: Sequence[Running], key: tuple[int, ...]) -> None:
+        """Warn, once for each sequence of graphs, of gradients that the budget has no room for."""
+        if self.settings.accumulate or key in self._looked_at:
+            return
+        if not any(r.gradients_found for r in runs):
+            return
+        self._looked_at.add(key)
+        peaks = [r.part.held_peak_bytes or _added_at_the_end(r) for r in runs]
+        kept = [_kept(r.part) for r in runs]
+        need = max(needs(beside([r.run.accumulating() for r in runs]), peaks, kept))
+        graphs = [r.part.graph for r in runs if r.part.graph is not None]
+        budget = self._budget([r.run for r in runs], graphs)
+        if need > budget:
+            eager = self.settings.executor == "eager-graph"
+            remedy = 'give the options "accumulate": True, which counts them, or ' if eager else ""
+            warn_of_gradients(budget, need, remedy)
+
+    def _want(self, part: Part, plan: Plan) -> None:
+        assert part.plan is not None
+        part.provisional = False
+        same = plan.schedule == (part.wanted or part.plan).schedule
+        if same or part.exchanges >= MAX_EXCHANGES:
+            return
+        part.wanted = self._told(plan)
+        part.exchanges += 1
+
+    def _within(self, graph: TrainingGraph) -> Callable[[int], Plan]:
+        """The plans of a graph for any budget; the default planner needs one search for all."""
+        settings = self.settings
+        if settings.planner != "liveness":
+            return lambda budget: settings.decide_within(graph, budget)
+        began = time.perf_counter()
+        table = liveness_dp.table_for(graph, settings.options)
+        return lambda budget: liveness_dp.plan_from_table(table, budget, began)
+
+    def _told(self, plan: Plan) -> Plan:
+        settings = self.settings
+        provenance = {
+            **plan.provenance,
+            "memfit": __version__,
+            "torch": torch.__version__,
+            "device": str(settings.device or "cpu"),
+            "cost": settings.cost,
+        }
+        return replace(plan, provenance=provenance)
+
+
+class _Began:
+    """Called when the backward pass of a run begins; kept alive by its autograd nodes."""
+
+    def __init__(self, step: StepRuns, alive: _Alive) -> None:
+        self._step = step
+        self._alive = alive
+
+    def __call__(self) -> None:
+        self._step._backward = True
+
+
+def _kept(part: Part) -> int:
+    if part.graph is None or part.plan is None:
+        return 0
+    return kept_bytes(part.graph, part.plan.schedule)
+
+
+def _added_at_the_end(running: Running) -> int:
+    assert running.part.plan is not None
+    return running.part.plan.peak_bytes + sum(running.run.gradients.values())

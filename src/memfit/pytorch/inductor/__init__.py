@@ -1,0 +1,1 @@
+"""The executor that generates code, and what fusion does to costs and order."""

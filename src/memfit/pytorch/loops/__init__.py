@@ -1,0 +1,1 @@
+"""Recurrences that are planned and run as rolled loops."""

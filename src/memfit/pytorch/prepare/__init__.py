@@ -1,0 +1,1 @@
+"""What a graph goes through before it is read."""

@@ -1,0 +1,1 @@
+"""Data-parallel training: one plan for all ranks, gradients handed over in time."""

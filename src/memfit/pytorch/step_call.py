@@ -1,0 +1,153 @@
+"""A training step, compiled: what a call goes through, and how its errors reach the caller."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from memfit.errors import CaptureError, MemfitError, UsageError
+from memfit.pytorch.backend import CaptureEnds, StepBackend
+from memfit.pytorch.capture.captured_step import CapturedStep
+from memfit.pytorch.capture.given import Given
+from memfit.pytorch.capture.stored_outputs import take_apart
+from memfit.pytorch.compat.constants import constants_known
+from memfit.pytorch.compat.dynamo import depends_on_data, stored_outputs, without_dropped_writes
+from memfit.pytorch.compat.eager import why_not_compiled
+from memfit.pytorch.compat.symbols import DependsOnData
+from memfit.pytorch.failures.first_run import FirstRun
+from memfit.pytorch.failures.told import is_own_fault, told
+from memfit.pytorch.planning.sizes import PlannedAhead
+from memfit.pytorch.prepare.batch_norm import has_cumulative_average, traceable_cumulative_average
+from memfit.pytorch.prepare.tracing import trace_settings
+from memfit.pytorch.prepare.unguarded import Unguarded
+
+__all__ = ["StepModule", "captured_graph", "compile_step", "no_leaf_warnings"]
+
+
+class StepModule(nn.Module):
+    """The computation that is planned: the model, and the loss where one is given."""
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`model(*args)`, or `loss_fn(model(*inputs), target)` with the target last in `args`."""
+        if self.loss_fn is None:
+            return self.model(*args, **kwargs)
+        return self.loss_fn(self.model(*args[:-1], **kwargs), args[-1])
+
+
+def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
+    """`step`, compiled by `backend` at its first call, with memfit's errors unwrapped."""
+    compiled: dict[int, Callable[..., Any]] = {}  # for each state of what Dynamo does not guard
+    unguarded = Unguarded(step.model, step.loss_fn)
+    averages = has_cumulative_average(step.model)
+    first_run = FirstRun(step)
+    constants: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal averages, constants
+        before = len(backend.compiled)
+        averaging = traceable_cumulative_average() if averages else nullcontext()
+        try:
+            given = Given(step.model, args, kwargs)
+            backend.compiling(given)
+            state = unguarded.state()
+            if state not in compiled:
+                compiled[state] = _compiled(step, backend)
+            settings = trace_settings(backend.count.most)
+            with settings, averaging, constants(), no_leaf_warnings(args, kwargs):
+                result = compiled[state](*args, **kwargs)
+            backend.called(given)
+        except PlannedAhead:
+            raise
+        except Exception as error:
+            if isinstance(getattr(error, "inner_exception", error), CaptureEnds):
+                raise CaptureEnds from None
+            if backend.error is None and not averages and has_cumulative_average(step.model):
+                averages = True  # since the last time
+                return call(*args, **kwargs)
+            if constants is nullcontext and _reads_data(backend.error or error):
+                constants = constants_known
+                return call(*args, **kwargs)
+            sample = backend.sample or (args, kwargs)
+            if backend.error is None and first_run.prepares(error, *sample):
+                return call(*args, **kwargs)
+            taken = args if step.loss_fn is None else args[:-1]
+            cause = told(step.model, error, backend.error, taken, kwargs)
+            backend.failed(cause)
+            if cause is error:
+                raise
+            raise cause from (error if is_own_fault(cause) else None)
+        finally:
+            backend.given = Given()
+        if len(backend.compiled) > before:
+            unguarded.look_again(backend.traced)
+        return result
+
+    return call
+
+
+def _reads_data(error: Exception) -> bool:
+    if isinstance(error, MemfitError):
+        return isinstance(error, DependsOnData)
+    return depends_on_data(error)
+
+
+def _compiled(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return step(*args, **kwargs)
+
+    # Dynamo limits compilations by code object: every fitted module has its own, and its own limit.
+    run.__code__ = run.__code__.replace(co_name=f"run_{type(step.model).__name__}")
+
+    def compile_graph(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        without_dropped_writes()
+        if backend.takes_apart:
+            take_apart(module, stored_outputs(module))
+        return backend(module, example_inputs)
+
+    return torch.compile(run, backend=compile_graph, fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def no_leaf_warnings(*given: Any) -> Iterator[None]:
+    """While Dynamo compiles, it reads `.grad` of inputs that others computed, which warns."""
+    leaves = torch.utils._pytree.tree_leaves(given)
+    if not any(isinstance(x, torch.Tensor) and not x.is_leaf for x in leaves):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        yield
+
+
+def captured_graph(
+    step: StepModule, backend: StepBackend, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CapturedStep:
+    """The step as captured, without running it.
+
+    Raises:
+        CaptureError: the model cannot be captured as one graph, or has nothing to train.
+    """
+    reason = why_not_compiled()
+    if reason is not None:
+        raise UsageError(f"{type(step.model).__name__} cannot be captured while {reason}; end that")
+    with torch.enable_grad(), suppress(CaptureEnds):
+        compile_step(step, backend)(*args, **kwargs)
+    if backend.captured is None:
+        raise CaptureError(
+            f"{type(step.model).__name__} has no backward pass for these inputs: no output depends "
+            "on a tensor that requires gradients; set requires_grad on what you train"
+        )
+    captured, backend.captured = backend.captured, None
+    gc.collect()
+    return captured
