@@ -21,7 +21,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 SEED ?= $(shell date +%s)
 
 BIN := $(VENV)/bin
-# Files are handed out by name, so that the last ones, those of tests/unit, are short: none keeps one process waiting.
+# Files are handed out by name: the last ones are short, so that none keeps one process waiting.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) \
 	--dist loadfile --no-loadscope-reorder
 # By environment variables, for these reach the isolated builds too: the first until pip 25.2, the second from 25.3.

@@ -159,7 +159,7 @@ def _pip(words: Sequence[str]) -> bool:
 CHECKS: dict[str, Callable[[Sequence[str]], bool]] = {
     "make": _make,  # targets that exist; CI runs `make test`
     "python": _scripts,  # files that exist and can be read (benchmarks take long), or `-m venv`
-    "torchrun": _scripts,  # starts processes; tests/pytorch/test_distributed.py does
+    "torchrun": _scripts,  # starts processes; tests/pytorch/ranks/test_distributed.py does
     "pytest": _folders,
     "cmake": _folders,
     "pip": _pip,  # extras that exist; installing asks the network

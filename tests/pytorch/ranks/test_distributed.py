@@ -24,7 +24,7 @@ from memfit.pytorch.ranks.plan_sharing import TIMEOUT_VARIABLE, plan_timeout_s
 from support.ranks import Ranks, finish, found_by_ranks, start
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-EXAMPLE = Path(__file__).parents[2] / "examples/ddp.py"
+EXAMPLE = Path(__file__).parents[3] / "examples/ddp.py"
 
 
 @pytest.fixture(scope="module")

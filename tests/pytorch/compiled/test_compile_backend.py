@@ -29,7 +29,7 @@ from memfit.pytorch.compiled.compile_backend import memfit_backend, plans
 from memfit.pytorch.compiled.warnings import BudgetWarning
 from memfit.pytorch.cost.measure import measure_step
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # PyTorch's own: while Inductor is imported, and where Dynamo goes on after a graph break.
 pytestmark = [

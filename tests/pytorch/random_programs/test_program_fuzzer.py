@@ -20,7 +20,7 @@ from programs.generate import generate
 from programs.program import Made, Program, Statement, in_float64, source
 from programs.shrink import shrink
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def program(code: str, result: str, **more: Any) -> Program:

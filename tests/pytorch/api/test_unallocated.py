@@ -24,7 +24,7 @@ from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
 from memfit.pytorch.cost.profile import profile_calls
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 aten = torch.ops.aten
 
 

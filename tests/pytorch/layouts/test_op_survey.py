@@ -18,7 +18,7 @@ import torch
 
 from memfit.pytorch.layouts.as_traced import surveyed
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "benchmarks"
 EQUAL = 20  # ops without a difference that are looked at again
 
