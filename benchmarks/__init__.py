@@ -1,0 +1,1 @@
+"""The benchmarks; each is a module, run from the repository root."""

@@ -1,0 +1,1 @@
+"""What ops return in tracing, beside what kernels return."""

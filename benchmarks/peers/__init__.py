@@ -1,0 +1,1 @@
+"""memfit beside what people use today."""

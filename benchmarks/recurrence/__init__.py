@@ -1,0 +1,1 @@
+"""Long chains: an LSTM that is trained, and what reversing a chain costs."""
