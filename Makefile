@@ -86,10 +86,10 @@ fuzz-programs: $(VENV)/.stamp-dev
 		$(if $(PROGRAMS),--programs $(PROGRAMS),--seconds $(SECONDS))
 
 bench: $(VENV)/.stamp-dev
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python -m benchmarks
 
 bench-full: $(VENV)/.stamp-dev
-	$(BIN)/python benchmarks/run_all.py --full
+	$(BIN)/python -m benchmarks --full
 
 # torch comes first and by its exact version, so that no later step picks another one.
 $(VENV)/.stamp-torch: Makefile $(CONSTRAINTS)

@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, with progress and the time each one took.
 
-`python -m benchmarks` (`make bench`) runs a part of each, in under 30 minutes in all, and
+`python -m benchmarks [--quick]` (`make bench`) runs a part of each, in under 30 minutes in all, and
 rewrites the pages under docs/benchmarks; what a part leaves out keeps its last figures.
 `--full` (`make bench-full`) runs everything, for hours. A part that fails is named at the end, the
 others still run; the exit code is then 1.
@@ -8,18 +8,17 @@ others still run; the exit code is then 1.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from benchmarks.lib.harness import ROOT, chosen, command_line, module_command
 
 __all__ = ["PARTS", "Part", "main", "run_parts"]
 
-HERE = Path(__file__).parent
 QUICK_LIMIT_S = 30 * 60
 
 
@@ -28,13 +27,13 @@ class Part:
     """A benchmark.
 
     Attributes:
-        file: its script, beside this one.
+        module: its module in this package.
         about: what it measures, in a few words.
         quick: its arguments in a quick run; None where it is not part of one.
         full: its arguments in a full run.
     """
 
-    file: str
+    module: str
     about: str
     quick: tuple[str, ...] | None
     full: tuple[str, ...] = ()
@@ -45,18 +44,18 @@ class Part:
 
 # One line for each benchmark; a new one is added here.
 PARTS = (
-    Part("planning.py", "planning times and answers", ("--quick",)),
-    Part("recurrence_planning.py", "plans of long chains", ("--quick",)),
-    Part("training_steps.py", "real networks within budgets", ("--quick",)),
-    Part("peers.py", "beside what people use today", ("--quick",)),
-    Part("paper.py", "the paper's networks and plans", ("--published",)),
-    Part("optimality.py", "how far from optimal", ()),
-    Part("recurrence.py", "an LSTM over a long sequence", ("--quick",), ("--long",)),
-    Part("overhead.py", "executor without anything to save", ("--rounds", "31")),
-    Part("inspect_accuracy.py", "peaks predicted without memory", ("gpt2",)),
-    Part("variable_lengths.py", "inputs of several lengths", None),
-    Part("inductor.py", "under Inductor", None),
-    Part("op_survey.py", "fake results of ops beside real ones", None),
+    Part("planning.run", "planning times and answers", ("--quick",)),
+    Part("recurrence.planning", "plans of long chains", ("--quick",)),
+    Part("training.training_steps", "real networks within budgets", ("--quick",)),
+    Part("peers.run", "beside what people use today", ("--quick",)),
+    Part("paper.run", "the paper's networks and plans", ("--published",)),
+    Part("planning.optimality", "how far from optimal", ()),
+    Part("recurrence.run", "an LSTM over a long sequence", ("--quick",), ("--long",)),
+    Part("training.overhead", "executor without anything to save", ("--quick",)),
+    Part("training.inspect_accuracy", "peaks predicted without memory", ("gpt2",)),
+    Part("training.variable_lengths", "inputs of several lengths", None),
+    Part("training.inductor", "under Inductor", None),
+    Part("ops.run", "fake results of ops beside real ones", None),
 )
 
 
@@ -64,7 +63,10 @@ def run_part(part: Part, arguments: Sequence[str]) -> int:
     """Exit code of a part, which prints as it goes."""
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     return subprocess.run(
-        [sys.executable, str(HERE / part.file), *arguments], check=False, env=environment
+        module_command(f"benchmarks.{part.module}", *arguments),
+        check=False,
+        cwd=ROOT,
+        env=environment,
     ).returncode
 
 
@@ -75,7 +77,7 @@ def run_parts(
     chosen = [(p, a) for p in parts if (a := p.arguments(full=full)) is not None]
     done = []
     for index, (part, arguments) in enumerate(chosen, 1):
-        command = " ".join(("python", f"benchmarks/{part.file}", *arguments))
+        command = " ".join(("python -m", f"benchmarks.{part.module}", *arguments))
         print(f"\n== [{index}/{len(chosen)}] {part.about}: {command}", flush=True)
         began = time.perf_counter()
         try:
@@ -85,25 +87,24 @@ def run_parts(
             break
         seconds = time.perf_counter() - began
         done.append((part, code, seconds))
-        print(f"== {part.file}: {'done' if code == 0 else f'FAILED ({code})'} in {seconds:.0f} s")
+        print(f"== {part.module}: {'done' if code == 0 else f'FAILED ({code})'} in {seconds:.0f} s")
     return done
 
 
 def main(words: Sequence[str]) -> int:
     """Run and sum up; 1 if a part failed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    known = [part.module for part in PARTS]
+    parser = command_line(__doc__, quick="a part of each (the default)", names=known, name="module")
     parser.add_argument("--full", action="store_true", help="everything, instead of a part of each")
-    parser.add_argument("files", nargs="*", metavar="FILE", help="only these, such as peers.py")
     options = parser.parse_args(words)
-    unknown = [name for name in options.files if name not in {p.file for p in PARTS}]
-    if unknown:
-        known = ", ".join(p.file for p in PARTS)
-        parser.error(f"unknown benchmark {unknown[0]!r}; known benchmarks: {known}")
-    parts = [p for p in PARTS if not options.files or p.file in options.files]
+    if options.quick and options.full:
+        parser.error("--quick and --full: choose one")
+    names = chosen(parser, options.modules, known, "module")
+    parts = [part for part in PARTS if part.module in names]
     done = run_parts(parts, full=options.full, run=run_part)
     print()
     for part, code, seconds in done:
-        print(f"{'ok' if code == 0 else 'FAILED':7} {seconds / 60:6.1f} min  {part.file}")
+        print(f"{'ok' if code == 0 else 'FAILED':7} {seconds / 60:6.1f} min  {part.module}")
     total = sum(seconds for _, _, seconds in done)
     print(f"{'':7} {total / 60:6.1f} min  in all")
     if not options.full and total > QUICK_LIMIT_S:

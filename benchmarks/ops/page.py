@@ -1,4 +1,4 @@
-"""The page of op_survey.py, and the list of ops that memfit need not look at."""
+"""The page of `run`, and the list of ops that memfit need not look at."""
 
 from __future__ import annotations
 

@@ -6,16 +6,16 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from benchmarks.lib.harness import ROOT, module_command
 
 __all__ = ["EntryResult", "run_entries"]
 
-WORKER = Path(__file__).with_name("op_worker.py")
+WORKER = "benchmarks.ops.worker"
 SILENT_S = 600.0  # after which a call is taken to hang
 
 
@@ -26,7 +26,7 @@ class EntryResult:
     Attributes:
         name: of the entry.
         runs, refused: how many runs there were, and how many eager itself refused.
-        calls: the calls that its process had not seen before, as `op_worker.compact` gives them.
+        calls: the calls that its process had not seen before, as `worker.compact` gives them.
         crashed: for each run that ended its process: the op, the run, the exit status.
         trouble: why there are no samples.
     """
@@ -57,7 +57,8 @@ class _Worker:
         if self._process is None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             self._process = subprocess.Popen(
-                [sys.executable, str(WORKER), str(self._samples)],
+                module_command(WORKER, str(self._samples)),
+                cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

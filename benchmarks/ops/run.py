@@ -4,15 +4,13 @@
     python -m benchmarks.ops.run --jobs 2     # in two processes
     python -m benchmarks.ops.run --report     # write the page from known results
 
-Writes results/ops.json, ../docs/ops.md and ../src/memfit/pytorch/layouts/surveyed.txt, the list of
-ops whose results memfit does not look at. The same PyTorch gives the same files. A kernel that ends
-its process loses one run. Needs `expecttest`, which PyTorch's op database imports.
+Writes benchmarks/results/ops.json, docs/ops.md and src/memfit/pytorch/layouts/surveyed.txt, the
+list of ops whose results memfit does not look at. The same PyTorch gives the same files. A kernel
+that ends its process loses one run. Needs `expecttest`, which PyTorch's op database imports.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -21,28 +19,33 @@ from pathlib import Path
 
 import torch
 
-from memfit.files import write_text_whole
-
+from benchmarks.lib.harness import (
+    DOCS,
+    ROOT,
+    command_line,
+    read_results,
+    results_file,
+    to_json,
+)
 from benchmarks.ops.page import page, surveyed_text
 from benchmarks.ops.pool import EntryResult, run_entries
 from benchmarks.ops.verdicts import survey_of
+from memfit.files import write_text_whole
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "ops.json"
-PAGE = HERE.parent / "docs" / "ops.md"
-LIST = HERE.parent / "src" / "memfit" / "pytorch" / "layouts" / "surveyed.txt"
+RESULTS = "ops"
+PAGE = DOCS / "ops.md"
+LIST = ROOT / "src" / "memfit" / "pytorch" / "layouts" / "surveyed.txt"
 
 
 def main(words: Sequence[str]) -> int:
     """Survey and write; 1 where an entry has no samples that could be made."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__, report=True)
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
     parser.add_argument("--samples", type=int, default=2, help="of each entry (default: 2)")
-    parser.add_argument("--report", action="store_true", help="write the page, run nothing")
     parser.add_argument("--results", type=Path, help="write the results there, and nothing else")
     options = parser.parse_args(words)
     if options.report:
-        survey = json.loads(RESULTS.read_text())
+        survey = read_results(RESULTS)
     else:
         from benchmarks.ops.samples import entries
 
@@ -66,7 +69,7 @@ def main(words: Sequence[str]) -> int:
             "samples": options.samples,
             **survey_of([asdict(one) for one in found]),
         }
-        write_text_whole(options.results or RESULTS, json.dumps(survey, indent=1) + "\n")
+        write_text_whole(options.results or results_file(RESULTS), to_json(survey))
     if options.results is None:
         write_text_whole(PAGE, page(survey))
         write_text_whole(LIST, surveyed_text(survey))

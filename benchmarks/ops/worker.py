@@ -1,4 +1,4 @@
-"""A process that runs entries of the op database for op_survey.py, and may crash in a kernel.
+"""A process that runs entries of the op database for `run`, and may crash in a kernel.
 
 The argument is how many samples are taken of an entry. Reads lines `entry first_run` from stdin and
 writes to stdout, as JSON lines, what it is about to do and what it found. The first runs of an
@@ -13,7 +13,6 @@ import os
 import sys
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from typing import Any
+
+from benchmarks.lib.harness import svg
 
 __all__ = ["batches_picture", "equal_peak_picture"]
 
@@ -30,15 +30,6 @@ _TITLES = {
     "densenet161": "DenseNet161",
     "googlenet": "GoogLeNet",
 }
-
-
-def _svg(draw: Callable[[], Any]) -> str:
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "memfit", "font.size": 9.5}):
-        out = io.StringIO()
-        draw().savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
 
 
 def _thinned(points: list[Any], plain: int) -> list[Any]:
@@ -111,7 +102,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
         blank.legend(handles, labels, loc="center", frameon=False, fontsize=9)
         return figure
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def batches_picture(rows: dict[str, Any]) -> str:
@@ -149,4 +140,4 @@ def batches_picture(rows: dict[str, Any]) -> str:
                 axes.legend(frameon=False)
         return figure
 
-    return _svg(draw)
+    return svg(draw)

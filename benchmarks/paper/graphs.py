@@ -7,23 +7,22 @@ unless asked for: the paper's cost model has none, and what a K40 took is not wh
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from benchmarks.planning.graphs import CACHE, HERE, reference_folder
-
-from memfit.files import write_text_whole
-from memfit.graph.graph_file import read_graph, write_graph
+from benchmarks.lib.captures import facts_of, graph_file, is_kept, keep
+from benchmarks.lib.harness import ROOT, reference_folder
+from memfit.graph.graph_file import read_graph
 from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["THREADS", "Batches", "captured", "published"]
 
 THREADS = 2
+_SOURCES = [
+    ROOT / "benchmarks" / "paper" / "networks.py",
+    ROOT / "benchmarks" / "lib" / "googlenet.py",
+]
 
 
 def published(name: str) -> TrainingGraph | None:
@@ -38,38 +37,23 @@ def captured(
     """A network's training graph and facts about its capture, kept in a cache on disk.
 
     Args:
-        name: a name of `paper_networks.NETWORKS`.
+        name: a name of `networks.NETWORKS`.
         batch: batch size; the paper's if None.
         workspace: count the workspace that ops likely take on a CPU.
     """
-    file = CACHE / f"paper-{name}-{batch or 'paper'}-{_key()}.graph.json"
-    facts_file = file.with_name(file.name.replace(".graph.", ".facts."))
-    if not (file.is_file() and facts_file.is_file()):
-        graph, facts = _capture(name, batch)
-        CACHE.mkdir(exist_ok=True)
-        write_graph(graph, file)
-        write_text_whole(facts_file, json.dumps(facts, indent=1) + "\n")
+    file = graph_file(f"paper-{name}-{batch or 'paper'}", THREADS, _SOURCES)
+    if not is_kept(file):
+        keep(*_capture(name, batch), file)
     graph = read_graph(file)
     if not workspace:
         graph = replace(graph, ops=tuple(replace(op, workspace_bytes=0) for op in graph.ops))
-    return graph, json.loads(facts_file.read_text(encoding="utf-8"))
-
-
-def _key() -> str:
-    import memfit
-
-    package = Path(memfit.__file__).parent
-    sources = [HERE / "paper_networks.py", HERE / "googlenet.py", package / "graph.py"]
-    digest = hashlib.sha256(f"{importlib.metadata.version('torch')} {THREADS}".encode())
-    for source in sorted([*sources, *(package / "pytorch").glob("*.py")]):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    return graph, facts_of(file)
 
 
 def _capture(name: str, batch: int | None) -> tuple[TrainingGraph, dict[str, Any]]:
     import torch
-    from benchmarks.paper.networks import NETWORKS
 
+    from benchmarks.paper.networks import NETWORKS
     from memfit.pytorch.api.unallocated import holds_memory, without_memory
 
     torch.set_num_threads(THREADS)

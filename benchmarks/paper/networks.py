@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.lib.googlenet import GoogLeNet, googlenet_loss
 from torch import nn
+
+from benchmarks.lib.googlenet import GoogLeNet, googlenet_loss
 
 __all__ = ["NETWORKS", "Network", "TrainingCase"]
 

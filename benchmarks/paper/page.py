@@ -1,19 +1,17 @@
-"""docs/benchmarks/paper.md and its pictures, from results/paper.json."""
+"""docs/benchmarks/paper.md and its pictures, from benchmarks/results/paper.json."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.harness import write_page
 from benchmarks.paper.figures import batches_picture, equal_peak_picture
 from benchmarks.paper.graphs import THREADS
 from benchmarks.paper.steps import TOLERANCE_PERCENT
 
-from memfit.files import write_text_whole
-
-__all__ = ["verdicts", "write_page"]
+__all__ = ["verdicts", "write_pages"]
 
 FAMILIES = ("exact", "approximate")
 SMALLEST_LIMIT, OVERHEAD_LIMIT = 0.15, 0.30
@@ -75,25 +73,25 @@ def _verdict(what: str, figure: float, limit: float) -> dict[str, str]:
     }
 
 
-def write_page(results: dict[str, Any], folder: Path) -> None:
+def write_pages(results: dict[str, Any]) -> None:
     """Write paper.md and, where there is something to draw, its pictures."""
     sections = [_head(results)]
     if results.get("published"):
         sections.append(_against(results))
-        write_text_whole(folder / "paper-equal-peak.svg", equal_peak_picture(results["published"]))
+        write_page("paper-equal-peak.svg", equal_peak_picture(results["published"]))
     if results.get("planned"):
         sections += [_table_1(results["planned"]), _liveness(results), _shares(results["planned"])]
     if results.get("published"):
         sections.append(_table_published(results["published"]))
     if results.get("batches"):
         sections.append(_batches(results["batches"]))
-        write_text_whole(folder / "paper-batches.svg", batches_picture(results["batches"]))
+        write_page("paper-batches.svg", batches_picture(results["batches"]))
     if results.get("times"):
         sections.append(_times(results["times"]))
     if results.get("run"):
         sections.append(_steps(results["run"]))
     sections.append(_MODEL)
-    write_text_whole(folder / "paper.md", _reflowed("\n".join(sections)))
+    write_page("paper.md", _reflowed("\n".join(sections)))
 
 
 def _reflowed(text: str) -> str:
@@ -137,7 +135,8 @@ def _against(results: dict[str, Any]) -> str:
     lines = [
         "## Against the paper's own plans, on their published graphs",
         "",
-        "`python -m benchmarks.paper.run --published`. *Smallest peak*: the least over their plans,",
+        "`python -m benchmarks.paper.run --published`. *Smallest peak*: the least over their "
+        "plans,",
         "and over ours, the smallest budget that the planner accepts. *At equal peak*: for each of",
         "their plans that no other of theirs beats in both peak and overhead, and that computes",
         "something again, we plan with its peak as the budget (the better of `liveness` and",
@@ -206,7 +205,8 @@ def _table_1(rows: dict[str, Any]) -> str:
     lines = [
         "## Minimum peak memory, on PyTorch at the paper's sizes",
         "",
-        "`python -m benchmarks.paper.run --planned`. GB, the overhead there in percent of a step in",
+        "`python -m benchmarks.paper.run --planned`. GB, the overhead there in percent of a step "
+        "in",
         "brackets. The first four columns are the paper's own, measured on a K40 (table 1, with",
         "liveness analysis); all others are simulated on the graph that memfit captures from",
         "PyTorch (parameters, their gradients and inputs included), and no model got any memory.",

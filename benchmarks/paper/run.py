@@ -11,35 +11,27 @@ Parts, all of them if none is named:
 - `--run`: real training steps, at sizes that a small machine takes.
 
     python -m benchmarks.paper.run [--PART …] [NETWORK …]
-    python -m benchmarks.paper.run --page       # the page and its pictures from known results
+    python -m benchmarks.paper.run --report     # the page and its pictures from known results
 
-Each part of each network runs in a process of its own and is written to results/paper.json at once;
-what is not named keeps its rows. Then docs/benchmarks/paper.md and its pictures are written. Exit
-code 1 if an answer is wrong or a limit missed.
+Each part of each network runs in a process of its own and is written to
+benchmarks/results/paper.json at once; what is not named keeps its rows. Then
+docs/benchmarks/paper.md and its pictures are written. Exit code 1 if an answer is wrong or a limit
+missed.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
-import re
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import memfit
-from memfit.files import write_text_whole
+from benchmarks.lib.harness import chosen, command_line, machine, read_results, say, write_results
 
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "paper.json"
-DOCS = HERE.parent / "docs" / "benchmarks"
+RESULTS = "paper"
 PARTS = ("published", "planned", "times", "batches", "run")
 NAMES = ("pspnet", "unet", "resnet50", "resnet152", "vgg19", "densenet161", "googlenet")
 BATCH_SIZES = {"unet": (2, 12, 40), "resnet50": (24, 192, 1024), "vgg19": (16, 96, 384)}
@@ -84,7 +76,6 @@ def times_part(name: str, say: Say) -> dict[str, Any]:
 
     from benchmarks.paper.graphs import captured, published
     from benchmarks.paper.plans import feasible, plain_peak_bytes
-
     from memfit.errors import InfeasibleBudgetError
     from memfit.planners import PlannerOptions, get_planner
 
@@ -164,57 +155,27 @@ def measure(part: str, name: str) -> dict[str, Any] | None:
     """One part of one network; runs in a process of its own."""
     began = time.perf_counter()
 
-    def say(text: str) -> None:
-        seconds = time.perf_counter() - began
-        print(f"{time.strftime('%H:%M:%S')} {part} {name}: {text} ({seconds:.0f} s)", flush=True)
+    def told(text: str) -> None:
+        say(f"{part} {name}: {text} ({time.perf_counter() - began:.0f} s)")
 
-    found: dict[str, Any] | None = globals()[f"{part}_part"](name, say)
-    say("done" if found is not None else "left out")
+    found: dict[str, Any] | None = globals()[f"{part}_part"](name, told)
+    told("done" if found is not None else "left out")
     return found
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were made on."""
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    return {
-        "processor": model,
-        "cpus": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "memfit": memfit.build_info(),
-    }
-
-
-def write_results(results: dict[str, Any]) -> None:
-    """results/paper.json, lists of numbers in one line each."""
-    text = json.dumps(results, indent=1)
-    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
-    write_text_whole(RESULTS, text + "\n")
 
 
 def main() -> int:
     """Measure, write, judge."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n\n")[0], formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NAMES))
+    parser = command_line(__doc__, report=True, names=NAMES)
     for part in PARTS:
         parser.add_argument(f"--{part}", action="store_true", help="see the page")
-    parser.add_argument("--page", action="store_true", help="only write the page anew")
     options = parser.parse_args()
-    unknown = [n for n in options.networks if n not in NAMES]
-    if unknown:
-        parser.error(f"unknown network {unknown[0]!r}; known networks: {', '.join(NAMES)}")
+    names = chosen(parser, options.networks, NAMES)
     parts = [part for part in PARTS if getattr(options, part)] or list(PARTS)
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results: dict[str, Any] = read_results(RESULTS, {})
     wrong = []
-    for part in [] if options.page else parts:
+    for part in [] if options.report else parts:
         known = results.setdefault(part, {})
-        for name in options.networks or NAMES:
+        for name in names:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 try:
                     found = pool.submit(measure, part, name).result()
@@ -223,12 +184,12 @@ def main() -> int:
                     print("WRONG", wrong[-1], flush=True)
                     continue
             if found is not None:
-                known[name] = {"machine": machine(), **found}
+                known[name] = {"machine": {**machine(), "memfit": memfit.build_info()}, **found}
                 results[part] = {n: known[n] for n in NAMES if n in known}
-                write_results(results)
-    from benchmarks.paper.page import verdicts, write_page
+                write_results(RESULTS, results)
+    from benchmarks.paper.page import verdicts, write_pages
 
-    write_page(results, DOCS)
+    write_pages(results)
     judged = list(verdicts(results))
     if not judged:
         print("limits are judged once all seven published graphs are there")

@@ -23,10 +23,10 @@ _SHARE = 0.6
 def real_steps(name: str, say: Callable[[str], None]) -> dict[str, Any]:
     """The rows of one network."""
     import torch
-    from benchmarks.paper.graphs import THREADS
-    from benchmarks.paper.networks import NETWORKS
 
     import memfit
+    from benchmarks.paper.graphs import THREADS
+    from benchmarks.paper.networks import NETWORKS
     from memfit.pytorch.cost.measure import measure_step, steady_allocator
     from memfit.pytorch.step_call import StepModule
 

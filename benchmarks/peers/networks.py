@@ -1,4 +1,4 @@
-"""The models that peers.py trains, with what each peer needs to know of them.
+"""The models that `run` trains, with what each peer needs to know of them.
 
 A peer is given what its user would write by hand: which modules to mark, and the model as a chain
 of functions where there is one.
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.lib import networks
 import torch
-from benchmarks.lib.networks import Case
 from torch import nn
+
+from benchmarks.lib import networks
+from benchmarks.lib.networks import Case
 
 __all__ = ["QUICK", "SUBJECTS", "Subject"]
 

@@ -1,4 +1,4 @@
-"""The page of peers.py."""
+"""The page of `run`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.peers.ways import BUDGETS, DESCRIPTIONS
 
 import memfit
+from benchmarks.lib.harness import MIB, processor
+from benchmarks.peers.ways import BUDGETS, DESCRIPTIONS
 
 __all__ = ["conditions", "page"]
 
-MIB = 2**20
 Network = Mapping[str, Any]
 
 MEANING = """\
@@ -45,7 +44,7 @@ WHY = {
     "lstm": "A captured step adds up the gradients of the shared weights, step after step, in new "
     "memory (`aten::add`), where eager's autograd adds in place (`aten::add_`), and it calls its "
     "many small ops from Python; each is about half of the difference (`python "
-    "benchmarks/peer_profile.py lstm`). min-cut runs the same ops and is as slow as memfit.",
+    "-m benchmarks.peers.profile lstm`). min-cut runs the same ops and is as slow as memfit.",
 }
 """Why memfit is slower on a network, where it is known."""
 
@@ -76,19 +75,10 @@ def conditions() -> dict[str, Any]:
         "pytorchcv": importlib.metadata.version("pytorchcv"),
         "python": platform.python_version(),
         "system": platform.system(),
-        "machine": _processor(),
+        "machine": processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gradients(row: Network) -> str:
@@ -226,7 +216,8 @@ def page(networks: Mapping[str, Network], about: str) -> str:
     lines = [
         "# Beside what people use today",
         "",
-        "Made by `python -m benchmarks.peers.run`; raw figures, every round's time included, are in",
+        "Made by `python -m benchmarks.peers.run`; raw figures, every round's time included, are "
+        "in",
         "`benchmarks/results/peers.json`. " + about.split("\n\n")[1].replace("\n", " "),
         "",
         f"memfit {first['memfit']} ({first['core']} core), torch {first['torch']}, transformers "

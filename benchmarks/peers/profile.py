@@ -1,4 +1,4 @@
-"""Where plain PyTorch and memfit spend a step of a network of peers.py, op by op.
+"""Where plain PyTorch and memfit spend a step of a network of `run`, op by op.
 
 memfit gets plain PyTorch's peak as its budget, so that it recomputes nothing: what it takes longer
 is the captured step's. Prints the ops with the largest differences, in ms of one thread.
@@ -8,15 +8,16 @@ Run `python -m benchmarks.peers.profile NETWORK [--ops N]`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import torch
-from benchmarks.peers.networks import SUBJECTS
-from benchmarks.peers.ways import ways
-from benchmarks.peers.run import Run, captured, fitted, set_up
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.lib.harness import command_line
+from benchmarks.peers.networks import SUBJECTS
+from benchmarks.peers.run import Run, captured, fitted, set_up
+from benchmarks.peers.ways import ways
 
 
 def op_times(run: Run) -> dict[str, tuple[float, int]]:
@@ -32,7 +33,7 @@ def op_times(run: Run) -> dict[str, tuple[float, int]]:
 
 def main(words: Sequence[str]) -> int:
     """Profile both and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("network", choices=SUBJECTS)
     parser.add_argument("--ops", type=int, default=12, help="ops to show (default 12)")
     options = parser.parse_args(words)

@@ -14,35 +14,43 @@ Asserts of memfit's runs: gradients equal plain PyTorch's bit for bit, or to 1e-
 a sum differs; buffers equal; measured peak within the budget. Exit code 1 if anything is broken. A
 peer that is faster is no failure of the benchmark: the page shows it.
 
-Run `python -m benchmarks.peers.run [--quick] [--rounds N] [NETWORK ...]`. It writes results/peers.json
-beside this file and docs/benchmarks/peers.md; networks that are not run keep their rows.
+Run `python -m benchmarks.peers.run [--quick] [--rounds N] [NETWORK ...]`. It writes
+benchmarks/results/peers.json and docs/benchmarks/peers.md; networks that are not run keep their
+rows. `--report` writes the page alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+
+import memfit
+from benchmarks.lib.harness import (
+    MIB,
+    chosen,
+    command_line,
+    interleaved,
+    medians,
+    read_results,
+    say,
+    write_page,
+    write_results,
+)
 from benchmarks.peers.networks import QUICK, SUBJECTS, Subject
 from benchmarks.peers.page import conditions, page
 from benchmarks.peers.verdicts import Timed, budgets_to_meet, judge, kept_segmentations, rating
 from benchmarks.peers.ways import BUDGETS, Way, ways
-from torch import nn
-
-import memfit
-from memfit.files import write_text_whole
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.pytorch.api.entry import capture
@@ -51,9 +59,7 @@ from memfit.pytorch.cost.measure import measure_step, steady_allocator
 ROUNDS, QUICK_ROUNDS = 7, 3
 QUICK_BUDGETS = (1.0, 0.5, 0.0)
 TOLERANCE = 1e-6
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "peers.json"
-PAGE = HERE.parent / "docs" / "benchmarks" / "peers.md"
+RESULTS, PAGE = "peers", "peers.md"
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,6 @@ class Run:
     step: Callable[[], None]
     reset: Callable[[], None]
     row: dict[str, Any]
-
-
-def say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def seen(model: nn.Module) -> Seen:
@@ -134,23 +136,21 @@ def set_up(subject: Subject, way: Way, expected: Seen | None) -> tuple[Run, Seen
     row["gradients"] = rating(row["gradient_difference"])
     reset()
     say(
-        f"{case.name:11} {way.name:28} peak {row['peak_bytes'] / 2**20:8.2f} MiB, first step "
+        f"{case.name:11} {way.name:28} peak {row['peak_bytes'] / MIB:8.2f} MiB, first step "
         f"{first:6.1f} s, gradients {row['gradients']} {row['gradient_difference']:.1e}, "
         f"buffers {'equal' if row['buffers_equal'] else 'WRONG'}"
     )
     return Run(way.name, way.kind, step, reset, row), found
 
 
-def one_round(runs: Sequence[Run]) -> list[tuple[float, float]]:
-    """Elapsed and processor milliseconds of one step of each, in this order."""
-    found = []
-    for run in runs:
-        run.reset()
-        gc.collect()
-        wall, busy = time.perf_counter(), time.process_time()
-        run.step()
-        found.append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - busy)))
-        run.reset()
+def one_step(run: Run) -> tuple[float, float]:
+    """Elapsed and processor milliseconds of one step."""
+    run.reset()
+    gc.collect()
+    wall, busy = time.perf_counter(), time.process_time()
+    run.step()
+    found = (1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - busy))
+    run.reset()
     return found
 
 
@@ -162,24 +162,24 @@ def timed(runs: list[Run], rounds: int, keep: Callable[[], None] = lambda: None)
         rounds: rounds that count.
         keep: called after each round from the second on: a run that is stopped keeps its rounds.
     """
-    order = list(range(len(runs)))
-    for run in runs:
-        run.row.update(times_ms=[], wall_ms=[])
+
+    def after(index: int, found: Mapping[str, list[tuple[float, float]]]) -> None:
+        times = {name: [round(busy, 3) for _, busy in steps] for name, steps in found.items()}
+        middle = medians(times) if index > 0 else {}
+        for run in runs:
+            run.row["times_ms"] = times[run.name]
+            run.row["wall_ms"] = [round(wall, 3) for wall, _ in found[run.name]]
+            if middle:
+                run.row["step_ms"] = middle[run.name]
+        say(f"round {index} of {rounds} of {len(runs)} steps")
+        if index >= 2:
+            keep()
+
     # What compiling left behind need not be looked through before every step.
     gc.collect()
     gc.freeze()
     with steady_allocator():
-        for index in range(rounds + 1):
-            found = one_round([runs[i] for i in order])
-            if index:
-                for at, (wall, busy) in zip(order, found, strict=True):
-                    runs[at].row["times_ms"].append(round(busy, 3))
-                    runs[at].row["wall_ms"].append(round(wall, 3))
-                    runs[at].row["step_ms"] = statistics.median(runs[at].row["times_ms"])
-            order.reverse()
-            say(f"round {index} of {rounds} of {len(runs)} steps")
-            if index >= 2:
-                keep()
+        interleaved({run.name: partial(one_step, run) for run in runs}, rounds, after=after)
     gc.unfreeze()
 
 
@@ -287,14 +287,14 @@ def measure(
     smallest = smallest_budget(graph, "auto")
     say(
         f"{network:11} captured and measured in {capture_s:.1f} s; smallest budget above resident "
-        f"{(smallest - resident) / 2**20:.2f} MiB"
+        f"{(smallest - resident) / MIB:.2f} MiB"
     )
     chens = smallest_budget(graph, "chen")
     peers.append(fitted(subject, "Chen, smallest peak", "chen", chens, expected, graph))
     ours = []
     for index, peak in enumerate(budgets_to_meet(p.row["peak_bytes"] for p in peers)):
         if peak + resident < smallest:
-            say(f"{network:11} {peak / 2**20:.2f} MiB is below memfit's smallest budget")
+            say(f"{network:11} {peak / MIB:.2f} MiB is below memfit's smallest budget")
             continue
         name = f"memfit {chr(ord('A') + index)}"
         ours.append(fitted(subject, name, "memfit", peak + resident, expected, graph))
@@ -327,29 +327,23 @@ def measure(
 
 def write(networks: dict[str, Any]) -> None:
     document = {"networks": {key: networks[key] for key in SUBJECTS if key in networks}}
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_text_whole(RESULTS, json.dumps(document, indent=1) + "\n")
-    write_text_whole(PAGE, page(document["networks"], str(__doc__)))
+    write_results(RESULTS, document)
+    write_page(PAGE, page(document["networks"], str(__doc__)))
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; 1 if memfit broke a promise."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(SUBJECTS))
-    parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)}; fewer rounds")
+    quick = f"{', '.join(QUICK)}; fewer rounds"
+    parser = command_line(__doc__, quick=quick, report=True, names=SUBJECTS)
     parser.add_argument("--rounds", type=int, help=f"timed rounds (default {ROUNDS})")
-    parser.add_argument("--report", action="store_true", help="write the page from known results")
     options = parser.parse_args(arguments)
-    known = json.loads(RESULTS.read_text())["networks"] if RESULTS.exists() else {}
+    known = read_results(RESULTS, {"networks": {}})["networks"]
     if options.report:
         for network in known.values():
             network["verdicts"] = verdicts(network["rows"])
         write(known)
         return 0
-    names = options.networks or list(QUICK if options.quick else SUBJECTS)
-    unknown = [n for n in names if n not in SUBJECTS]
-    if unknown:
-        parser.error(f"unknown network {unknown[0]!r}; known networks: {', '.join(SUBJECTS)}")
+    names = chosen(parser, options.networks or (QUICK if options.quick else ()), SUBJECTS)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     if rounds < 2:
         parser.error(f"{rounds} rounds; time at least 2")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch_config
 from functorch.compile import min_cut_rematerialization_partition
-from benchmarks.peers.networks import Function, Subject
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from benchmarks.peers.networks import Function, Subject
 from memfit.pytorch.compat.whole_ops import whole_ops
 from memfit.pytorch.prepare.tracing import trace_settings
 from memfit.pytorch.step_call import StepModule

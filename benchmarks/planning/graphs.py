@@ -1,4 +1,4 @@
-"""The graphs that planning.py plans: published, captured from PyTorch, random series-parallel.
+"""The graphs that `run` plans: published, captured from PyTorch, random series-parallel.
 
 A random series-parallel graph is a long series of blocks, as networks are. A block is a chain of 1
 to 8 ops (3 of 10 blocks) or a random two-terminal series-parallel component of 4 to 32 ops (size
@@ -23,11 +23,8 @@ All of it comes from one seed, and `random.Random` gives the same numbers on eve
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -35,8 +32,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memfit.files import write_text_whole
-from memfit.graph.graph_file import read_graph, write_graph
+from benchmarks.lib.captures import facts_of, graph_file, is_kept, keep
+from benchmarks.lib.harness import ROOT, reference_folder
+from memfit.graph.graph_file import read_graph
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import TrainingGraph
 
@@ -46,12 +44,8 @@ __all__ = [
     "SeriesParallel",
     "cached_capture",
     "capture_to_cache",
-    "reference_folder",
     "series_parallel",
 ]
-
-HERE = Path(__file__).parent
-CACHE = HERE / ".cache"
 
 _SMALLEST_BYTES, _LARGEST_BYTES = 1_000, 64_000_000
 _LARGEST_COST = 100
@@ -166,52 +160,25 @@ def series_parallel(nodes: int, seed: int) -> SeriesParallel:
     return SeriesParallel(graph, lower_sets, tuple(blocks))
 
 
-def reference_folder() -> Path:
-    """Folder of the published graphs and golden values."""
-    given = os.environ.get("MEMFIT_REFERENCE")
-    return Path(given) if given else HERE.parents[1] / "shared" / "reference"
-
-
-_KEY_LENGTH = 16
 _CAPTURE_THREADS = 2  # analytic costs and workspace depend on it
 
 
-def _capture_key(name: str) -> str:
-    """What a captured graph was made of: the network, how it is captured, and by which torch."""
-    import importlib.metadata
-
-    import memfit
-
-    package = Path(memfit.__file__).parent
-    sources = [HERE / "networks.py", package / "graph.py", *(package / "pytorch").glob("*.py")]
-    digest = hashlib.sha256()
-    for part in (name, importlib.metadata.version("torch"), str(_CAPTURE_THREADS)):
-        digest.update(part.encode() + b"\0")
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:_KEY_LENGTH]
-
-
 def _cache_file(name: str) -> Path:
-    return CACHE / f"{name}-{_capture_key(name)}.graph.json"
-
-
-def _facts_file(graph: Path) -> Path:
-    return graph.with_name(graph.name.replace(".graph.", ".facts."))
+    return graph_file(name, _CAPTURE_THREADS, [ROOT / "benchmarks" / "lib" / "networks.py"])
 
 
 def cached_capture(name: str) -> Path | None:
     """File of a graph captured before from the same sources; None if there is none."""
     graph = _cache_file(name)
-    return graph if graph.is_file() and _facts_file(graph).is_file() else None
+    return graph if is_kept(graph) else None
 
 
 def capture_to_cache(name: str) -> Path:
     """Capture a network with analytic costs and keep its graph, in a file; imports PyTorch."""
     import torch
-    from benchmarks.lib.networks import CAPTURED
 
     import memfit
+    from benchmarks.lib.networks import CAPTURED
     from memfit.pytorch.api.entry import capture
 
     torch.set_num_threads(_CAPTURE_THREADS)
@@ -227,12 +194,8 @@ def capture_to_cache(name: str) -> Path:
         "torch": torch.__version__,
         "memfit": memfit.__version__,
     }
-    CACHE.mkdir(exist_ok=True)
     file = _cache_file(name)
-    for stale in CACHE.glob(f"{name}-{'?' * _KEY_LENGTH}.*.json"):
-        stale.unlink()
-    write_text_whole(_facts_file(file), json.dumps(facts, indent=1) + "\n")
-    write_graph(step.graph, file)
+    keep(step.graph, facts, file)
     return file
 
 
@@ -259,8 +222,7 @@ class CaseGraph:
         if self.kind == "captured":
             if captured is None:
                 raise ValueError(f"{self.name} needs the file that it was captured to")
-            facts = json.loads(_facts_file(Path(captured)).read_text(encoding="utf-8"))
-            return read_graph(captured), facts
+            return read_graph(captured), facts_of(Path(captured))
         made = series_parallel(self.nodes, seed=self.nodes)
         return made.graph, {
             "all_lower_sets": made.lower_sets,

@@ -1,10 +1,10 @@
 """How far from optimal: plans of published networks beside proven lower bounds.
 
-    python -m benchmarks.planning.optimality                   # VGG19 and U-Net, a few minutes at most
+    python -m benchmarks.planning.optimality                   # VGG19 and U-Net, some minutes
     python -m benchmarks.planning.optimality --time-limit 60   # per bound; 600 by default
     python -m benchmarks.planning.optimality --report          # write the page from known results
 
-Writes results/optimality.json and ../docs/benchmarks/optimality.md. Needs `memfit[ilp]`.
+Writes benchmarks/results/optimality.json and docs/benchmarks/optimality.md. Needs `memfit[ilp]`.
 
 Each network is planned at shares of its plain peak by `auto` and by `refined`; the bound holds for
 every schedule that runs the ops in the order of the plan. Every answer is checked: schedules are
@@ -14,20 +14,23 @@ schedule that attains it is simulated too. A wrong answer ends the run with exit
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import memfit
+from benchmarks.lib.harness import (
+    command_line,
+    machine,
+    read_results,
+    reference_folder,
+    write_page,
+    write_results,
+)
 from memfit import _core
 from memfit.bounds import LowerBound, bound_graph, highs_version
 from memfit.errors import InfeasibleBudgetError
-from memfit.files import write_text_whole
 from memfit.graph.graph_file import read_graph
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
@@ -37,10 +40,7 @@ from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.strategies.carried import StepOrder
 
-from benchmarks.planning.graphs import HERE, reference_folder
-
-RESULTS = HERE / "results" / "optimality.json"
-PAGE = HERE.parent / "docs" / "benchmarks" / "optimality.md"
+RESULTS, PAGE = "optimality", "optimality.md"
 NETWORKS = ("vgg19", "unet")
 SHARES = (90, 80, 70, 60, 50)
 GAP_PERCENT = 2.0
@@ -51,21 +51,13 @@ class Wrong(Exception):
     """An answer is wrong."""
 
 
-def machine() -> dict[str, Any]:
+def made_with() -> dict[str, Any]:
     """Where and with what the figures were made."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
     return {
         "memfit": memfit.__version__,
         "core": _core.core_name(),
         "highs": highs_version(),
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "processor": model,
-        "cpus": os.cpu_count(),
+        **machine(),
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -273,14 +265,13 @@ def _rows(method: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line(__doc__, report=True)
     parser.add_argument(
         "--time-limit", type=float, default=600.0, metavar="S", help="per bound (default: 600)"
     )
-    parser.add_argument("--report", action="store_true", help="write the page from known results")
     args = parser.parse_args()
     if not args.report:
-        facts = machine()
+        facts = made_with()
         try:
             networks = [network(name, args.time_limit) for name in NETWORKS]
         except Wrong as error:
@@ -289,9 +280,8 @@ def main() -> int:
         limit = "" if args.time_limit == 600.0 else f" --time-limit {args.time_limit:g}"
         command = f"python -m benchmarks.planning.optimality{limit}"
         data = {"command": command, "machine": facts, "networks": networks}
-        RESULTS.parent.mkdir(exist_ok=True)
-        write_text_whole(RESULTS, json.dumps(data, indent=1) + "\n")
-    write_text_whole(PAGE, page(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        write_results(RESULTS, data)
+    write_page(PAGE, page(read_results(RESULTS)))
     return 0
 
 

@@ -1,25 +1,15 @@
-"""Draws planning.py's results and writes its page.
-
-Run `python -m benchmarks.planning.picture [JSON]` to do so again from results kept before.
-"""
+"""The page of `run`, and its picture."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from memfit.files import write_bytes_whole, write_text_whole
+from benchmarks.lib.harness import MIB, svg, table, write_page
+from benchmarks.planning.verdicts import seconds_text
 
-__all__ = ["draw", "fit_power_law", "page", "write_page"]
-
-MIB = 2**20
-HERE = Path(__file__).parent
-FOLDER = HERE.parent / "docs" / "benchmarks"
+__all__ = ["draw", "fit_power_law", "page", "write_pages"]
 
 # Okabe and Ito's colour-blind safe palette.
 _STYLES = {
@@ -63,67 +53,56 @@ def fit_power_law(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[flo
     return exponent, math.exp(mean_y - exponent * mean_x)
 
 
-def draw(document: Result, path: Path) -> None:
+def draw(document: Result) -> Any:
     """Seconds against nodes; both axes logarithmic."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     done = [r for r in document["results"] if "failed" not in r]
-    with matplotlib.rc_context({"svg.hashsalt": "memfit", "font.size": 9.5}):
-        figure = Figure(figsize=(9.6, 6.4), layout="constrained")
-        axes = figure.add_subplot()
-        for planner, (colour, marker) in _STYLES.items():
-            rows = [r for r in done if r["planner"] == planner]
-            if not rows:
-                continue
-            random = [r for r in rows if r["kind"] == "series-parallel"]
-            other = [r for r in rows if r["kind"] != "series-parallel"]
-            sizes = [r["forward_ops"] for r in random]
-            seconds = [r["max_seconds"] for r in random]
-            label = planner
-            if len(set(sizes)) > 1:
-                exponent, factor = fit_power_law(sizes, seconds)
-                label = f"{planner}: nodes$^{{{exponent:.2f}}}$"
-                ends = [min(sizes), max(sizes)]
-                line = [factor * n**exponent for n in ends]
-                axes.plot(ends, line, color=colour, linewidth=1.2, alpha=0.7, zorder=1)
-            axes.scatter(sizes, seconds, s=44, color=colour, marker=marker, label=label, zorder=3)
-            axes.scatter(
-                [r["forward_ops"] for r in other],
-                [r["max_seconds"] for r in other],
-                s=24,
-                facecolors="white",
-                edgecolors=colour,
-                marker=marker,
-                linewidths=1.1,
-                zorder=2,
-            )
-        _label_networks(axes, done)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("nodes (forward ops)")
-        axes.set_ylabel("time to plan for one budget, the slowest of five")
-        axes.xaxis.set_major_formatter(_nodes_tick)
-        axes.yaxis.set_major_formatter(_seconds_tick)
-        axes.grid(which="major", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.scatter([], [], s=24, facecolors="white", edgecolors="#444444", label="real networks")
-        axes.legend(
-            title="series-parallel graphs (filled), fitted", frameon=False, loc="upper left"
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    axes = figure.add_subplot()
+    for planner, (colour, marker) in _STYLES.items():
+        rows = [r for r in done if r["planner"] == planner]
+        if not rows:
+            continue
+        random = [r for r in rows if r["kind"] == "series-parallel"]
+        other = [r for r in rows if r["kind"] != "series-parallel"]
+        sizes = [r["forward_ops"] for r in random]
+        seconds = [r["max_seconds"] for r in random]
+        label = planner
+        if len(set(sizes)) > 1:
+            exponent, factor = fit_power_law(sizes, seconds)
+            label = f"{planner}: nodes$^{{{exponent:.2f}}}$"
+            ends = [min(sizes), max(sizes)]
+            line = [factor * n**exponent for n in ends]
+            axes.plot(ends, line, color=colour, linewidth=1.2, alpha=0.7, zorder=1)
+        axes.scatter(sizes, seconds, s=44, color=colour, marker=marker, label=label, zorder=3)
+        axes.scatter(
+            [r["forward_ops"] for r in other],
+            [r["max_seconds"] for r in other],
+            s=24,
+            facecolors="white",
+            edgecolors=colour,
+            marker=marker,
+            linewidths=1.1,
+            zorder=2,
         )
-        facts = document["machine"]
-        axes.set_title(
-            f"Planning time: {facts['core']} core, {facts['cpus']} CPUs", loc="left", fontsize=10.5
-        )
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer,
-            format=path.suffix[1:],
-            dpi=120,
-            metadata={"Date": None} if path.suffix == ".svg" else None,
-        )
-    write_bytes_whole(path, buffer.getvalue())
+    _label_networks(axes, done)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("nodes (forward ops)")
+    axes.set_ylabel("time to plan for one budget, the slowest of five")
+    axes.xaxis.set_major_formatter(_nodes_tick)
+    axes.yaxis.set_major_formatter(_seconds_tick)
+    axes.grid(which="major", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.scatter([], [], s=24, facecolors="white", edgecolors="#444444", label="real networks")
+    axes.legend(title="series-parallel graphs (filled), fitted", frameon=False, loc="upper left")
+    facts = document["machine"]
+    axes.set_title(
+        f"Planning time: {facts['core']} core, {facts['cpus']} CPUs", loc="left", fontsize=10.5
+    )
+    return figure
 
 
 def _label_networks(axes: Any, done: Sequence[Result]) -> None:
@@ -187,17 +166,6 @@ def _seconds_tick(value: float, _: float) -> str:
     return f"{value * 1000:g} ms" if value < 1 else f"{value:g} s"
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> list[str]:
-    """A table whose columns from number `right` on are aligned to the right."""
-    lines = ["| " + " | ".join(head) + " |"]
-    lines.append("|" + "|".join("---:" if i >= right else "---" for i in range(len(head))) + "|")
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
 def page(document: Result) -> str:
     """The results as a page."""
     facts = document["machine"]
@@ -234,7 +202,7 @@ def page(document: Result) -> str:
         "REDUCED: in time, over a smaller family of lower sets than was asked for; see the last",
         "section.",
         "",
-        *_table(
+        *table(
             ("", "what", "limit", "figure", ""),
             [
                 (str(v["number"]), v["what"], v["limit"], v["figure"], v["verdict"])
@@ -245,7 +213,7 @@ def page(document: Result) -> str:
         "",
         "## All figures",
         "",
-        *_table(
+        *table(
             _HEAD,
             [_figures(r) for r in results],
             4,
@@ -260,7 +228,7 @@ def page(document: Result) -> str:
         "and at worst over all budgets of both trade-offs. For `liveness` these are all lower sets",
         "within its blocks; those that part the ops before the end of a block are in neither.",
         "",
-        *_table(
+        *table(
             ("graph", "planner", "family", "lower sets", "of", "smallest budget", "mean", "worst"),
             [_far(row) for row in document["distances"]],
             3,
@@ -305,9 +273,9 @@ def _figures(r: Result) -> tuple[str, ...]:
         r["status"],
         f"{r['forward_ops']:,}",
         f"{r['lower_sets']:,}",
-        _seconds(r["median_seconds"]),
-        _seconds(r["max_seconds"]),
-        _seconds(r["curve"]["median_seconds"]),
+        seconds_text(r["median_seconds"]),
+        seconds_text(r["max_seconds"]),
+        seconds_text(r["curve"]["median_seconds"]),
         f"{r['curve']['ratio']:.2f}",
         f"{r['rss_peak_bytes'] / MIB:.0f}",
         f"{r['rss_loaded_bytes'] / MIB:.0f}",
@@ -347,7 +315,7 @@ def _captures(results: Sequence[Result]) -> list[str]:
         "By memfit's own capture, on CPU, with analytic costs: no op is run. Capture is no part of",
         "any planning time.",
         "",
-        *_table(
+        *table(
             ("graph", "network", "torch", "forward ops", "ops", "capture"),
             [
                 (
@@ -374,9 +342,9 @@ def _random_graphs(results: Sequence[Result]) -> list[str]:
         "## Random series-parallel graphs",
         "",
         "A long series of blocks, no two alike; how they are drawn is written in",
-        "`benchmarks/planning_graphs.py`. Each has its number of nodes as its seed.",
+        "`benchmarks/planning/graphs.py`. Each has its number of nodes as its seed.",
         "",
-        *_table(
+        *table(
             ("graph", "nodes", "blocks", "largest block", "lower sets"),
             [
                 (
@@ -394,12 +362,7 @@ def _random_graphs(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def write_page(document: Result) -> None:
+def write_pages(document: Result) -> None:
     """Write docs/benchmarks/planning.svg and planning.md."""
-    draw(document, FOLDER / "planning.svg")
-    write_text_whole(FOLDER / "planning.md", page(document))
-
-
-if __name__ == "__main__":
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "results" / "planning.json"
-    write_page(json.loads(source.read_text(encoding="utf-8")))
+    write_page("planning.svg", svg(lambda: draw(document)))
+    write_page("planning.md", page(document))

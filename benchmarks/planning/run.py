@@ -13,10 +13,10 @@ overheads that never rise with the budget; trade-offs that agree with single bud
 in every run; the smallest feasible budget refused when it is one byte less; and the limits that
 `limits` below lists, each printed with PASS or MISS. Exit code 1 if anything is missed or wrong.
 
-Run `python -m benchmarks.planning.run [--quick] [--planner NAME] [--json PATH] [CASE ...]`. A whole run
-writes results/planning.json beside this file, docs/benchmarks/planning.md and its picture. So does
-a quick one: graphs that it leaves out keep their results where those are of the same machine and
-the same memfit.
+Run `python -m benchmarks.planning.run [--quick] [--planner NAME] [--json PATH] [CASE ...]`. A whole
+run writes benchmarks/results/planning.json, docs/benchmarks/planning.md and its picture. So does a
+quick one: graphs that it leaves out keep their results where those are of the same machine and the
+same memfit. `--report` writes the page and the picture alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -33,10 +32,26 @@ import threading
 import time
 from pathlib import Path
 
-from benchmarks.planning.graphs import CASES, HERE, CaseGraph, cached_capture, reference_folder
-from benchmarks.planning.picture import write_page
-from benchmarks.planning.verdicts import (
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+import memfit
+from benchmarks.lib.harness import (
     MIB,
+    ROOT,
+    chosen,
+    command_line,
+    machine,
+    module_command,
+    read_results,
+    reference_folder,
+    to_json,
+    write_results,
+)
+from benchmarks.planning.graphs import CASES, CaseGraph, cached_capture
+from benchmarks.planning.picture import write_pages
+from benchmarks.planning.verdicts import (
     PLANNERS,
     Result,
     compare_planners,
@@ -46,13 +61,9 @@ from benchmarks.planning.verdicts import (
     searched_all,
     seconds_text,
 )
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
-
-import memfit
 from memfit.files import write_text_whole
 
+RESULTS = "planning"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WORKER_LIMIT_S = 1800.0
 UNREDUCED_LIMIT_S = 60.0
@@ -63,7 +74,8 @@ CAPTURE_LIMIT_S = 1800.0
 def start(spec: Result, limit_s: float, status: Status, what: str) -> Result:
     """Run one worker; its result, or `{"failed": why}`."""
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "planning_worker.py"), json.dumps(spec)],
+        module_command("benchmarks.planning.worker", json.dumps(spec)),
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -188,23 +200,9 @@ def results_table(results: list[Result], title: str) -> Table:
     return table
 
 
-def machine() -> Result:
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return {
-        "processor": model,
-        "cpus": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **memfit.build_info(),
-    }
+def measured_on() -> Result:
+    """What the figures were measured on, and with what."""
+    return {**machine(), **memfit.build_info()}
 
 
 def load_average() -> float | None:
@@ -214,13 +212,8 @@ def load_average() -> float | None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="the published graphs and the series-parallel ones of 1,000 and 5,000 ops; 3 repeats",
-    )
+    quick = "the published graphs and the series-parallel ones of 1,000 and 5,000 ops; 3 repeats"
+    parser = command_line(__doc__, quick=quick, report=True, names=CASES, name="case")
     parser.add_argument("--planner", action="append", choices=PLANNERS, help="only this one")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the raw results there")
     parser.add_argument("--repeats", type=int, help="repeats of everything (default 5)")
@@ -235,9 +228,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         help="for a search over all lower sets where the planner reduced its family; 0 for none",
     )
     arguments = parser.parse_args(words)
-    unknown = [name for name in arguments.cases if name not in CASES]
-    if unknown:
-        parser.error(f"unknown case {unknown[0]!r}; known: {', '.join(CASES)}")
+    chosen(parser, arguments.cases, CASES, "case")
     return arguments
 
 
@@ -333,19 +324,17 @@ def in_order(rows: list[Result]) -> list[Result]:
     return sorted(rows, key=lambda r: place[r["case"]])
 
 
-def earlier_run(path: Path) -> Result:
-    """The document of the last run, empty where there is none."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
 def main(words: list[str]) -> int:
     """Run and report; 1 if anything is missed or wrong."""
     arguments = parse(words)
+    if arguments.report:
+        write_pages(read_results(RESULTS))
+        return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the worker too
     console = Console(width=None if sys.stdout.isatty() else 160)
     cases = chosen_cases(arguments.cases, arguments.quick, console)
     repeats = arguments.repeats or (3 if arguments.quick else 5)
-    facts = machine()
+    facts = measured_on()
     load = load_average()
     began = time.perf_counter()
     results, far = collect(arguments, cases, repeats, console)
@@ -354,10 +343,9 @@ def main(words: list[str]) -> int:
         points = r.pop("points", None)
         if points is not None:  # some are enough to draw it
             r["curve"]["sample"] = points[:: max(1, len(points) // 64)]
-    path = HERE / "results" / "planning.json"
     kept: list[Result] = []
     if arguments.quick:
-        kept, kept_far = kept_from(earlier_run(path), facts, {c.name for c in cases})
+        kept, kept_far = kept_from(read_results(RESULTS, {}), facts, {c.name for c in cases})
         results, far = in_order([*results, *kept]), in_order([*far, *kept_far])
     verdicts = list(limits(results))
     document = {
@@ -372,16 +360,14 @@ def main(words: list[str]) -> int:
         "distances": far,
         "results": results,
     }
-    raw = json.dumps(document, indent=1) + "\n"
     wanted = sum(len(planners_for(case, arguments.planner)) for case in cases)
     interrupted = len(results) - len(kept) < wanted
     whole = not (arguments.cases or arguments.planner or interrupted)
     if arguments.json is not None:
-        write_text_whole(arguments.json, raw)
+        write_text_whole(arguments.json, to_json(document))
     elif whole:
-        (HERE / "results").mkdir(exist_ok=True)
-        write_text_whole(path, raw)
-        write_page(document)
+        write_results(RESULTS, document)
+        write_pages(document)
     title = f"{facts['core']} core ({facts['compiler'] or 'no compiler'}), {facts['cpus']} CPUs"
     console.print(results_table(results, title))
     report(document, console)

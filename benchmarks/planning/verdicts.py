@@ -1,4 +1,4 @@
-"""What planning.py makes of its measurements: comparisons between planners, and verdicts."""
+"""What `run` makes of its measurements: comparisons between planners, and verdicts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from benchmarks.lib.harness import MIB
 from benchmarks.planning.graphs import CASES
 
 PLANNERS = ("exact", "approximate", "liveness")
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 PUBLISHED = tuple(case.name for case in CASES.values() if case.kind == "published")
 
 Result = dict[str, Any]

@@ -1,4 +1,4 @@
-"""One planner on one graph, measured in a process of its own; started by planning.py.
+"""One planner on one graph, measured in a process of its own; started by `run`.
 
 Takes one JSON object as its argument and writes JSON lines: `{"progress": text}` while it runs,
 `{"result": …}` at the end.
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.planning.graphs import CASES, capture_to_cache, reference_folder
-
+from benchmarks.lib.harness import reference_folder
+from benchmarks.planning.graphs import CASES, capture_to_cache
 from memfit.errors import InfeasibleBudgetError, MemfitError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan, PlanStatus

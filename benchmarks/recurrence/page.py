@@ -1,16 +1,12 @@
-"""The page and picture of recurrence_planning.py."""
+"""The page and picture of `planning`."""
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
 from typing import Any
 
-from memfit.files import write_text_whole
+from benchmarks.lib.harness import MIB, svg, write_page
 
-__all__ = ["write_page"]
-
-MIB = 1 << 20
+__all__ = ["write_pages"]
 
 HEAD = """# Chains, recurrence and recomputing more than once
 
@@ -24,7 +20,7 @@ step.
 """
 
 
-def write_page(data: dict[str, Any], folder: Path) -> None:
+def write_pages(data: dict[str, Any]) -> None:
     """Write recurrence-planning.md and recurrence-planning.svg."""
     parts = [
         HEAD.format(core=data["core"]),
@@ -34,8 +30,8 @@ def write_page(data: dict[str, Any], folder: Path) -> None:
     ]
     if data["networks"]:
         parts.append(_networks(data["networks"]))
-    write_text_whole(folder / "recurrence-planning.md", "\n".join(parts))
-    write_text_whole(folder / "recurrence-planning.svg", picture(data["chains"]))
+    write_page("recurrence-planning.md", "\n".join(parts))
+    write_page("recurrence-planning.svg", svg(lambda: picture(data["chains"])))
 
 
 def _states(rows: list[dict[str, Any]]) -> str:
@@ -148,43 +144,39 @@ def _networks(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(chains: list[dict[str, Any]]) -> str:
+def picture(chains: list[dict[str, Any]]) -> Any:
     """Forward work against peak, both axes logarithmic, a panel a chain."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "memfit", "font.size": 9.5}):
-        figure = Figure(figsize=(4.2 * len(chains), 3.8), layout="constrained")
-        for at, chain in enumerate(chains):
-            axes = figure.add_subplot(1, len(chains), at + 1)
-            plain = chain["plain_bytes"]
-            series = {
-                "ours (nested)": ("#009e73", "o", [r["nested"] for r in chain["rows"]]),
-                "revolve": ("#0072b2", "s", [r["revolve"] for r in chain["rows"] if r["revolve"]]),
-                "equal segments (√n)": ("#d55e00", "^", chain["segments"]),
-            }
-            for label, (colour, marker, points) in series.items():
-                pairs = sorted((100 * p["bytes"] / plain, p["work"]) for p in points)
-                axes.plot(
-                    [x for x, _ in pairs],
-                    [y for _, y in pairs],
-                    color=colour,
-                    marker=marker,
-                    markersize=4,
-                    linewidth=1.2,
-                    label=label,
-                )
-            axes.set_xscale("log")
-            axes.set_yscale("log", base=2)
-            axes.set_xlabel("peak, % of plain")
-            axes.set_title(f"{chain['steps']:,} steps")
-            ticks = [1, 1.5, 2, 3, 4, 6, 10]
-            axes.set_yticks(ticks, labels=[f"{t:g}x" for t in ticks])
-            axes.set_ylim(0.95, 12)
-            axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
-            if at == 0:
-                axes.set_ylabel("forward work, of one forward pass")
-                axes.legend(frameon=False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    figure = Figure(figsize=(4.2 * len(chains), 3.8), layout="constrained")
+    for at, chain in enumerate(chains):
+        axes = figure.add_subplot(1, len(chains), at + 1)
+        plain = chain["plain_bytes"]
+        series = {
+            "ours (nested)": ("#009e73", "o", [r["nested"] for r in chain["rows"]]),
+            "revolve": ("#0072b2", "s", [r["revolve"] for r in chain["rows"] if r["revolve"]]),
+            "equal segments (√n)": ("#d55e00", "^", chain["segments"]),
+        }
+        for label, (colour, marker, points) in series.items():
+            pairs = sorted((100 * p["bytes"] / plain, p["work"]) for p in points)
+            axes.plot(
+                [x for x, _ in pairs],
+                [y for _, y in pairs],
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=1.2,
+                label=label,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log", base=2)
+        axes.set_xlabel("peak, % of plain")
+        axes.set_title(f"{chain['steps']:,} steps")
+        ticks = [1, 1.5, 2, 3, 4, 6, 10]
+        axes.set_yticks(ticks, labels=[f"{t:g}x" for t in ticks])
+        axes.set_ylim(0.95, 12)
+        axes.grid(True, which="both", linewidth=0.3, alpha=0.6)
+        if at == 0:
+            axes.set_ylabel("forward work, of one forward pass")
+            axes.legend(frameon=False)
+    return figure

@@ -3,8 +3,8 @@
     python -m benchmarks.recurrence.planning            # all of it, some minutes
     python -m benchmarks.recurrence.planning --quick    # short chains; the rest keeps its rows
 
-Writes results/recurrence_planning.json, ../docs/benchmarks/recurrence-planning.md and a picture
-beside it.
+Writes benchmarks/results/recurrence_planning.json, docs/benchmarks/recurrence-planning.md and a
+picture beside it.
 
 - *chain*: an alike step holds a state of 1 MiB and records 8 MiB that its backward reads, as a
   recurrent cell does. The graph is real, plans are whole schedules, peaks are simulated.
@@ -17,18 +17,23 @@ The *forward work* is that of all forward ops that run, over that of one forward
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from benchmarks.lib.captures import CACHE
+from benchmarks.lib.harness import (
+    MIB,
+    command_line,
+    read_results,
+    reference_folder,
+    write_results,
+)
+from benchmarks.recurrence.from_papers import gruslys_mixed, sqrt_checkpointing
 from memfit import _core
 from memfit._core.problem import ChainUnit
 from memfit.errors import InfeasibleBudgetError
-from memfit.files import write_text_whole
 from memfit.graph.graph_file import read_graph
 from memfit.graph.plain import store_all_order
 from memfit.graph.plan import Plan
@@ -38,14 +43,10 @@ from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.liveness import planner as liveness_dp
 from memfit.planners.nested import planner as nested_dp
 from memfit.planners.nested.table import EFFORT, build_nested
-from memfit.strategies.binomial import forward_steps, gruslys_mixed, sqrt_checkpointing
+from memfit.strategies.binomial import forward_steps
 
-from benchmarks.planning.graphs import CACHE, HERE, reference_folder
-
-MIB = 1 << 20
 STATE, RECORDING = MIB, 8 * MIB
-RESULTS = HERE / "results" / "recurrence_planning.json"
-DOCS = HERE.parent / "docs" / "benchmarks"
+RESULTS = "recurrence_planning"
 SHARES = (0.0012, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 OPTIONS = PlannerOptions()
 
@@ -290,18 +291,14 @@ def whole_run() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="short chains; the rest is kept")
-    parser.add_argument("--report", action="store_true", help="write the page from known results")
+    parser = command_line(__doc__, quick="short chains; the rest is kept", report=True)
     args = parser.parse_args()
     if not args.report:
-        known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        data = quick_run(known) if args.quick else whole_run()
-        RESULTS.parent.mkdir(exist_ok=True)
-        write_text_whole(RESULTS, json.dumps(data, indent=1) + "\n")
-    from benchmarks.recurrence.page import write_page
+        data = quick_run(read_results(RESULTS, {})) if args.quick else whole_run()
+        write_results(RESULTS, data)
+    from benchmarks.recurrence.page import write_pages
 
-    write_page(json.loads(RESULTS.read_text(encoding="utf-8")), DOCS)
+    write_pages(read_results(RESULTS))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """An LSTM over a long sequence: what a rolled loop takes, beside what else there is.
 
     python -m benchmarks.recurrence.run [--long]
+    python -m benchmarks.recurrence.run --report    # the page from known results
 
 Writes benchmarks/results/recurrence.json and docs/benchmarks/recurrence.md. `--long` also captures
 512 and 2,000 steps in Python and runs 100,000 rolled ones, which takes minutes each.
@@ -8,8 +9,6 @@ Writes benchmarks/results/recurrence.json and docs/benchmarks/recurrence.md. `--
 
 from __future__ import annotations
 
-import argparse
-import functools
 import json
 import math
 import subprocess
@@ -22,21 +21,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.lib.allocation_meter import environment, peak_of
 from torch import nn
 from torch._higher_order_ops.scan import scan
 from torch.utils.checkpoint import checkpoint
 
 import memfit
+from benchmarks.lib.allocation_meter import environment, peak_of
+from benchmarks.lib.harness import (
+    ROOT,
+    command_line,
+    module_command,
+    read_results,
+    write_page,
+    write_results,
+)
+from benchmarks.recurrence.from_papers import gruslys
 from memfit.analysis.peers import chen_points
-from memfit.files import write_text_whole
 from memfit.pytorch.cost.measure import measure_step
 from memfit.strategies.binomial import advances
 from memfit.strategies.loops import LoopPlan
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results/recurrence.json"
-PAGE = ROOT / "docs/benchmarks/recurrence.md"
+RESULTS, PAGE = "recurrence", "recurrence.md"
 
 
 class Lstm(nn.Module):
@@ -73,35 +78,6 @@ class Lstm(nn.Module):
 
             (h, c), _ = scan(body, (h, c), xs)
         return self.head(h)
-
-
-@functools.cache
-def gruslys(steps: int, slots: int, record: int) -> int:
-    """Fewest forward steps with mixed storage (Gruslys et al. 2016, BPTT-MSM), by their table.
-
-    Args:
-        steps: length of the chain.
-        slots: memory beyond the first state and the record in use, in states.
-        record: a stored record (internal state) in states.
-    """
-    import numpy as np
-
-    table: list[Any] = []
-    for m in range(slots + 1):
-        cost = np.zeros(steps + 1)
-        for t in range(1, steps + 1):
-            best = t * (t + 1) / 2 if m == 0 else math.inf
-            y = np.arange(1, t)
-            if m > 0 and t == 1:
-                best = 1
-            if m > 0 and t > 1:
-                best = min(best, float((y + cost[y] + table[m - 1][t - y]).min()))
-            if m >= record and t > 1:
-                z = np.arange(1, t + 1)
-                best = min(best, float((z + cost[z - 1] + table[m - record][t - z]).min()))
-            cost[t] = best
-        table.append(cost)
-    return int(table[slots][steps])
 
 
 def run(
@@ -195,19 +171,21 @@ def planned(fitted: Any, row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Run all, write the results and the page; 1 if gradients differ."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__, quick="rolled, 512; other rows are kept", report=True)
     parser.add_argument("--long", action="store_true", help="with what takes minutes")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="rolled, 512; other rows are kept")
     parser.add_argument("--keep", action="store_true", help="take the shorter rows as they are")
     parser.add_argument("--row", help="one row, in a process of its own")
     options = parser.parse_args()
+    if options.report:
+        write_page(PAGE, page(read_results(RESULTS)))
+        return 0
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
     if options.row:
         print(json.dumps(run(*json.loads(options.row), by_events=False)))
         return 0
-    known = json.loads(RESULTS.read_text()) if options.quick or options.keep else []
+    known = read_results(RESULTS) if options.quick or options.keep else []
     later = [r for r in known if options.quick and (r["steps"] > 512 or r["how"] == "unrolled")]
 
     def add(*args: Any, apart: bool = False) -> dict[str, Any]:
@@ -221,8 +199,8 @@ def main() -> int:
             for a, b in zip(row["gradients"], like["gradients"], strict=True)
         )
         print(row, flush=True)
-        write_text_whole(RESULTS, json.dumps(rows + later, indent=1) + "\n")
-        write_text_whole(PAGE, page(rows + later))
+        write_results(RESULTS, rows + later)
+        write_page(PAGE, page(rows + later))
         return row
 
     if options.keep:
@@ -248,10 +226,15 @@ def main() -> int:
 
 
 def _apart(args: Sequence[Any], threads: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--threads", str(threads), "--row", json.dumps(args)]
+    row = ("--threads", str(threads), "--row", json.dumps(args))
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=environment(Path(folder))
+            module_command("benchmarks.recurrence.run", *row),
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment(Path(folder)),
         )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -278,7 +261,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "*revolve* is the proven optimum of a chain of equal steps (Griewank and Walther 2000) at",
         "as much memory for states as the rolled plan has for states and records; *Gruslys* is the",
         "optimum with mixed storage (Gruslys et al. 2016), where its table can be computed. Times",
-        "were taken on a machine that others use too. `python -m benchmarks.recurrence.run --long`.",
+        "were taken on a machine that others use too. "
+        "`python -m benchmarks.recurrence.run --long`.",
         "",
         "| steps | batch x width | | budget, MiB | peak, MiB | states + records held "
         "| forward runs of a step | revolve | Gruslys | step, s | first step, s | gradients |",

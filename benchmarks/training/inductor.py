@@ -7,31 +7,42 @@ process, interleaved, every second round in reverse order; times are medians of 
 are sums of the allocator's events (bytes above what is there before the step). Asserted of memfit's
 runs: gradients equal to the default's but for rounding, and peaks within the budget.
 
-Run `python -m benchmarks.training.inductor [NETWORK ...]` (gpt2, resnet18, resnet50); it writes
-results/inductor.json and docs/benchmarks/inductor.md. Networks that are not named keep their rows.
+Run `python -m benchmarks.training.inductor [NETWORK ...]` (gpt2, resnet18, resnet50); it
+writes benchmarks/results/inductor.json and docs/benchmarks/inductor.md. Networks that are not named
+keep their rows; `--report` writes the page alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from benchmarks.lib import networks
 import torch
 import torch._functorch.config as functorch_config
 
 import memfit
-from memfit.files import write_text_whole
+from benchmarks.lib import networks
+from benchmarks.lib.harness import (
+    chosen,
+    command_line,
+    interleaved,
+    medians,
+    milliseconds,
+    ratios,
+    read_results,
+    say,
+    step_facts,
+    write_page,
+    write_results,
+)
 from memfit.pytorch.api.entry import capture
 from memfit.pytorch.cost.measure import measure_step, steady_allocator
 from memfit.pytorch.step_call import StepModule
@@ -39,9 +50,7 @@ from memfit.pytorch.step_call import StepModule
 PEERS = (1.0, 0.5, 0.2, 0.0)
 TIME_NOISE = 1.05
 GRADIENT_TOLERANCE = 1e-4  # of the largest entry: kernels that differ add up in other orders
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "inductor.json"
-PAGE = HERE.parent / "docs" / "benchmarks" / "inductor.md"
+RESULTS, PAGE = "inductor", "inductor.md"
 
 
 def resnet18() -> networks.Case:
@@ -67,10 +76,6 @@ class Variant:
     compile_s: float
     peak_bytes: int
     details: dict[str, Any]
-
-
-def say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def prepared(
@@ -151,17 +156,8 @@ def difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float
 
 def timed(variants: list[Variant], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each step, interleaved."""
-    order = list(variants)
-    found: dict[str, list[float]] = {v.name: [] for v in variants}
     with steady_allocator():
-        for round_ in range(rounds + 1):
-            for variant in order:
-                began = time.perf_counter()
-                variant.step()
-                if round_:
-                    found[variant.name].append(1e3 * (time.perf_counter() - began))
-            order.reverse()
-    return found
+        return interleaved({v.name: partial(milliseconds, v.step) for v in variants}, rounds)
 
 
 def undominated(variants: list[Variant], times: dict[str, float]) -> list[Variant]:
@@ -182,8 +178,7 @@ def measure(key: str, rounds: int) -> dict[str, Any]:
     case = CASES[key]()
     resident = resident_bytes(case)
     peers = [peer(case, budget) for budget in PEERS]
-    quick = {n: statistics.median(t) for n, t in timed(peers, 3).items()}
-    best = undominated(peers, quick)
+    best = undominated(peers, medians(timed(peers, 3)))
     own = [ours(case, f"memfit, as {p.name}", p.peak_bytes + resident, resident) for p in best]
     own.append(ours(case, "memfit, smallest", 1, resident))
     variants = peers + own
@@ -193,12 +188,12 @@ def measure(key: str, rounds: int) -> dict[str, Any]:
         assert wrong[mine.name] <= GRADIENT_TOLERANCE, (mine.name, wrong[mine.name])
         assert mine.peak_bytes <= mine.details["budget_bytes"], mine.name
     times = timed(variants, rounds)
-    medians = {n: statistics.median(t) for n, t in times.items()}
+    middle = medians(times)
     rows = [
         {
             "name": v.name,
             "peak_bytes": v.peak_bytes,
-            "step_ms": medians[v.name],
+            "step_ms": middle[v.name],
             "first_step_s": v.compile_s,
             "gradient_difference": wrong[v.name],
             "times_ms": times[v.name],
@@ -208,8 +203,7 @@ def measure(key: str, rounds: int) -> dict[str, Any]:
     ]
     verdicts = []
     for p, mine in zip(best, own, strict=False):
-        ratios = [a / b for a, b in zip(times[mine.name], times[p.name], strict=True)]
-        ratio = statistics.median(ratios)
+        ratio = statistics.median(ratios(times[mine.name], times[p.name]))
         verdicts.append(
             {
                 "peer": p.name,
@@ -268,27 +262,20 @@ def page(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(CASES))
+    parser = command_line(__doc__, report=True, names=CASES)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    names = options.networks or list(CASES)
-    unknown = [n for n in names if n not in CASES]
-    if unknown:
-        parser.error(f"unknown network {unknown[0]!r}; known networks: {', '.join(CASES)}")
-    threads = min(2, os.cpu_count() or 1)
-    torch.set_num_threads(threads)
-    known = json.loads(RESULTS.read_text())["networks"] if RESULTS.exists() else {}
-    for name in names:
+    if options.report:
+        write_page(PAGE, page(read_results(RESULTS)))
+        return 0
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    known = read_results(RESULTS, {"networks": {}})["networks"]
+    for name in chosen(parser, options.networks, CASES):
         known[name] = measure(name, options.rounds)
-        result = {
-            "torch": torch.__version__,
-            "machine": platform.processor() or platform.machine(),
-            "threads": threads,
-            "networks": {key: known[key] for key in CASES if key in known},
-        }
-        write_text_whole(RESULTS, json.dumps(result, indent=1) + "\n")
-        write_text_whole(PAGE, page(result))
+        networks_ = {key: known[key] for key in CASES if key in known}
+        result = {**step_facts(), "networks": networks_}
+        write_results(RESULTS, result)
+        write_page(PAGE, page(result))
     for network in result["networks"].values():
         for verdict in network["verdicts"]:
             print(network["network"], json.dumps(verdict))

@@ -1,7 +1,8 @@
 """How far `memfit inspect` is from the measured peak of a plain step.
 
 Each network is predicted and measured in processes of its own, so that what the prediction takes
-can be seen: `python -m benchmarks.training.inspect_accuracy [NETWORK …]`. One line of JSON for each.
+can be seen: `python -m benchmarks.training.inspect_accuracy [NETWORK …]`. One line of JSON for
+each.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.lib import networks
 import torch
 
+from benchmarks.lib import networks
+from benchmarks.lib.harness import ROOT, chosen, command_line, module_command
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
 from memfit.pytorch.api.unallocated import holds_memory, without_memory
@@ -72,9 +74,8 @@ def compared(name: str) -> dict[str, Any]:
     """Prediction and measurement of a network, each in a process of its own."""
     found: dict[str, Any] = {"network": name, "torch": torch.__version__}
     for what in ("predict", "measure"):
-        done = subprocess.run(
-            [sys.executable, __file__, what, name], stdout=subprocess.PIPE, text=True, check=True
-        )
+        command = module_command("benchmarks.training.inspect_accuracy", what, name)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
         found |= json.loads(done.stdout.splitlines()[-1])
     measured = found["resident_bytes"] + found.pop("measured_above_bytes")
     error = 100 * (found["predicted_bytes"] - measured) / measured
@@ -88,7 +89,8 @@ def main() -> None:
     if words[:1] in (["predict"], ["measure"]):
         print(json.dumps({"predict": predict, "measure": measure}[words[0]](words[1])))
         return
-    for name in words or CASES:
+    parser = command_line(__doc__, names=CASES)
+    for name in chosen(parser, parser.parse_args(words).networks, CASES):
         print(json.dumps(compared(name)), flush=True)
 
 

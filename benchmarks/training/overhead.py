@@ -5,20 +5,17 @@ graph split by PyTorch's own default partitioner, run op by op. Both trace with 
 Steps are interleaved, every second round in reverse order; figures are medians. Asserts equal
 gradients, and that the fitted step takes at most 2% longer.
 
-Run `python -m benchmarks.training.overhead [--rounds N]`; it writes results/overhead.json beside this file.
+Run `python -m benchmarks.training.overhead [--quick] [--rounds N]`; it writes
+benchmarks/results/overhead.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,13 +26,23 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 
 import memfit
-from memfit.files import write_text_whole
+from benchmarks.lib.harness import (
+    command_line,
+    interleaved,
+    medians,
+    milliseconds,
+    ratios,
+    step_facts,
+    write_results,
+)
 from memfit.pytorch.compat.whole_ops import whole_ops
 from memfit.pytorch.cost.measure import steady_allocator
 from memfit.pytorch.prepare.tracing import trace_settings
 from memfit.pytorch.step_call import StepModule
 
 LIMIT_PERCENT = 2.0
+ROUNDS, QUICK_ROUNDS = 101, 31
+WARMUP = 3
 
 
 class Small(nn.Module):
@@ -103,19 +110,6 @@ def without_planning(model: nn.Module) -> Callable[..., Any]:
     return call
 
 
-def timed(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[int]]:
-    """Nanoseconds of processor-bound steps, interleaved."""
-    order, found = list(runs), {name: [] for name in runs}
-    for index in range(rounds + 3):
-        for name in order:
-            began = time.perf_counter_ns()
-            runs[name]()
-            if index >= 3:
-                found[name].append(time.perf_counter_ns() - began)
-        order.reverse()
-    return found
-
-
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """One network's row."""
     torch._dynamo.reset()
@@ -136,46 +130,40 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         torch.manual_seed(1)
         step()
         gradients.append([p.grad.clone() for p in module.parameters()])
-        runs[key] = step
+        runs[key] = partial(milliseconds, step)
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True)), name
     fitted = calls["memfit"][1]
     assert fitted.plan.overhead == 0
     with steady_allocator():
-        found = timed(runs, rounds)
-    medians = {key: statistics.median(times) for key, times in found.items()}
-    ratios = [a / b for a, b in zip(found["memfit"], found["without"], strict=True)]
+        found = interleaved(runs, rounds, warmup=WARMUP)
+    middle = medians(found)
+    paired = statistics.median(ratios(found["memfit"], found["without"]))
     return {
         "network": name,
-        "memfit_ms": medians["memfit"] / 1e6,
-        "without_ms": medians["without"] / 1e6,
-        "overhead_percent": 100 * (medians["memfit"] / medians["without"] - 1),
-        "overhead_percent_paired": 100 * (statistics.median(ratios) - 1),
+        "memfit_ms": middle["memfit"],
+        "without_ms": middle["without"],
+        "overhead_percent": 100 * (middle["memfit"] / middle["without"] - 1),
+        "overhead_percent_paired": 100 * (paired - 1),
         "rounds": rounds,
     }
 
 
 def main() -> int:
     """Measure, print, write, and say whether the limit holds."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=101)
+    parser = command_line(__doc__, quick=f"{QUICK_ROUNDS} rounds")
+    parser.add_argument("--rounds", type=int, help=f"timed rounds (default {ROUNDS})")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [measure(name, options.rounds) for name in CASES]
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    rows = [measure(name, rounds) for name in CASES]
     for row in rows:
         print(
             f"{row['network']:14} memfit {row['memfit_ms']:8.2f} ms, "
             f"without {row['without_ms']:8.2f} ms: {row['overhead_percent']:+.2f}% "
             f"(paired {row['overhead_percent_paired']:+.2f}%)"
         )
-    result = {
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "threads": options.threads,
-        "rows": rows,
-    }
-    path = Path(__file__).parent / "results" / "overhead.json"
-    write_text_whole(path, json.dumps(result, indent=1) + "\n")
+    write_results("overhead", {**step_facts(), "rows": rows})
     worst = max(row["overhead_percent_paired"] for row in rows)
     if worst > LIMIT_PERCENT:
         print(f"overhead {worst:.2f}% is above {LIMIT_PERCENT}%")

@@ -6,35 +6,37 @@ smallest feasible budget itself. Asserts: measured peak within budget; gradients
 the captured graph saving everything, and within 1e-6 of eager's; buffers equal; the prediction at
 most 2% off and at most 0.5% too low; peaks that fall with the budget.
 
-Run `python -m benchmarks.training.training_steps [--quick] [NETWORK ...]`. It writes
-results/training_steps.json beside this file and docs/benchmarks/training-steps.md; networks that
-are not run keep their rows. A quick run is GPT-2 alone.
+Run `python -m benchmarks.training.training_steps [--quick] [--report] [NETWORK ...]`. It
+writes benchmarks/results/training_steps.json and docs/benchmarks/training-steps.md; networks that
+are not run keep their rows. A quick run is GPT-2 alone; `--report` writes the page alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.lib.networks import NETWORKS, Case
 
 import memfit
-from memfit.files import write_text_whole
+from benchmarks.lib.harness import (
+    MIB,
+    chosen,
+    command_line,
+    read_results,
+    write_page,
+    write_results,
+)
+from benchmarks.lib.networks import NETWORKS, Case
 from memfit.pytorch.cost.measure import measure_step, steady_allocator
 from memfit.pytorch.step_call import StepModule
 
-MIB = 2**20
 SHARES = (0.8, 0.6, 0.4)
 ROUNDS = 5
 QUICK = ("gpt2",)
-RESULTS = Path(__file__).parent / "results" / "training_steps.json"
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "training-steps.md"
+RESULTS, PAGE = "training_steps", "training-steps.md"
 
 
 def plain_peak_bytes(case: Case) -> int:
@@ -162,18 +164,15 @@ def page(document: dict[str, Any]) -> str:
 
 def main(words: list[str]) -> int:
     """Run and report; 1 if anything is broken."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--quick", action="store_true", help=", ".join(QUICK))
+    parser = command_line(__doc__, quick=", ".join(QUICK), report=True, names=NETWORKS)
     options = parser.parse_args(words)
-    names = options.networks or list(QUICK if options.quick else NETWORKS)
-    unknown = [n for n in names if n not in NETWORKS]
-    if unknown:
-        parser.error(f"unknown network {unknown[0]!r}; known: {', '.join(NETWORKS)}")
+    if options.report:
+        write_page(PAGE, page(read_results(RESULTS)))
+        return 0
+    names = chosen(parser, options.networks or (QUICK if options.quick else ()), NETWORKS)
     known: dict[str, list[dict[str, Any]]] = {}
-    if RESULTS.exists():
-        for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]:
-            known.setdefault(row["network"], []).append(row)
+    for row in read_results(RESULTS, {"rows": []})["rows"]:
+        known.setdefault(row["network"], []).append(row)
     broken: list[str] = []
     for name in names:
         with steady_allocator():
@@ -189,9 +188,8 @@ def main(words: list[str]) -> int:
         "memory_model": "bytes that the CPU allocator hands out, above what is alive before a step",
         "rows": [row for rows in known.values() for row in rows],
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_text_whole(RESULTS, json.dumps(document, indent=1) + "\n")
-    write_text_whole(PAGE, page(document))
+    write_results(RESULTS, document)
+    write_page(PAGE, page(document))
     print("\n" + ("\n".join(broken) if broken else "all promises kept"))
     return 1 if broken else 0
 

@@ -8,23 +8,20 @@ the same number of tokens in each batch. Three questions, for 200 batches each:
   (`memfit.fit(..., shapes=[...])`), counted after that warm-up?
 - What share, where nothing is planned ahead and each bucket is met in training?
 
-Run `python -m benchmarks.training.variable_lengths [--batches N]`; it writes results/variable-lengths.json
-beside this file and docs/benchmarks/variable-lengths.md.
+Run `python -m benchmarks.training.variable_lengths [--batches N]`; it writes
+benchmarks/results/variable-lengths.json and docs/benchmarks/variable-lengths.md. `--report` writes
+the page alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import os
-import platform
 import random
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +29,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import memfit
-from memfit.files import write_text_whole
+from benchmarks.lib.harness import (
+    MIB,
+    command_line,
+    read_results,
+    say,
+    step_facts,
+    write_page,
+    write_results,
+)
 from memfit.pytorch.api.fitted import FittedModule
 from memfit.pytorch.cost.measure import measure_step, steady_allocator
 
@@ -43,7 +48,7 @@ BUDGET_PERCENT = 60  # of the plain peak of the largest bucket
 LIMIT_PERCENT = 5.0
 SAMPLED = 20  # gradients of every so many batches are compared
 TOLERANCE = 1e-6
-MIB = 2**20
+RESULTS, PAGE = "variable-lengths", "variable-lengths.md"
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -200,10 +205,6 @@ def checked(fitted: FittedModule, model: nn.Module, data: list[Batch]) -> list[d
     return rows
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def run(count: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Translator()
@@ -315,26 +316,20 @@ def page(result: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure, print, write, and say whether the limits hold."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__, report=True)
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.report:
+        write_page(PAGE, page(read_results(RESULTS)))
+        return 0
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MEMFIT_CACHE_DIR"] = folder
         result = run(options.batches)
-    result = {
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "threads": options.threads,
-        **result,
-    }
-    root = Path(__file__).parents[1]
-    write_text_whole(
-        root / "benchmarks" / "results" / "variable-lengths.json",
-        json.dumps(result, indent=1) + "\n",
-    )
-    write_text_whole(root / "docs" / "benchmarks" / "variable-lengths.md", page(result))
+    result = {**step_facts(), **result}
+    write_results(RESULTS, result)
+    write_page(PAGE, page(result))
     found = verdicts(result)
     for text, holds in found.items():
         say(f"{'yes' if holds else 'NO '}  {text}")

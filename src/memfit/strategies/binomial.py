@@ -14,17 +14,13 @@ states only, as here; "mixed" may store what a taping run recorded as well, at i
 from __future__ import annotations
 
 import math
-from functools import cache
 
 __all__ = [
     "advances",
     "forward_steps",
-    "gruslys_mixed",
-    "gruslys_states",
     "repetitions",
     "reversible_steps",
     "split",
-    "sqrt_checkpointing",
 ]
 
 
@@ -97,80 +93,3 @@ def split(steps: int, checkpoints: int) -> int:
         reversible_steps(checkpoints, r - 2) if r >= 2 else 1,
         steps - reversible_steps(checkpoints - 1, r),
     )
-
-
-def sqrt_checkpointing(steps: int, segments: int) -> tuple[int, int]:
-    """(runs of a step, states and recordings alive at once) of equal segments after Chen et al.
-
-    The states between segments are stored in the first pass; each segment but the last is run
-    again, recording. Alive are the first states of all segments and one segment's recordings.
-
-    Raises:
-        ValueError: segments are fewer than 1 or more than the steps.
-    """
-    if not 1 <= segments <= steps:
-        raise ValueError(f"{segments} segments of {steps} steps; 1 to {steps} are possible")
-    longest = -(-steps // segments)
-    last = steps - longest * (-(-steps // longest) - 1)
-    return 2 * steps - last, longest
-
-
-@cache
-def _states(steps: int, slots: int) -> int:
-    if steps == 1:
-        return 1
-    if slots == 1:
-        return steps * (steps + 1) // 2
-    return min(k + _states(steps - k, slots - 1) + _states(k, slots) for k in range(1, steps))
-
-
-def gruslys_states(steps: int, slots: int) -> int:
-    """Least runs of a step with hidden-state memorisation, by the dynamic program of Gruslys et al.
-    (2016, Eq. 1), which tries every split.
-
-    The optimum is that of `forward_steps`; this one takes O(l² s), for up to a few hundred steps.
-
-    Raises:
-        ValueError: fewer than one step or slot.
-    """
-    if steps < 1 or slots < 1:
-        raise ValueError(f"a chain of {steps} steps with {slots} slots; both must be 1 or more")
-    return _grown(steps, slots)
-
-
-def _grown(steps: int, slots: int) -> int:
-    # Shorter chains first, so that the recursion stays shallow.
-    for count in range(1, steps + 1):
-        _states(count, slots)
-    return _states(steps, slots)
-
-
-def gruslys_mixed(steps: int, memory: int, recording: int) -> int | None:
-    """Least runs of a step where states (of one unit) and recordings (of `recording` units) may be
-    stored: mixed memorisation of Gruslys et al. (2016, section 3.3).
-
-    A recording holds the state after its step as well. The step being reversed has its recording's
-    memory to itself, beside `memory`. O(l² memory).
-
-    Args:
-        steps: length of the chain.
-        memory: units of memory beside the first state.
-        recording: units of one recording.
-
-    Returns:
-        The number, or None where `memory` is too little.
-    """
-    if steps < 1 or recording < 1:
-        raise ValueError(f"{steps} steps with recordings of {recording}; both must be 1 or more")
-    never = 1 << 60
-    cost = [[never] * (memory + 1) for _ in range(steps + 1)]
-    cost[1] = [1] * (memory + 1)
-    for count in range(2, steps + 1):
-        row = cost[count]
-        for m in range(1, memory + 1):
-            best = min(k + cost[count - k][m - 1] + cost[k][m] for k in range(1, count))
-            if m >= recording:
-                best = min(best, 1 + cost[count - 1][m - recording])
-            row[m] = best
-    found = cost[steps][memory] if memory >= 0 else never
-    return found if found < never else None
