@@ -1,28 +1,17 @@
-"""The arithmetic of benchmarks/peers.py: budgets to meet, verdicts, segmentations kept."""
+"""The arithmetic of benchmarks/peers: budgets to meet, verdicts, segmentations kept."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "peer_verdicts.py"
+from support.benchmarks import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> ModuleType:
-    if not FILE.is_file():
-        pytest.skip("the benchmarks are not there: a source distribution leaves them out")
-    spec = importlib.util.spec_from_file_location("peer_verdicts", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module("peers.verdicts")
 
 
 def test_each_peak_has_a_budget_at_most_2_percent_below_it(verdicts: ModuleType) -> None:

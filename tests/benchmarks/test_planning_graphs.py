@@ -1,32 +1,20 @@
-"""The random series-parallel graphs of benchmarks/planning.py are what they say they are."""
+"""The random series-parallel graphs of benchmarks/planning are what they say they are."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from memfit import _core
 from memfit.graph.training_graph import Phase, TrainingGraph
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "planning_graphs.py"
+from support.benchmarks import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def graphs() -> ModuleType:
-    if not FILE.is_file():
-        pytest.skip("the benchmarks are not there: a source distribution leaves them out")
-    spec = importlib.util.spec_from_file_location("planning_graphs", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_module("planning.graphs")
 
 
 def reduces_to_one_edge(graph: TrainingGraph) -> bool:

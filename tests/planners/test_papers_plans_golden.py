@@ -1,8 +1,7 @@
-"""The comparison with the paper's own plans that benchmarks/paper.py makes."""
+"""The comparison with the paper's own plans that benchmarks/paper makes."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -16,16 +15,12 @@ from memfit.graph.graph_file import read_graph
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PlannerOptions, get_planner
 from memfit.planners.paper.system import build_table
+from support.benchmarks import benchmark_module
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def plans(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not (FOLDER / "paper_plans.py").is_file():
-        pytest.skip("the benchmarks are not there: a source distribution leaves them out")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("paper_plans")
+@pytest.fixture(scope="module")
+def plans() -> ModuleType:
+    return benchmark_module("paper.plans")
 
 
 def silent(text: str) -> None:

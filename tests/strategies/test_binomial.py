@@ -9,12 +9,9 @@ import pytest
 from memfit.strategies.binomial import (
     advances,
     forward_steps,
-    gruslys_mixed,
-    gruslys_states,
     repetitions,
     reversible_steps,
     split,
-    sqrt_checkpointing,
 )
 
 
@@ -33,7 +30,7 @@ def every_split(most_steps: int, most_checkpoints: int) -> dict[tuple[int, int],
 def test_the_closed_form_is_the_optimum() -> None:
     for (n, s), least in every_split(60, 9).items():
         assert advances(n, s) == least, (n, s)
-        assert gruslys_states(n, s) == forward_steps(n, s) == n + least
+        assert forward_steps(n, s) == n + least
 
 
 def test_the_split_attains_the_optimum() -> None:
@@ -64,34 +61,12 @@ def test_logarithmic_memory_takes_logarithmic_work() -> None:
         assert advances(longest, s) <= s * longest
 
 
-def test_mixed_memory_never_costs_more_than_states_alone() -> None:
-    for n in (1, 2, 9, 30):
-        for memory in range(1, 25):
-            alone = gruslys_states(n, memory)
-            mixed = gruslys_mixed(n, memory, recording=5)
-            assert mixed is not None
-            assert mixed <= alone
-    assert gruslys_mixed(30, 24, 1) < gruslys_states(30, 24)  # type: ignore[operator]
-    assert gruslys_mixed(9, 9 * 5, 5) == 9  # everything is recorded
-    assert gruslys_mixed(2, 0, 5) is None
-
-
-def test_equal_segments() -> None:
-    runs, alive = sqrt_checkpointing(100, 10)
-    assert (runs, alive) == (190, 10)
-    assert sqrt_checkpointing(7, 1) == (7, 7)
-    assert sqrt_checkpointing(7, 7)[1] == 1
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: repetitions(0, 3), "a chain of 0 steps"),
         (lambda: advances(3, 0), "with 0 checkpoints"),
         (lambda: split(1, 2), "has no split"),
-        (lambda: sqrt_checkpointing(5, 6), "6 segments of 5 steps"),
-        (lambda: gruslys_states(5, 0), "0 slots"),
-        (lambda: gruslys_mixed(0, 1, 1), "0 steps"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -194,7 +194,8 @@ def test_prediction_of_real_networks(network: str) -> None:
     pytest.importorskip("pytorchcv")
     pytest.importorskip("transformers")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/inspect_accuracy.py"), network],
+        [sys.executable, "-m", "benchmarks.training.inspect_accuracy", network],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,

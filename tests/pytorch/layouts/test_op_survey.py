@@ -1,14 +1,12 @@
-"""The list of ops (docs/ops.md) is what benchmarks/op_survey.py finds, and what memfit goes by."""
+"""The list of ops (docs/ops.md) is what benchmarks/ops finds, and what memfit goes by."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +15,8 @@ import pytest
 import torch
 
 from memfit.pytorch.layouts.as_traced import surveyed
+from support.benchmarks import FOLDER, ROOT, benchmark_module
 
-ROOT = Path(__file__).parents[3]
-FOLDER = ROOT / "benchmarks"
 EQUAL = 20  # ops without a difference that are looked at again
 
 
@@ -33,21 +30,19 @@ def survey() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tools(survey: dict[str, Any]) -> Iterator[SimpleNamespace]:
+def tools(survey: dict[str, Any]) -> SimpleNamespace:
     """The modules of the survey, PyTorch's op database among them."""
     pytest.importorskip("expecttest")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        names = ("op_samples", "op_watch", "op_verdicts", "op_page")
-        yield SimpleNamespace(**{n: importlib.import_module(n) for n in names})
+    names = ("samples", "watch", "verdicts", "page")
+    return SimpleNamespace(**{n: benchmark_module(f"ops.{n}") for n in names})
 
 
 def test_verdicts_follow_from_differences(survey: dict[str, Any], tools: SimpleNamespace) -> None:
-    verdicts = list(tools.op_verdicts.VERDICTS)
+    verdicts = list(tools.verdicts.VERDICTS)
     for name, op in survey["ops"].items():
         assert op["verdict"] in verdicts, name
         for kind in op.get("differs", ()):
-            assert kind["verdict"] == tools.op_verdicts.call_verdict(kind["fake"], kind["told"])
+            assert kind["verdict"] == tools.verdicts.call_verdict(kind["fake"], kind["told"])
             assert verdicts.index(kind["verdict"]) <= verdicts.index(op["verdict"])
     assert sum(survey["verdicts"].values()) == survey["totals"]["overloads"] == len(survey["ops"])
 
@@ -55,10 +50,10 @@ def test_verdicts_follow_from_differences(survey: dict[str, Any], tools: SimpleN
 def test_page_and_list_are_those_of_the_survey(
     survey: dict[str, Any], tools: SimpleNamespace
 ) -> None:
-    assert (ROOT / "docs" / "ops.md").read_text() == tools.op_page.page(survey)
-    text = tools.op_page.surveyed_text(survey)
-    assert (ROOT / "src/memfit/pytorch/surveyed.txt").read_text() == text
-    assert set(tools.op_verdicts.trusted(survey)) == surveyed()
+    assert (ROOT / "docs" / "ops.md").read_text() == tools.page.page(survey)
+    text = tools.page.surveyed_text(survey)
+    assert (ROOT / "src/memfit/pytorch/layouts/surveyed.txt").read_text() == text
+    assert set(tools.verdicts.trusted(survey)) == surveyed()
 
 
 def same_torch(survey: dict[str, Any]) -> None:
@@ -73,14 +68,14 @@ def test_ops_that_differ_still_do_and_some_others_do_not(
     same_torch(survey)
     crashed = {run for crash in survey["crashes"] for run in crash["runs"]}
     chosen: dict[str, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for example in tools.op_verdicts.examples(survey, same=EQUAL):
+    for example in tools.verdicts.examples(survey, same=EQUAL):
         chosen[example["entry"]][example["run"]].append(example)
     calls: dict[str, Any] = {}
-    watch = tools.op_watch.Watch(lambda call: calls.setdefault(call.key, call), lambda _: None)
+    watch = tools.watch.Watch(lambda call: calls.setdefault(call.key, call), lambda _: None)
     logging.disable(logging.ERROR)
     try:
         for entry, wanted in chosen.items():
-            for number, run in enumerate(tools.op_samples.runs_of(entry, survey["samples"])):
+            for number, run in enumerate(tools.samples.runs_of(entry, survey["samples"])):
                 if number in wanted and f"{entry}, {run.label}" not in crashed:
                     with watch:
                         refused(tools, run)
@@ -103,7 +98,7 @@ def test_ops_that_differ_still_do_and_some_others_do_not(
 def refused(tools: SimpleNamespace, run: Any) -> None:
     """A run; what eager refuses is compared, too."""
     try:
-        tools.op_samples.execute(run)
+        tools.samples.execute(run)
     except Exception as error:
         logging.getLogger("memfit").debug("%s: %s", run.label, error)
 
@@ -112,9 +107,9 @@ def refused(tools: SimpleNamespace, run: Any) -> None:
 def test_the_whole_survey(survey: dict[str, Any], tmp_path: Path) -> None:
     same_torch(survey)
     new = tmp_path / "ops.json"
-    command = [sys.executable, str(FOLDER / "op_survey.py"), "--results", str(new)]
+    command = [sys.executable, "-m", "benchmarks.ops.run", "--results", str(new)]
     command += ["--samples", str(survey["samples"])]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, cwd=ROOT)
     assert verdicts(json.loads(new.read_text())) == verdicts(survey)
 
 
