@@ -86,7 +86,7 @@ fuzz-programs: $(VENV)/.stamp-dev
 		$(if $(PROGRAMS),--programs $(PROGRAMS),--seconds $(SECONDS))
 
 bench: $(VENV)/.stamp-dev
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --quick
 
 bench-full: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks --full

@@ -74,11 +74,11 @@ def run_parts(
     parts: Sequence[Part], *, full: bool, run: Callable[[Part, Sequence[str]], int]
 ) -> list[tuple[Part, int, float]]:
     """Each part with its exit code and seconds; the rest is left out after an interruption."""
-    chosen = [(p, a) for p in parts if (a := p.arguments(full=full)) is not None]
+    asked = [(p, a) for p in parts if (a := p.arguments(full=full)) is not None]
     done = []
-    for index, (part, arguments) in enumerate(chosen, 1):
+    for index, (part, arguments) in enumerate(asked, 1):
         command = " ".join(("python -m", f"benchmarks.{part.module}", *arguments))
-        print(f"\n== [{index}/{len(chosen)}] {part.about}: {command}", flush=True)
+        print(f"\n== [{index}/{len(asked)}] {part.about}: {command}", flush=True)
         began = time.perf_counter()
         try:
             code = run(part, arguments)

@@ -6,9 +6,8 @@ runs it once more, recording what its backward needs (a *taping* run). A state m
 checkpoint.
 
 Griewank and Walther 2000 (Algorithm 799: revolve, ACM TOMS 26(1)) prove the least number of
-advances. Chen et al. 2016 (arXiv 1604.06174) store every √l-th state. Gruslys et al. 2016 (arXiv
-1606.03401) find the optimum by dynamic programming: their "hidden state memorisation" stores
-states only, as here; "mixed" may store what a taping run recorded as well, at its own size.
+advances. Gruslys et al. 2016 (arXiv 1606.03401) call this hidden-state memorisation: states are
+stored, and not what a taping run recorded.
 """
 
 from __future__ import annotations
