@@ -74,7 +74,9 @@ def command_line(
         names: what can be chosen by name; see `chosen`.
         name: what such a name is of.
     """
-    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    spec = sys.modules["__main__"].__spec__  # None where a file is run, and not a module
+    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    parser = argparse.ArgumentParser(prog=prog, description=(about or "").splitlines()[0])
     known = ", ".join(names)
     if known:
         parser.add_argument(f"{name}s", nargs="*", metavar=name.upper(), help=known)
