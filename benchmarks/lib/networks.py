@@ -139,7 +139,7 @@ def _token_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 NETWORKS: dict[str, Callable[[], Case]] = {"resnet50": resnet50, "unet": unet, "gpt2": gpt2}
-"""Trained by training_steps.py."""
+"""Trained by `benchmarks.training.training_steps`."""
 
 _SMALL_GPT2: dict[str, Any] = {"width": 128, "tokens": 64, "batch": 1, "vocabulary": 1000}
 
@@ -150,4 +150,4 @@ CAPTURED: dict[str, tuple[Callable[..., Case], dict[str, Any]]] = {
     "torch-gpt2-96": (gpt2, {"layers": 96, **_SMALL_GPT2}),
     "torch-lstm-512": (lstm, {"steps": 512, "width": 128, "batch": 4, "vocabulary": 1000}),
 }
-"""Captured and planned by planning.py; small, for what counts there is the graph."""
+"""Captured and planned by `benchmarks.planning`; small, for what counts there is the graph."""

@@ -31,7 +31,7 @@ _DATA = ("DataDependentOutput", "DynamicOutputShape", "GuardOnDataDependent", "U
 
 
 def call_verdict(raw: Sequence[str], told: Sequence[str]) -> str:
-    """The verdict of one call, from its differences (`op_watch.Call`)."""
+    """The verdict of one call, from its differences (`watch.Call`)."""
     left = set(told)
     if not left:
         return "mended" if raw else "same"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.lib.harness import svg
+from benchmarks.paper.names import FAMILIES, NAMES, SHARES, TITLES
 
 __all__ = ["batches_picture", "equal_peak_picture"]
 
@@ -17,19 +18,7 @@ _STYLES = {
     "liveness": ("memfit, liveness", "#0072b2", "D"),
     "nested": ("memfit, nested", "#009e73", "^"),
 }
-_FAMILIES = ("exact", "approximate")
-_SHARES = (90, 80, 70, 60, 50, 40, 30, 20)
 _HIDDEN = 0.003
-_ORDER = ("pspnet", "unet", "resnet50", "resnet152", "vgg19", "densenet161", "googlenet")
-_TITLES = {
-    "pspnet": "PSPNet",
-    "unet": "U-Net",
-    "resnet50": "ResNet50",
-    "resnet152": "ResNet152",
-    "vgg19": "VGG19",
-    "densenet161": "DenseNet161",
-    "googlenet": "GoogLeNet",
-}
 
 
 def _thinned(points: list[Any], plain: int) -> list[Any]:
@@ -48,7 +37,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(12.6, 6.2), layout="constrained")
-        names = [name for name in _ORDER if name in rows]
+        names = [name for name in NAMES if name in rows]
         for at, name in enumerate(names):
             axes = figure.add_subplot(2, 4, at + 1)
             row = rows[name]
@@ -69,13 +58,13 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                     drawstyle="steps-post",
                     label=f"the paper, {family}",
                 )
-            pairs = {p: o for f in _FAMILIES for p, _, o in row[f]["equal_peak"]}
-            for percent, found in zip(_SHARES, row["at_share"]["nested"], strict=True):
+            pairs = {p: o for f in FAMILIES for p, _, o in row[f]["equal_peak"]}
+            for percent, found in zip(SHARES, row["at_share"]["nested"], strict=True):
                 if found is not None:
                     pairs[percent * plain // 100] = found
             least = row["smallest"]["nested"]
             pairs[least["peak_bytes"]] = least["overhead"]
-            theirs = max(o for f in _FAMILIES for _, o, _ in row[f]["equal_peak"])
+            theirs = max(o for f in FAMILIES for _, o, _ in row[f]["equal_peak"])
             ours = _thinned(sorted(pairs.items()), plain)
             axes.plot(
                 [100 * p / plain for p, _ in ours],
@@ -88,7 +77,7 @@ def equal_peak_picture(rows: dict[str, Any]) -> str:
                 drawstyle="steps-post",
                 label="memfit at the same peaks and below",
             )
-            axes.set_title(_TITLES[name], fontsize=11)
+            axes.set_title(TITLES[name][0], fontsize=11)
             axes.set_ylim(0, 160 * theirs / cost)
             axes.set_xlim(right=102)
             axes.grid(True, linewidth=0.3, alpha=0.6)
@@ -132,7 +121,7 @@ def batches_picture(rows: dict[str, Any]) -> str:
             axes.set_xticks([t for t in ticks if t <= top * 1.1], minor=False)
             axes.set_xticklabels([str(t) for t in ticks if t <= top * 1.1])
             axes.set_xlabel("batch size")
-            axes.set_title(f"{_TITLES[name]}, {row['budget_bytes'] / 1e9:g} GB", fontsize=11)
+            axes.set_title(f"{TITLES[name][0]}, {row['budget_bytes'] / 1e9:g} GB", fontsize=11)
             axes.grid(True, linewidth=0.3, alpha=0.6)
             axes.spines[["top", "right"]].set_visible(False)
             if at == 0:

@@ -9,25 +9,15 @@ from typing import Any
 from benchmarks.lib.harness import write_page
 from benchmarks.paper.figures import batches_picture, equal_peak_picture
 from benchmarks.paper.graphs import THREADS
+from benchmarks.paper.names import FAMILIES, SHARES, TITLES
 from benchmarks.paper.steps import TOLERANCE_PERCENT
 
 __all__ = ["verdicts", "write_pages"]
 
-FAMILIES = ("exact", "approximate")
 SMALLEST_LIMIT, OVERHEAD_LIMIT = 0.15, 0.30
 GB = 10**9
-SHARES = (90, 80, 70, 60, 50, 40, 30, 20)
 
 # Minimum peak memory in GB: Kusumoto et al., NeurIPS 2019, table 1; a K40, with liveness analysis.
-TITLES = {
-    "pspnet": ("PSPNet", 2),
-    "unet": ("U-Net", 8),
-    "resnet50": ("ResNet50", 96),
-    "resnet152": ("ResNet152", 48),
-    "vgg19": ("VGG19", 64),
-    "densenet161": ("DenseNet161", 32),
-    "googlenet": ("GoogLeNet", 256),
-}
 PAPER_GB = {  # approximate, exact, Chen, vanilla
     "pspnet": (2.7, 2.8, 4.0, 9.4),
     "unet": (5.0, 4.7, 7.4, 9.1),

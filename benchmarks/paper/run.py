@@ -30,10 +30,10 @@ from typing import Any
 
 import memfit
 from benchmarks.lib.harness import chosen, command_line, machine, read_results, say, write_results
+from benchmarks.paper.names import NAMES
 
 RESULTS = "paper"
 PARTS = ("published", "planned", "times", "batches", "run")
-NAMES = ("pspnet", "unet", "resnet50", "resnet152", "vgg19", "densenet161", "googlenet")
 BATCH_SIZES = {"unet": (2, 12, 40), "resnet50": (24, 192, 1024), "vgg19": (16, 96, 384)}
 BATCH_BUDGET = 12 * 10**9
 BATCH_PLANNERS = ("store-all", "chen", "salimans-speed", "approximate", "liveness", "nested")

@@ -1,4 +1,4 @@
-"""What peers.py makes of its measurements: budgets to meet, and verdicts. Pure arithmetic."""
+"""What `run` makes of its measurements: budgets to meet, and verdicts. Pure arithmetic."""
 
 from __future__ import annotations
 

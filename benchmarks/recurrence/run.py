@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 import memfit
 from benchmarks.lib.allocation_meter import environment, peak_of
 from benchmarks.lib.harness import (
+    MIB,
     ROOT,
     command_line,
     module_command,
@@ -289,7 +290,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def _mib(size: int | None) -> str:
-    return "" if size is None else f"{size / 2**20:.1f}"
+    return "" if size is None else f"{size / MIB:.1f}"
 
 
 def _seconds(value: float | None) -> str:

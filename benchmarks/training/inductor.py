@@ -31,6 +31,7 @@ import torch._functorch.config as functorch_config
 import memfit
 from benchmarks.lib import networks
 from benchmarks.lib.harness import (
+    MIB,
     chosen,
     command_line,
     interleaved,
@@ -93,7 +94,7 @@ def prepared(
     seconds = time.perf_counter() - began
     step()
     peak = measure_step(step).peak_bytes
-    say(f"{case.name:9} {name:24} peak {peak / 2**20:8.2f} MiB, first step {seconds:6.1f} s")
+    say(f"{case.name:9} {name:24} peak {peak / MIB:8.2f} MiB, first step {seconds:6.1f} s")
     return Variant(name, step, model, seconds, peak, details)
 
 
@@ -243,9 +244,9 @@ def page(result: dict[str, Any]) -> str:
         ]
         for row in network["rows"]:
             budget = row.get("budget_bytes")
-            shown = "" if budget is None else f"{budget / 2**20:.1f}"
+            shown = "" if budget is None else f"{budget / MIB:.1f}"
             lines.append(
-                f"| {row['name']} | {row['peak_bytes'] / 2**20:.1f} | {shown} "
+                f"| {row['name']} | {row['peak_bytes'] / MIB:.1f} | {shown} "
                 f"| {row['step_ms']:.0f} | {row['gradient_difference']:.1e} |"
             )
         lines.append("")
