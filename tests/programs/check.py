@@ -17,7 +17,8 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.registry import PLANNERS
 from memfit.pytorch.cost.measure import measure_step
-from memfit.pytorch.executors import settings_for
+from memfit.pytorch.executors import Executor
+from memfit.pytorch.options import step_options
 from programs.compare import Difference, compare, same_bits
 from programs.exchange import Capture, recording
 from programs.program import Program, in_float64
@@ -245,18 +246,10 @@ class _Check:
             return None
 
     def _decide(self, trial: Trial, graph: TrainingGraph, planner: str, budget: str | int) -> Plan:
-        settings = settings_for(
-            trial.model,
-            budget=budget,
-            planner=planner,
-            mode="auto",
-            executor="eager-graph",
-            cost=self.cost,
-            optimizer=None,
-            prepared=None,
-            progress=None,
+        options = step_options(
+            "memfit.fit", {"budget": budget, "planner": planner, "cost": self.cost}
         )
-        return settings.decide(graph)
+        return Executor.of(trial.model, options).fresh.decide(graph)
 
     def _smallest(self, trial: Trial, graph: TrainingGraph, planner: str) -> Plan:
         try:

@@ -12,6 +12,7 @@ from memfit.graph.plan import Plan, PlanStatus
 from memfit.graph.training_graph import TrainingGraph
 
 __all__ = [
+    "MODES",
     "Curve",
     "Planner",
     "PlannerOptions",
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 Progress = Callable[[str, float], None]
+
+MODES = ("auto", "time", "memory")
+"""Of the paper's planners; `auto` tries time, then memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from memfit.errors import UsageError
 from memfit.graph.plan import Plan
 
 __all__ = [
-    "MODES",
     "Fitted",
     "check_callable",
     "check_choice",
@@ -25,13 +24,10 @@ __all__ = [
     "check_inputs",
     "check_module",
     "check_optimizer",
-    "check_options",
     "check_time_limit",
     "prepared_plan",
     "short",
 ]
-
-MODES = ("auto", "time", "memory")
 
 
 class Fitted:
@@ -56,16 +52,6 @@ def check_count(name: str, value: Any) -> None:
     """Refuse what is no whole number of 1 or more."""
     if type(value) is not int or value < 1:
         raise UsageError(f"{name} is {short(value)}; give a whole number, 1 or more")
-
-
-def check_options(of: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options of names that are not known."""
-    names = tuple(known)
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise UsageError(
-            f"unknown option {short(unknown[0])} of {of}; known options: {', '.join(names)}"
-        )
 
 
 def check_choice(name: str, value: Any, known: Iterable[str]) -> None:

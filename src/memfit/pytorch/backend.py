@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
@@ -25,7 +25,7 @@ from memfit.pytorch.capture.stored_outputs import StoredOutputs, stored_in
 from memfit.pytorch.compat.dynamo import traced_code, with_fixed_scalars
 from memfit.pytorch.compat.eager import aot_backend
 from memfit.pytorch.compat.whole_ops import whole_ops
-from memfit.pytorch.cost.cost_step import call_of
+from memfit.pytorch.cost.cost_step import call_of, cost_step
 from memfit.pytorch.execute.accumulate import (
     accumulate_when_ready,
     gradients_held,
@@ -39,7 +39,8 @@ from memfit.pytorch.loops.choice import keeping_everything
 from memfit.pytorch.loops.opaque import with_opaque_notes
 from memfit.pytorch.loops.rewrite import rewrite_loops
 from memfit.pytorch.loops.run import LoopProgram
-from memfit.pytorch.planning.by_shape import Occasion, ShapePlans
+from memfit.pytorch.planning.protocol import Draft, Occasion, Planning
+from memfit.pytorch.planning.shared import Shared
 from memfit.pytorch.planning.sizes import PlannedAhead, ShapeCount, shapes_text
 from memfit.pytorch.prepare.for_kernels import prepare_for_kernels
 from memfit.pytorch.prepare.foreach import write_views_one_by_one
@@ -53,11 +54,7 @@ from memfit.pytorch.ranks.replication import (
 )
 from memfit.units import format_bytes
 
-__all__ = ["CaptureEnds", "Compiled", "StepBackend"]
-
-Costs = Callable[[CapturedStep, Mapping[int, int] | None], CapturedStep]
-Decide = Callable[[TrainingGraph], Plan]
-PlanLoops = Callable[[CapturedStep, Sequence[LoopProgram]], tuple[CapturedStep, Plan]]
+__all__ = ["CaptureEnds", "CaptureOnly", "Compiled", "StepBackend"]
 
 logger = logging.getLogger("memfit")
 
@@ -80,7 +77,27 @@ class Compiled:
 
 
 class CaptureEnds(Exception):
-    """Ends a compilation that is only there to capture."""
+    """Ends a compilation that is only there to capture.
+
+    Args:
+        step: what was captured, with costs.
+    """
+
+    def __init__(self, step: CapturedStep) -> None:
+        super().__init__("captured")
+        self.step = step
+
+
+class CaptureOnly:
+    """A `Planning` that ends where there would be a plan."""
+
+    def plan(self, draft: Draft[CapturedStep], occasion: Occasion) -> NoReturn:
+        """See `Planning`.
+
+        Raises:
+            CaptureEnds: always.
+        """
+        raise CaptureEnds(keeping_everything(draft.priced(), draft.programs))
 
 
 class StepBackend:
@@ -97,34 +114,41 @@ class StepBackend:
             the right shapes.
         adds_gradients: whether its backward graphs may add gradients to `.grad` themselves.
         takes_apart: whether what forward stores is planned without a gradient.
+
+    Args:
+        planning: makes the plans.
+        resident: bytes alive all through the step, by kind, read by the graph or not.
+        name: for messages.
+        count: of input shapes.
+        cost: `measured` or `analytic`.
+        progress: called with a label and the share done.
+        accumulate: every `.grad` is there from the start.
+        replication: how the module runs on several devices.
+        loops: what becomes of `scan` and `while_loop`.
     """
 
     adds_gradients = True
 
     def __init__(
         self,
+        planning: Planning,
         *,
-        costs: Costs,
-        decide: Decide | None,
         resident: Mapping[ValueKind, int],
         name: str,
+        count: ShapeCount | None = None,
+        cost: str = "measured",
+        progress: Progress | None = None,
         accumulate: bool = False,
         replication: Replication | None = None,
-        plans: ShapePlans | None = None,
-        count: ShapeCount | None = None,
         loops: str = "unroll",
-        plan_loops: PlanLoops | None = None,
-        progress: Progress | None = None,
     ) -> None:
+        self._planning = planning
         self._report = progress
         self._loops = loops
-        self._plan_loops = plan_loops
         self.programs: list[LoopProgram] = []
-        self._costs = costs
-        self._plans = plans
+        self._cost = cost
         self.count = count or ShapeCount(name)
         self._inputs = ""
-        self._decide = decide
         self._resident = resident
         self._name = name
         self._accumulate = accumulate
@@ -136,19 +160,17 @@ class StepBackend:
         self._behind: Mapping[fx.Node, tuple[int, ...]] = {}
         self._replication = replication or Replication()
         self._overlap = self._replication.overlapper()
-        self._sharing = self._replication.sharing(name)
         compile_backward = self._overlap.compile_backward if self._overlap else None
         self._aot = aot_backend(self._partition, compile_backward)
         self.compiled: list[Compiled] = []
         self.current: Compiled | None = None
-        self.captured: CapturedStep | None = None
         self.error: Exception | None = None
         self.traced: set[CodeType] = set()
         self.sample: tuple[Sequence[Any], Mapping[str, Any]] | None = None
-        self._shared = False
         self.takes_apart = True
         self._stored: StoredOutputs | None = None
         self._all_stored: list[StoredOutputs] = []
+        self._asked = False  # for a plan, in the present call
         self._believed: set[Any] = set()
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
@@ -234,8 +256,8 @@ class StepBackend:
 
     def _rewrite_loops(self, module: fx.GraphModule) -> None:
         try:
-            how = "unroll" if self._plan_loops is None else self._loops
-            if self._sharing is not None and how != "unroll":
+            how = self._loops
+            if self._replication.share and how != "unroll":
                 if how == "roll":
                     raise UsageError(
                         'loops="roll" makes plans that ranks do not share; add same_plan=False, '
@@ -244,7 +266,7 @@ class StepBackend:
                 how = "unroll"
             write_views_one_by_one(module)
             name_writes(module)
-            self.programs = rewrite_loops(module, how, lambda step: self._costs(step, None))
+            self.programs = rewrite_loops(module, how, lambda step: self._priced(step, None))
             if self._report is not None:
                 mark_progress(module, self._report)
         except Exception as error:
@@ -266,10 +288,13 @@ class StepBackend:
     def _planned(
         self, step: CapturedStep, parameters: Set[fx.Node]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        if self._decide is None:
-            self.captured = keeping_everything(self._costs(step, None), self.programs)
-            raise CaptureEnds
-        step, plan = self._plan(step, self._decide)
+        nodes = step.node_of
+        draft = Draft(
+            step, self._priced, lambda: [call_of(n) for n in nodes], programs=self.programs
+        )
+        self._asked = True
+        made = self._planning.plan(draft, self._occasion())
+        step, plan = made.step, made.plan
         plan.check_graph(step.graph)
         plan = with_opaque_notes(plan, step.node_of)
         modules = lower(step, plan.schedule)
@@ -363,29 +388,8 @@ class StepBackend:
             format_bytes(last.plan.budget_bytes),
         )
 
-    def _plan(self, step: CapturedStep, decide: Decide) -> tuple[CapturedStep, Plan]:
-        if self.programs and self._plan_loops is not None:
-            return self._plan_loops(self._costs(step, None), self.programs)
-        plans = self._plans
-
-        def make(step: CapturedStep) -> tuple[CapturedStep, Plan]:
-            if plans is not None:
-                calls = [call_of(node) for node in step.node_of]
-                return plans.plan(step, calls, self._costs, self._occasion())
-            step = self._costs(step, None)
-            return step, decide(step.graph)
-
-        if self._sharing is None:
-            return make(step)
-        self._shared = True
-        made: list[Plan] = []
-
-        def costs(step: CapturedStep) -> CapturedStep:
-            step, plan = make(step)
-            made.append(plan)
-            return step
-
-        return self._sharing.agree(step, costs, lambda _: made[0])
+    def _priced(self, step: CapturedStep, times: Mapping[int, int] | None) -> CapturedStep:
+        return cost_step(step, self._cost, self._report, times=times)
 
     def _occasion(self) -> Occasion:
         count = self.count
@@ -395,7 +399,7 @@ class StepBackend:
         """A call begins, which may compile."""
         self.error = None
         self.given = given
-        self._shared = False
+        self._asked = False
         self.count.call()
         if self._report is not None and not self.compiled:
             self._report(CAPTURING, 0.0)  # Dynamo does not say how far it is
@@ -426,8 +430,8 @@ class StepBackend:
 
     def failed(self, error: Exception) -> None:
         """A compilation ended in an error: ranks that wait for this one's graph learn of it."""
-        if self._sharing is not None and not self._shared:
-            self._sharing.fail(error)
+        if isinstance(self._planning, Shared) and not self._asked:
+            self._planning.fail(error)
 
     def _read(
         self, joint: fx.GraphModule, forward_outputs: int, kinds: Mapping[fx.Node, ValueKind]

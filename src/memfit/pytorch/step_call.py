@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -70,8 +70,9 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
         except PlannedAhead:
             raise
         except Exception as error:
-            if isinstance(getattr(error, "inner_exception", error), CaptureEnds):
-                raise CaptureEnds from None
+            inner = getattr(error, "inner_exception", error)
+            if isinstance(inner, CaptureEnds):
+                raise CaptureEnds(inner.step) from None
             if backend.error is None and not averages and has_cumulative_average(step.model):
                 averages = True  # since the last time
                 return call(*args, **kwargs)
@@ -141,13 +142,16 @@ def captured_graph(
     reason = why_not_compiled()
     if reason is not None:
         raise UsageError(f"{type(step.model).__name__} cannot be captured while {reason}; end that")
-    with torch.enable_grad(), suppress(CaptureEnds):
-        compile_step(step, backend)(*args, **kwargs)
-    if backend.captured is None:
+    captured: CapturedStep | None = None
+    try:
+        with torch.enable_grad():
+            compile_step(step, backend)(*args, **kwargs)
+    except CaptureEnds as ended:
+        captured = ended.step
+    if captured is None:
         raise CaptureError(
             f"{type(step.model).__name__} has no backward pass for these inputs: no output depends "
             "on a tensor that requires gradients; set requires_grad on what you train"
         )
-    captured, backend.captured = backend.captured, None
     gc.collect()
     return captured

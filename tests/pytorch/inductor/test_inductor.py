@@ -18,10 +18,11 @@ from torch._dynamo.utils import counters
 import memfit
 from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.inductor import backend as inductor
-from memfit.pytorch.inductor.backend import PlanPartitioner, digest_of
+from memfit.pytorch.inductor.backend import PlanPartitioner
 from memfit.pytorch.inductor.codegen_patch import laid_out_anew_bytes
 from memfit.pytorch.inductor.fusion import FusedStep
 from memfit.pytorch.inductor.kernel_fusion import PeakExceeded, PlanChoices, PlanOrder
+from memfit.pytorch.planning.fresh import digest_of
 
 # PyTorch's own, while Inductor is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,7 +22,9 @@ from memfit.planners.base import PlannerOptions
 from memfit.planners.registry import get_planner
 from memfit.pytorch.cost import on_disk as cost_cache
 from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
-from memfit.pytorch.planning.by_shape import Occasion, ShapePlans, structure_of
+from memfit.pytorch.options import CaptureOptions, StepOptions
+from memfit.pytorch.planning.by_shape import ByShape, structure_of
+from memfit.pytorch.planning.fresh import Fresh
 from memfit.pytorch.planning.on_disk import (
     FORMAT_VERSION,
     CachedPlan,
@@ -30,6 +32,7 @@ from memfit.pytorch.planning.on_disk import (
     plan_key,
     with_costs,
 )
+from memfit.pytorch.planning.protocol import Draft, Occasion
 from memfit.pytorch.planning.shape_times import estimated_times
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
@@ -48,20 +51,18 @@ class Step:
         return Step(with_costs(self.graph, costs))
 
 
-@dataclass
-class Rules:
+class Rules(Fresh):
     """Plans with the default planner, says how long it took, and remembers limits."""
 
-    budget_bytes: int
-    took_s: float = 0.0
-    fails_within_limit: bool = False
-    planner: str = "auto"
-    limits: list[float | None] = field(default_factory=list)
+    def __init__(self, budget_bytes: int, took_s: float = 0.0, cost: str = "analytic") -> None:
+        super().__init__(StepOptions(CaptureOptions(cost=cost)))
+        self.__dict__.update(budget_bytes=budget_bytes, took_s=took_s, limits=[])
+        self.__dict__["fails_within_limit"] = False
 
     def resolve(self, graph: TrainingGraph) -> int:
         return self.budget_bytes
 
-    def decide_within(
+    def within(
         self, graph: TrainingGraph, budget_bytes: int, time_limit_s: float | None = None
     ) -> Plan:
         self.limits.append(time_limit_s)
@@ -71,9 +72,6 @@ class Rules:
             )
         made = get_planner("auto")(graph, budget_bytes, PlannerOptions())
         return replace(made, seconds=self.took_s)
-
-    def origin(self, graph: TrainingGraph) -> Mapping[str, Any]:
-        return {"device": "none"}
 
 
 def scaled(graph: TrainingGraph, share: float, workspace: int = 0) -> TrainingGraph:
@@ -97,10 +95,13 @@ def example_graph(joint_graph: MakeGraph) -> tuple[TrainingGraph, int]:
     raise AssertionError("no graph of a hundred has anything to recompute")
 
 
-def make(plans: ShapePlans, graph: TrainingGraph, occasion: Occasion | None = None) -> Plan:
-    step, plan = plans.plan(
-        Step(graph), [CALL] * len(graph.ops), lambda step, _: step, occasion or Occasion()
-    )
+def draft(graph: TrainingGraph, cost: Callable[..., Step] = lambda step, _: step) -> Draft[Step]:
+    return Draft(Step(graph), cost, lambda: [CALL] * len(graph.ops))
+
+
+def make(plans: ByShape, graph: TrainingGraph, occasion: Occasion | None = None) -> Plan:
+    made = plans.plan(draft(graph), occasion or Occasion())
+    step, plan = made.step, made.plan
     plan.check_graph(step.graph)
     assert simulate(step.graph, plan.schedule).peak_bytes == plan.peak_bytes <= plan.budget_bytes
     return plan
@@ -111,7 +112,7 @@ def test_where_planning_is_slow_the_larger_shapes_plan_is_taken_over(
 ) -> None:
     graph, budget = example_graph(joint_graph)
     rules = Rules(budget, took_s=3.0)
-    plans = ShapePlans(rules, None, measures=False)
+    plans = ByShape(rules, None)
     large = make(plans, graph, Occasion(inputs="8x128"))
     smaller = make(plans, scaled(graph, 0.97), Occasion(step_s=0.01))
     assert smaller.schedule == large.schedule
@@ -124,13 +125,13 @@ def test_where_planning_is_slow_the_larger_shapes_plan_is_taken_over(
 def test_a_step_that_takes_long_leaves_time_to_plan(joint_graph: MakeGraph) -> None:
     graph, budget = example_graph(joint_graph)
     rules = Rules(budget, took_s=3.0)
-    plans = ShapePlans(rules, None, measures=False)
+    plans = ByShape(rules, None)
     make(plans, graph)
     made = make(plans, scaled(graph, 0.97), Occasion(step_s=5.0))
     assert rules.limits == [None, 5.0]
     assert made.provenance["shape"]["how"] in ("planned", "taken over")
     quick = Rules(budget, took_s=0.05)
-    plans = ShapePlans(quick, None, measures=False)
+    plans = ByShape(quick, None)
     make(plans, graph)
     make(plans, scaled(graph, 0.97), Occasion(step_s=0.001))
     assert quick.limits == [None, 0.1]
@@ -141,7 +142,7 @@ def test_a_schedule_whose_simulated_peak_is_too_high_is_not_taken_over(
 ) -> None:
     graph, budget = example_graph(joint_graph)
     rules = Rules(budget, took_s=100.0)
-    plans = ShapePlans(rules, None, measures=False)
+    plans = ByShape(rules, None)
     large = make(plans, graph)
     # A smaller step, one op of which needs much more workspace: the old schedule peaks there.
     hungry = scaled(graph, 0.97)
@@ -162,13 +163,13 @@ def test_nothing_fits_within_the_limit_and_planning_goes_on_without_one(
 ) -> None:
     graph, budget = example_graph(joint_graph)
     rules = Rules(budget)
-    plans = ShapePlans(rules, None, measures=False)
+    plans = ByShape(rules, None)
     make(plans, scaled(graph, 0.5))
-    rules.fails_within_limit = True
+    rules.__dict__["fails_within_limit"] = True
     made = make(plans, graph, Occasion(step_s=0.01))
     assert rules.limits == [None, 0.1, None]
     assert made.provenance["shape"]["how"] == "planned"
-    rules.budget_bytes = 10
+    rules.__dict__["budget_bytes"] = 10
     with pytest.raises(InfeasibleBudgetError):
         make(plans, scaled(graph, 0.9), Occasion(step_s=0.01))
 
@@ -176,7 +177,7 @@ def test_nothing_fits_within_the_limit_and_planning_goes_on_without_one(
 def test_where_everything_fits_nothing_is_searched(joint_graph: MakeGraph) -> None:
     graph, budget = example_graph(joint_graph)
     rules = Rules(budget)
-    plans = ShapePlans(rules, None, measures=False)
+    plans = ByShape(rules, None)
     make(plans, graph)
     small = make(plans, scaled(graph, 0.1))
     assert small.overhead == 0
@@ -190,7 +191,7 @@ def test_where_everything_fits_nothing_is_searched(joint_graph: MakeGraph) -> No
 
 def test_times_are_estimated_between_two_measured_shapes(joint_graph: MakeGraph) -> None:
     graph, budget = example_graph(joint_graph)
-    plans = ShapePlans(Rules(2 * budget), None, measures=True)
+    plans = ByShape(Rules(2 * budget, cost="measured"), None)
     given: list[Mapping[int, int] | None] = []
 
     def cost(step: Step, times: Mapping[int, int] | None) -> Step:
@@ -199,16 +200,16 @@ def test_times_are_estimated_between_two_measured_shapes(joint_graph: MakeGraph)
 
     for share, ahead in ((1.0, True), (0.1, True), (0.5, True), (0.6, False)):
         one = scaled(graph, share)
-        plans.plan(Step(one), [CALL] * len(one.ops), cost, Occasion(ahead=ahead))
+        plans.plan(draft(one, cost), Occasion(ahead=ahead))
     assert given[:2] == [None, None]
     assert given[2] is not None
     assert set(given[2]) == set(range(len(graph.ops)))
     assert given[3] is not None
-    met = ShapePlans(Rules(2 * budget), None, measures=True)
+    met = ByShape(Rules(2 * budget, cost="measured"), None)
     given.clear()
     for share in (1.0, 0.6):
         one = scaled(graph, share)
-        met.plan(Step(one), [CALL] * len(one.ops), cost, Occasion())
+        met.plan(draft(one, cost), Occasion())
     assert [times is None for times in given] == [True, False]
 
 

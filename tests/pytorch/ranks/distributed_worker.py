@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import memfit
 from memfit.pytorch.cost.measure import measure_step
-from memfit.pytorch.ranks import plan_sharing
+from memfit.pytorch.planning import shared as plan_sharing
 from support.ranks import run_rank
 
 WIDTH = 128

@@ -19,8 +19,8 @@ from memfit.errors import InvalidBudgetError, UsageError
 from memfit.graph.plan import Plan
 from memfit.pytorch.api.fit_blocks import block_budgets
 from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.planning.shared import TIMEOUT_VARIABLE, plan_timeout_s
 from memfit.pytorch.ranks.pieces import piece_bytes
-from memfit.pytorch.ranks.plan_sharing import TIMEOUT_VARIABLE, plan_timeout_s
 from support.ranks import Ranks, finish, found_by_ranks, start
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

@@ -36,7 +36,7 @@ from memfit.planners import (
     get_curve,
     get_planner,
 )
-from memfit.planners.paper.system import MODES
+from memfit.planners.base import MODES
 from memfit.report.tables import print_tables
 from memfit.units import format_bytes
 

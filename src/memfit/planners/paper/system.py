@@ -25,6 +25,7 @@ from memfit.graph.schedule import OpOrder, Schedule, make_schedule
 from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import (
+    MODES,
     PlannerOptions,
     Progress,
     TimeIsUp,
@@ -41,10 +42,9 @@ from memfit.strategies.formulas import (
     peaks_of,
 )
 
-__all__ = ["MODES", "PaperTable", "build_table", "plan_paper", "trade_off_paper"]
+__all__ = ["PaperTable", "build_table", "plan_paper", "trade_off_paper"]
 
 _CENTRIC = ("time", "memory")
-MODES = (*_CENTRIC, "auto")
 
 _MAX_LOWER_SETS = {"native": 1 << 17, "python": 1 << 12}
 _COST_STEPS = 1 << 25

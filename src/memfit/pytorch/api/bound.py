@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 
 from memfit.bounds import DEFAULT_TIME_LIMIT_S, LowerBound, bound_graph, highs_version
-from memfit.budget import Budget, parse_budget
 from memfit.errors import UsageError
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners.base import Progress
-from memfit.pytorch.api.entry import capture
-from memfit.pytorch.arguments import check_callable, check_time_limit
-from memfit.pytorch.executors import settings_for
+from memfit.pytorch.api.entry import WITHOUT, captured
+from memfit.pytorch.executors import Executor
+from memfit.pytorch.options import StepKeywords, step_options
 
 __all__ = ["bound"]
 
@@ -27,13 +25,8 @@ def bound(
     example_inputs: Sequence[Any] | None = None,
     loss_fn: Callable[..., Any] | None = None,
     *,
-    budget: str | int | Budget,
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    accumulate: bool = False,
-    time_limit_s: float | None = DEFAULT_TIME_LIMIT_S,
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> LowerBound:
     """A lower bound on the overhead of every schedule that fits a budget, in program order.
 
@@ -44,60 +37,38 @@ def bound(
             else about it.
         example_inputs: as for `plan`.
         loss_fn: as for `plan`.
-        budget: as for `plan`.
-        cost: as for `plan`.
-        optimizer: as for `plan`.
         example_kwargs: as for `plan`.
-        accumulate: as for `plan`.
-        time_limit_s: seconds after which the best bound so far is taken, None for the default;
-            capture is not counted.
-        progress: called with a label and the share done.
+        options: as for `plan`: `budget` (required), `cost`, `optimizer`, `optimizer_bytes`,
+            `accumulate`, `progress`; and `time_limit_s`, seconds after which the best bound so far
+            is taken, a minute by default; capture is not counted.
 
     Raises:
         UsageError: highspy is not installed; inputs are missing, or given beside a graph.
         CaptureError: the model cannot be captured.
     """
     highs_version()
-    check_time_limit(time_limit_s)
-    check_callable("progress", progress, "give a function of a label and the share done, or None")
+    without = (*WITHOUT, "planner", "mode", "loops")
+    asked = step_options("memfit.bound", options, without=without)
+    capture = replace(asked.capture, loops="unroll")
+    asked = replace(asked, capture=capture)
+    budget = asked.planning.budget
+    assert budget is not None, "step_options asks for it"
     if isinstance(model, TrainingGraph):
         if example_inputs is not None or loss_fn is not None:
             raise UsageError("example_inputs or loss_fn are given beside a graph; leave them out")
-        parsed = parse_budget(budget)
-        if parsed.auto:
+        if budget.auto:
             raise UsageError(
                 'budget "auto" needs a device; give bytes ("3GiB") or a share of the plain step\'s '
                 'peak ("60%")'
             )
         graph = model
         plain = simulate(graph, store_all_schedule(graph)).peak_bytes
-        budget_bytes = parsed.resolve(plain_peak_bytes=plain, free_bytes=0)
+        budget_bytes = budget.resolve(plain_peak_bytes=plain, free_bytes=0)
     else:
         if example_inputs is None:
             raise UsageError("example_inputs are missing; give the arguments of one call")
-        settings = settings_for(
-            model,
-            budget=budget,
-            planner="auto",
-            mode="auto",
-            executor="eager-graph",
-            cost=cost,
-            optimizer=optimizer,
-            prepared=None,
-            progress=progress,
-            accumulate=accumulate,
-        )
-        graph = capture(
-            model,
-            example_inputs,
-            loss_fn,
-            example_kwargs=example_kwargs,
-            cost=cost,
-            optimizer=optimizer,
-            accumulate=accumulate,
-            loops="unroll",
-            progress=progress,
-        ).graph
-        budget_bytes = settings.resolve(graph)
-    limit_s = DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s
-    return bound_graph(graph, budget_bytes, time_limit_s=limit_s, progress=progress)
+        graph = captured(model, example_inputs, loss_fn, example_kwargs, asked).graph
+        budget_bytes = Executor.of(model, asked).fresh.resolve(graph)
+    given = asked.planning.time_limit_s
+    limit_s = DEFAULT_TIME_LIMIT_S if given is None else given
+    return bound_graph(graph, budget_bytes, time_limit_s=limit_s, progress=asked.progress)

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 
-from memfit.budget import Budget
 from memfit.errors import UsageError
 from memfit.graph.plan import Plan
-from memfit.planners.base import PlannerOptions, Progress, TradeOff
+from memfit.planners.base import TradeOff
 from memfit.planners.registry import get_curve
 from memfit.pytorch.api.fitted import FittedModule
 from memfit.pytorch.api.training_mode import as_it_trains
-from memfit.pytorch.arguments import (
-    check_callable,
-    check_flag,
-    check_inputs,
-    check_time_limit,
-    prepared_plan,
-)
+from memfit.pytorch.arguments import Fitted, check_callable, check_inputs, check_module
 from memfit.pytorch.capture.captured_step import CapturedStep
-from memfit.pytorch.executors import settings_for
-from memfit.pytorch.planning.sizes import DEFAULT_MAX_SHAPES, parse_shapes
-from memfit.pytorch.ranks.replication import Parallel
+from memfit.pytorch.executors import Executor
+from memfit.pytorch.options import StepKeywords, StepOptions, step_options
+from memfit.pytorch.planning.sizes import parse_shapes
+from memfit.pytorch.ranks.replication import Parallel, is_sharded
 from memfit.pytorch.step_call import StepModule, captured_graph
 
-__all__ = ["LOSS", "capture", "fit", "plan", "plan_step", "trade_off"]
+__all__ = [
+    "LOSS",
+    "WITHOUT",
+    "capture",
+    "captured",
+    "check_model",
+    "fit",
+    "plan",
+    "plan_step",
+    "trade_off",
+]
+
+WITHOUT = ("plan", "executor", "overlap", "same_plan", "shapes", "max_shapes")
+"""Options that make no sense where nothing is run."""
 
 LOSS = "give a function of the model's result and the target, such as torch.nn.MSELoss()"
 
@@ -39,22 +44,7 @@ LOSS = "give a function of the model's result and the target, such as torch.nn.M
 def fit(
     model: nn.Module,
     loss_fn: Callable[..., Any] | None = None,
-    *,
-    budget: str | int | Budget | None = None,
-    planner: str = "auto",
-    mode: str = "auto",
-    executor: str = "eager-graph",
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
-    plan: Plan | str | os.PathLike[str] | None = None,
-    accumulate: bool = False,
-    loops: str = "auto",
-    overlap: bool | None = None,
-    same_plan: bool | None = None,
-    shapes: Sequence[Any] | None = None,
-    max_shapes: int = DEFAULT_MAX_SHAPES,
-    time_limit_s: float | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> FittedModule:
     """A module that trains like `model`, within a memory budget, with the same gradients.
 
@@ -77,6 +67,7 @@ def fit(
         cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
             `"analytic"`.
         optimizer: counts its state into the budget.
+        optimizer_bytes: the size of that state, where there is no optimizer to give.
         plan: a plan made before for this model and these shapes, or the path of its file, instead
             of `budget`.
         accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
@@ -105,28 +96,13 @@ def fit(
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
     """
     check_callable("loss_fn", loss_fn, LOSS)
-    check_flag("overlap", overlap, optional=True)
-    check_flag("same_plan", same_plan, optional=True)
-    settings = settings_for(
-        model,
-        budget=budget,
-        planner=planner,
-        mode=mode,
-        executor=executor,
-        cost=cost,
-        optimizer=optimizer,
-        prepared=prepared_plan(plan),
-        progress=progress,
-        time_limit_s=time_limit_s,
-        accumulate=accumulate,
-        max_shapes=max_shapes,
-        loops=loops,
-    )
-    examples = parse_shapes(shapes, max_shapes)
-    if examples and plan is not None:
-        raise UsageError("shapes and plan are given; a plan is for one shape only, leave one out")
+    asked = step_options("memfit.fit", options)
+    check_model(model)
+    run = asked.run
+    examples = parse_shapes(run.shapes, run.max_shapes)
+    parallel = Parallel(run.overlap, run.same_plan)
     return FittedModule(
-        model, loss_fn, settings.backend, Parallel(overlap, same_plan), examples, progress
+        model, loss_fn, Executor.of(model, asked), parallel, examples, asked.progress
     )
 
 
@@ -136,31 +112,32 @@ def capture(
     loss_fn: Callable[..., Any] | None = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
-    accumulate: bool = False,
-    loops: str = "auto",
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> CapturedStep:
-    """The training step as a graph with costs, without running it; arguments as for `plan`."""
-    settings = settings_for(
-        model,
-        budget="auto",
-        planner="auto",
-        mode="auto",
-        executor="eager-graph",
-        cost=cost,
-        optimizer=optimizer,
-        prepared=None,
-        progress=progress,
-        accumulate=accumulate,
-        loops=loops,
-    )
+    """The training step as a graph with costs, without running it.
+
+    Arguments are those of `plan`, without what says how it is planned: `cost`, `optimizer`,
+    `optimizer_bytes`, `accumulate`, `loops`, `progress`.
+    """
+    without = (*WITHOUT, "budget", "planner", "mode", "time_limit_s")
+    asked = step_options("capture", options, without=without, budget=False)
+    return captured(model, example_inputs, loss_fn, example_kwargs, asked)
+
+
+def captured(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    loss_fn: Callable[..., Any] | None,
+    example_kwargs: Mapping[str, Any] | None,
+    options: StepOptions,
+) -> CapturedStep:
+    """`capture`, of options that are checked."""
+    check_model(model)
     check_callable("loss_fn", loss_fn, LOSS)
     check_inputs(example_inputs, example_kwargs)
     with as_it_trains(model):
         step = StepModule(model, loss_fn)
-        backend = settings.backend(model, decide=False)
+        backend = Executor.of(model, options)(model, decide=False)
         return captured_graph(step, backend, tuple(example_inputs), dict(example_kwargs or {}))
 
 
@@ -169,20 +146,13 @@ def plan(
     example_inputs: Sequence[Any],
     loss_fn: Callable[..., Any] | None = None,
     *,
-    budget: str | int | Budget,
-    planner: str = "auto",
-    mode: str = "auto",
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    accumulate: bool = False,
-    loops: str = "auto",
-    time_limit_s: float | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> Plan:
     """The plan that `fit` would make, without training anything.
 
-    Arguments that are not listed here are those of `fit`.
+    Arguments that are not listed here are those of `fit`: `budget` (required), `planner`, `mode`,
+    `cost`, `optimizer`, `optimizer_bytes`, `accumulate`, `loops`, `time_limit_s`, `progress`.
 
     Args:
         example_inputs: the positional arguments of one call of the fitted module: the model's
@@ -192,22 +162,9 @@ def plan(
     Raises:
         InfeasibleBudgetError: no plan fits; names the smallest feasible budget.
         CaptureError: the model cannot be captured.
+        UsageError: an argument is wrong.
     """
-    return plan_step(
-        model,
-        example_inputs,
-        loss_fn,
-        budget=budget,
-        planner=planner,
-        mode=mode,
-        cost=cost,
-        optimizer=optimizer,
-        example_kwargs=example_kwargs,
-        accumulate=accumulate,
-        loops=loops,
-        time_limit_s=time_limit_s,
-        progress=progress,
-    )[1]
+    return plan_step(model, example_inputs, loss_fn, example_kwargs=example_kwargs, **options)[1]
 
 
 def plan_step(
@@ -215,48 +172,18 @@ def plan_step(
     example_inputs: Sequence[Any],
     loss_fn: Callable[..., Any] | None = None,
     *,
-    budget: str | int | Budget,
-    planner: str = "auto",
-    mode: str = "auto",
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    accumulate: bool = False,
-    loops: str = "auto",
-    time_limit_s: float | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> tuple[CapturedStep, Plan]:
     """The captured step beside the plan that `plan` makes of it; arguments and errors are its."""
     began = time.perf_counter()
-    settings = settings_for(
-        model,
-        budget=budget,
-        planner=planner,
-        mode=mode,
-        executor="eager-graph",
-        cost=cost,
-        optimizer=optimizer,
-        prepared=None,
-        progress=progress,
-        time_limit_s=time_limit_s,
-        accumulate=accumulate,
-        loops=loops,
-    )
-    step = capture(
-        model,
-        example_inputs,
-        loss_fn,
-        example_kwargs=example_kwargs,
-        cost=cost,
-        optimizer=optimizer,
-        accumulate=accumulate,
-        loops=loops,
-        progress=progress,
-    )
+    asked = step_options("memfit.plan", options, without=WITHOUT)
+    step = captured(model, example_inputs, loss_fn, example_kwargs, asked)
+    fresh = Executor.of(model, asked).fresh
     if step.loops:
-        step, made = settings.plan_loops(step, step.loops)
+        step, made = fresh.plan_loops(step, step.loops)
     else:
-        made = settings.decide(step.graph)
+        made = fresh.decide(step.graph)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return step, replace(made, provenance={**made.provenance, **seconds})
 
@@ -266,16 +193,13 @@ def trade_off(
     example_inputs: Sequence[Any],
     loss_fn: Callable[..., Any] | None = None,
     *,
-    planner: str = "auto",
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
-    time_limit_s: float | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> TradeOff:
     """What every budget would cost, from one run, without training anything.
 
-    Arguments that are not listed here are those of `plan`.
+    Arguments that are not listed here are those of `plan`, without `budget` and `mode`. A loop that
+    is rolled counts as it is where it repeats nothing.
 
     Args:
         planner: `"auto"` or a planner that has a trade-off: `liveness`, `nested`, `exact`,
@@ -285,15 +209,32 @@ def trade_off(
         UnknownPlannerError, UsageError: for a planner without a trade-off.
         CaptureError: the model cannot be captured.
     """
-    curve = get_curve(planner)
-    check_time_limit(time_limit_s)
-    step = capture(
-        model,
-        example_inputs,
-        loss_fn,
-        example_kwargs=example_kwargs,
-        cost=cost,
-        optimizer=optimizer,
-        progress=progress,
-    )
-    return curve(step.graph, PlannerOptions(time_limit_s=time_limit_s, progress=progress))
+    without = (*WITHOUT, "budget", "mode")
+    asked = step_options("memfit.trade_off", options, without=without, budget=False)
+    curve = get_curve(asked.planning.planner)
+    step = captured(model, example_inputs, loss_fn, example_kwargs, asked)
+    return curve(step.graph, asked.planning.of_planner(asked.progress))
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no module, or one that cannot be planned as a whole.
+
+    Raises:
+        UsageError: see there.
+    """
+    check_module(model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UsageError(
+            "model is wrapped in DistributedDataParallel already; fit the model and wrap the "
+            "result: DistributedDataParallel(memfit.fit(model, ...))"
+        )
+    if is_sharded(model):
+        raise UsageError(
+            f"the {type(model).__name__} is sharded already; fit its blocks first, then shard "
+            "them: for block in memfit.fit_blocks(model, blocks, budget=...): fully_shard(block)"
+        )
+    if any(isinstance(m, Fitted) for m in model.modules()):
+        raise UsageError(
+            f"the {type(model).__name__} is, or holds, a module that is fitted already, and plans "
+            "do not nest; fit the plain model once, or its parts one by one"
+        )

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from inspect import signature
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from memfit.budget import Budget, parse_budget
+from memfit.budget import Budget
 from memfit.errors import InvalidBudgetError, UsageError
 from memfit.pytorch.api.entry import fit
 from memfit.pytorch.api.fitted import FittedModule
-from memfit.pytorch.arguments import check_flag, check_module, check_options, short
+from memfit.pytorch.arguments import check_module, short
 from memfit.pytorch.compat.distributed import distributed_ready
+from memfit.pytorch.options import StepKeywords, step_options
 
 __all__ = ["block_budgets", "fit_blocks"]
-
-_OPTIONS = tuple(n for n in signature(fit).parameters if n not in ("model", "budget", "same_plan"))
 
 
 def fit_blocks(
     model: nn.Module,
     blocks: Iterable[nn.Module],
-    *,
-    budget: str | int | Budget,
-    same_plan: bool | None = None,
-    **options: Any,
+    **options: Unpack[StepKeywords],
 ) -> list[FittedModule]:
     """Replace blocks of a model by fitted ones, each captured and planned by itself.
 
@@ -46,7 +41,7 @@ def fit_blocks(
             others run, and each block's peak counts what it keeps, so that all blocks together
             stay within the bytes given.
         same_plan: all ranks run rank 0's plans; by default where torch.distributed is set up.
-        options: of `fit`: `planner`, `mode`, `cost`, `time_limit_s`, `progress`.
+        options: further ones of `fit`, for each block.
 
     Returns:
         The fitted blocks, in the order given.
@@ -57,16 +52,19 @@ def fit_blocks(
     """
     check_module(model)
     chosen = _chosen(blocks)
-    check_flag("same_plan", same_plan, optional=True)
-    check_options("fit_blocks", options, _OPTIONS)
+    asked = step_options("memfit.fit_blocks", options, without=("plan",))
     places = _places(model, chosen)
-    if same_plan is None:
-        same_plan = distributed_ready()
-    budgets = block_budgets(parse_budget(budget), chosen)
-    fitted = [
-        fit(block, budget=share, same_plan=same_plan, **options)
-        for block, share in zip(chosen, budgets, strict=True)
-    ]
+    same_plan = asked.run.same_plan
+    given: StepKeywords = {
+        **options,
+        "same_plan": distributed_ready() if same_plan is None else same_plan,
+    }
+    assert asked.planning.budget is not None, "step_options asks for it"
+    budgets = block_budgets(asked.planning.budget, chosen)
+    fitted = []
+    for block, share in zip(chosen, budgets, strict=True):
+        own: StepKeywords = {**given, "budget": share}
+        fitted.append(fit(block, **own))
     for found, block in zip(places, fitted, strict=True):
         for parent, name in found:
             parent._modules[name] = block

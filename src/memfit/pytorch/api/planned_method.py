@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.api.entry import fit
 from memfit.pytorch.api.fitted import FittedModule
-from memfit.pytorch.arguments import check_options
+from memfit.pytorch.options import StepKeywords, step_options
 
 __all__ = ["PlanHolder", "PlannedMethod"]
 
@@ -60,7 +60,7 @@ class PlannedMethod:
         owner: nn.Module | None = None,
         reduce: Callable[[Any], Any] | None = None,
         wrap: Callable[[Any], Any] | None = None,
-        **options: Any,
+        **options: Unpack[StepKeywords],
     ) -> None:
         """
         Args:
@@ -75,7 +75,7 @@ class PlannedMethod:
         Raises:
             UsageError: the module has no such method, or an option is wrong.
         """
-        check_options("memfit.fit", options, inspect.signature(fit).parameters)
+        step_options("memfit.fit", options)
         method = getattr(module, name, None) if isinstance(name, str) else None
         if not callable(method):
             raise UsageError(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from memfit.budget import Budget
 from memfit.errors import MemfitError, UsageError
 from memfit.graph.plan import Plan
 from memfit.planners.base import Progress
@@ -17,9 +16,12 @@ from memfit.pytorch.api.entry import LOSS, fit
 from memfit.pytorch.api.training_mode import as_it_trains
 from memfit.pytorch.arguments import check_callable, check_count, check_inputs, check_module
 from memfit.pytorch.cost.measure import StepTime, measure_step, steady_allocator, time_steps
+from memfit.pytorch.options import StepKeywords, step_options
 from memfit.pytorch.step_call import StepModule
 
 __all__ = ["VerifyResult", "verify"]
+
+_WITHOUT = ("overlap", "same_plan", "shapes", "max_shapes")
 
 _AMPLE_BYTES = 2**61
 
@@ -240,22 +242,19 @@ def verify(
     example_inputs: Sequence[Any],
     loss_fn: Callable[..., Any] | None = None,
     *,
-    budget: str | int | Budget,
-    planner: str = "auto",
-    mode: str = "auto",
-    cost: str = "measured",
-    optimizer: torch.optim.Optimizer | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     rounds: int = 5,
-    progress: Progress | None = None,
+    **options: Unpack[StepKeywords],
 ) -> VerifyResult:
     """Run one step plain, one captured and saving everything, and one planned; compare them.
 
     All three start from the same parameters, buffers and random state. Afterwards the model is as
     it was. Without a loss, the model's `loss` output or the sum of its outputs is differentiated.
-    Arguments that are not listed here are those of `memfit.plan`.
+    Arguments that are not listed here are those of `memfit.fit`.
 
     Args:
+        example_inputs: as for `memfit.plan`.
+        example_kwargs: likewise.
         rounds: timed steps of each kind, interleaved.
 
     Raises:
@@ -266,25 +265,17 @@ def verify(
     check_module(model)
     check_inputs(example_inputs, example_kwargs)
     check_callable("loss_fn", loss_fn, LOSS)
-    check_callable("progress", progress, "give a function of a label and the share done, or None")
     check_count("rounds", rounds)
+    asked = step_options("memfit.verify", options, without=_WITHOUT)
     bench = _Bench(model, example_inputs, example_kwargs or {})
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    say = progress or (lambda label, share: None)
+    say = asked.progress or (lambda label, share: None)
+    cost = asked.capture.cost
     try:
         with as_it_trains(model):
             bench.reset()
             saving = fit(model, loss_fn, budget=_AMPLE_BYTES, planner="store-all", cost=cost)
-            planned = fit(
-                model,
-                loss_fn,
-                budget=budget,
-                planner=planner,
-                mode=mode,
-                cost=cost,
-                optimizer=optimizer,
-                progress=progress,
-            )
+            planned = fit(model, loss_fn, **options)
             runs = {
                 "plain": bench.step(StepModule(model, loss_fn)),
                 "captured": bench.step(saving),

@@ -34,6 +34,7 @@ from torch.utils._pytree import (
 
 from memfit.pytorch.compat.config_values import config_values
 from memfit.pytorch.compat.symbols import numbers_inside_ops
+from memfit.pytorch.options import MAX_SHAPES
 
 __all__ = [
     "GLOBAL_MODULE_HOOKS",
@@ -64,7 +65,6 @@ __all__ = [
     "why_not_compiled",
 ]
 
-MAX_SHAPES = 64
 GLOBAL_MODULE_HOOKS = (
     _module._global_forward_pre_hooks,
     _module._global_forward_hooks,

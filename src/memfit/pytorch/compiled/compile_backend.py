@@ -6,21 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import fx
 
-from memfit.budget import parse_budget, parse_bytes
-from memfit.errors import InvalidBudgetError, MemfitError, UsageError
+from memfit.errors import MemfitError, UsageError
 from memfit.graph.plan import Plan
-from memfit.planners.base import PlannerOptions
-from memfit.planners.registry import get_planner
-from memfit.pytorch.arguments import (
-    MODES,
-    check_choice,
-    check_options,
-    check_time_limit,
-    short,
-)
+from memfit.pytorch.arguments import short
 from memfit.pytorch.capture.given import unread_bytes
 from memfit.pytorch.capture.stored_outputs import take_apart
 from memfit.pytorch.compat.dynamo import (
@@ -34,20 +26,12 @@ from memfit.pytorch.compat.dynamo import (
 from memfit.pytorch.compiled.planned_graph import PlannedGraph, SymbolicGraph
 from memfit.pytorch.compiled.runs import StepRuns
 from memfit.pytorch.compiled.specialise import has_symbols
-from memfit.pytorch.executors import COSTS, EXECUTORS, Settings, check_accumulate
+from memfit.pytorch.options import step_options
+from memfit.pytorch.planning.fresh import Fresh
 
 __all__ = ["memfit_backend", "plans", "register"]
 
-_DEFAULTS: dict[str, Any] = {
-    "budget": None,
-    "planner": "auto",
-    "mode": "auto",
-    "cost": "measured",
-    "executor": "eager-graph",
-    "optimizer_bytes": 0,
-    "accumulate": False,
-    "time_limit_s": None,
-}
+_WITHOUT = ("plan", "loops", "overlap", "same_plan", "shapes", "max_shapes")
 
 
 @dataclass
@@ -73,53 +57,25 @@ class _Call:
         return any(graph.stored is not None and graph.stored.used for graph in planned)
 
 
-_calls: dict[int, _Call] = {}
+# A call goes when the last of its graphs does, and its dict with it, whose id is then free.
+_calls: WeakValueDictionary[int, _Call] = WeakValueDictionary()
 
 
-def _settings(options: Mapping[str, Any]) -> tuple[Settings, int]:
-    check_options("backend memfit", options, _DEFAULTS)
-    given = {**_DEFAULTS, **options}
-    if given["budget"] is None:
+def _fresh(options: Mapping[str, Any]) -> Fresh:
+    made = step_options("backend memfit", options, without=_WITHOUT, budget=False)
+    if made.planning.budget is None:
         raise UsageError(
             'backend memfit has no budget; write torch.compile(model, backend="memfit", '
             'options={"budget": "6GiB"})'
         )
-    for name, allowed in (("executor", EXECUTORS), ("cost", COSTS), ("mode", MODES)):
-        check_choice(name, given[name], allowed)
-    get_planner(given["planner"])
-    optimizer_bytes = _size(given["optimizer_bytes"])
-    limit = given["time_limit_s"]
-    check_time_limit(limit)
-    check_accumulate(given["accumulate"], given["executor"])
-    settings = Settings(
-        budget=parse_budget(given["budget"]),
-        planner=given["planner"],
-        options=PlannerOptions(mode=given["mode"], time_limit_s=limit),
-        cost=given["cost"],
-        optimizer=None,
-        executor=given["executor"],
-        accumulate=given["accumulate"],
-    )
-    return settings, optimizer_bytes
-
-
-def _size(value: Any) -> int:
-    if type(value) is int and value == 0:
-        return 0
-    try:
-        return parse_bytes(value)
-    except InvalidBudgetError:
-        raise UsageError(
-            f"optimizer_bytes is {short(value)}; give the size of the optimizer's state, 0, "
-            '800_000_000 or "800MB"'
-        ) from None
+    return Fresh(made)
 
 
 def _call_of(options: Mapping[str, Any]) -> _Call:
     call = _calls.get(id(options))
     if call is None or call.content != options:  # a dict may be changed and used again
-        call = _Call(options, dict(options), StepRuns(*_settings(options)))
-        _calls[id(options)] = call  # holds the dict, so that its id stays its own
+        call = _Call(options, dict(options), StepRuns(_fresh(options)))
+        _calls[id(options)] = call
     return call
 
 
@@ -140,9 +96,9 @@ def memfit_backend(
         module: Dynamo's graph.
         example_inputs: its inputs; parameters and buffers among them.
         options: `budget` (required), `planner`, `mode`, `cost`, `time_limit_s`, `executor`,
-            `accumulate` as for `memfit.fit`; `optimizer_bytes`, the size of the optimizer's state,
-            counted into the budget. Parameters that no graph reads are not known here, and not
-            counted; inputs that are not read are counted where the function is one graph.
+            `accumulate`, `optimizer` or `optimizer_bytes`, `progress` as for `memfit.fit`.
+            Parameters that no graph reads are not known here, and not counted; inputs that are not
+            read are counted where the function is one graph.
         mode: must be left out; `torch.compile`'s modes are Inductor's.
 
     Raises:
@@ -185,6 +141,7 @@ def _compiled(
             take_apart(module, stored_outputs(module))
         call.step.begin()
         graph = PlannedGraph(call.step, module, example_inputs, line, unread)
+    graph.call = call
     call.graphs.append(graph)
     return graph
 

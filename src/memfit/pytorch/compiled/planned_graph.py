@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,15 +24,17 @@ from memfit.pytorch.capture.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.capture.storage_sizes import block_bytes
 from memfit.pytorch.capture.stored_outputs import stored_in
 from memfit.pytorch.compat.dynamo import is_meant_for_dynamo
-from memfit.pytorch.compat.eager import MAX_SHAPES
 from memfit.pytorch.compat.fake import FakeTensor
 from memfit.pytorch.compat.remedies import remedy_for_op
 from memfit.pytorch.compiled.runs import StepRuns
 from memfit.pytorch.compiled.specialise import key_of_sizes, specialised
 from memfit.pytorch.compiled.warnings import BudgetWarning
+from memfit.pytorch.executors import backend_for
 from memfit.pytorch.failures.explain import no_code
 from memfit.pytorch.failures.second_use import on_backward
 from memfit.pytorch.failures.told import first_line, out_of_memory, own_fault
+from memfit.pytorch.options import MAX_SHAPES
+from memfit.pytorch.planning.protocol import Draft, Occasion, PlannedStep
 from memfit.pytorch.prepare.tracing import trace_settings
 from memfit.pytorch.step_call import no_leaf_warnings
 
@@ -44,6 +46,18 @@ _REMEDY = (
     "compiled"
 )
 MANY_SHAPES = 16  # from here on, a warning
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """A `Planning` of a part of a step: its plan is made for what the other parts leave it."""
+
+    decide: Callable[[TrainingGraph], Plan]
+
+    def plan(self, draft: Draft[Any], occasion: Occasion) -> PlannedStep[Any]:
+        """See `Planning`."""
+        step = draft.priced()
+        return PlannedStep(step, self.decide(step.graph))
 
 
 class PlannedGraph:
@@ -76,6 +90,7 @@ class PlannedGraph:
         self.exchanges = 0
         self.held_peak_bytes = 0
         self.stored = stored_in(module)
+        self.call: Any = None  # of torch.compile, which lives as long as its graphs
         self._step = step
         self._module = module
         self._unread_bytes = unread_bytes
@@ -119,14 +134,14 @@ class PlannedGraph:
         def decide(graph: TrainingGraph) -> Plan:
             if graph.fingerprint == plan.graph_fingerprint and not others:
                 return plan
-            settings = self._step.settings
+            fresh = self._step.fresh
             try:
-                return settings.decide_within(graph, plan.budget_bytes)
+                return fresh.within(graph, plan.budget_bytes)
             except InfeasibleBudgetError as error:
-                if settings.budget.share is None or not others:
+                if fresh.budget.share is None or not others:
                     raise
                 # A share of what the step was thought to take, without the copies.
-                return settings.decide_within(graph, error.minimum_bytes)
+                return fresh.within(graph, error.minimum_bytes)
 
         self._compile(args, decide, plan.budget_bytes)
 
@@ -136,16 +151,19 @@ class PlannedGraph:
         step = self._step
         first = next((x for x in args if isinstance(x, torch.Tensor)), None)
         if first is not None:
-            step.settings = replace(step.settings, device=first.device)
-        kept = kept_workspace_bytes(step.settings.device) if step.settings.device else 0
-        self._backend = backend = step.settings.backend_for(
-            decide=decide,
+            step.runs_on(first.device)
+        fresh = step.fresh
+        kept = kept_workspace_bytes(fresh.device) if fresh.device else 0
+        optimizer_bytes = fresh.optimizer_bytes
+        self._backend = backend = backend_for(
+            fresh,
+            _Decided(decide),
             resident={
-                ValueKind.OPTIMIZER: step.optimizer_bytes + kept,
+                ValueKind.OPTIMIZER: optimizer_bytes + kept,
                 ValueKind.INPUT: self._unread_bytes,
             },
             name=NAME,
-            optimizer_bytes=step.optimizer_bytes,
+            optimizer_bytes=optimizer_bytes,
             held=budget_bytes,
         )
         try:
@@ -186,7 +204,7 @@ class PlannedGraph:
             inputs[-id(self)] = self._unread_bytes  # other tensors in each step: no identity
             lasting.add(-id(self))
         gradients, accumulated = dict(self._static_gradients), {}
-        if self._step.settings.accumulate:
+        if self._step.fresh.options.capture.accumulate:
             gradients, accumulated = {}, gradients
         references = []
         for x in others:
@@ -229,6 +247,7 @@ class SymbolicGraph:
     ) -> None:
         self.variants: dict[Hashable, PlannedGraph] = {}
         self._take: dict[Hashable, Callable[[Sequence[Any]], list[Any]]] = {}
+        self.call: Any = None  # of torch.compile, which lives as long as its graphs
         self._key = key_of_sizes(module)
         self._step = step
         self._module = module

@@ -19,7 +19,6 @@ from typing import Protocol
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from memfit._version import __version__
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.estimates import noting_estimates
 from memfit.graph.plain import store_all_schedule
@@ -31,7 +30,7 @@ from memfit.planners.several.replan import GraphPlans, StepOfGraphs, replan
 from memfit.planners.several.runs import GraphRun, beside, kept_bytes, needs
 from memfit.pytorch.compiled.warnings import warn_first_step, warn_of_gradients, warn_over_budget
 from memfit.pytorch.cost.measure import free_bytes
-from memfit.pytorch.executors import Settings
+from memfit.pytorch.planning.fresh import Fresh
 from memfit.units import format_bytes
 
 __all__ = ["Part", "Running", "StepRuns"]
@@ -91,18 +90,20 @@ class StepRuns:
     """The graphs that share one budget.
 
     Attributes:
-        settings: what turns a graph into a plan.
-        optimizer_bytes: size of the optimizer's state.
+        fresh: makes a plan of a graph and a budget.
         runs: the runs of the present step so far, in order.
     """
 
-    settings: Settings
-    optimizer_bytes: int
+    fresh: Fresh
     runs: list[Running] = field(default_factory=list)
     _backward: bool = False
     _divided: set[tuple[int, ...]] = field(default_factory=set)
     _looked_at: set[tuple[int, ...]] = field(default_factory=set)
     _free_bytes: int = 0
+
+    def runs_on(self, device: torch.device) -> None:
+        """The device of the graphs, known when the first one is compiled."""
+        self.fresh = replace(self.fresh, device=device)
 
     # A step as it runs.
 
@@ -137,17 +138,17 @@ class StepRuns:
         Raises:
             InfeasibleBudgetError: the budget is too small for the graph alone.
         """
-        settings = self.settings
-        if settings.budget.auto and not self.runs and not self._free_bytes:
-            self._free_bytes = free_bytes(settings.device or torch.device("cpu"))
+        fresh = self.fresh
+        if fresh.budget.auto and not self.runs and not self._free_bytes:
+            self._free_bytes = free_bytes(fresh.device or torch.device("cpu"))
         alone = not self.runs and part.line is None
         runs = [*(r.run for r in self.runs), inputs]
         if alone:
-            return settings.decide_within(graph, self._budget(runs, [graph]))
+            return fresh.within(graph, self._budget(runs, [graph]))
         part.provisional = True
         plans = GraphPlans(graph, self._within)
         plan = self._told(plans.modest())
-        if settings.budget.share is not None:
+        if fresh.budget.share is not None:
             return plan  # a share of what is not known yet
         budget = self._budget(runs, [])
         held = beside(runs)[-1] + sum(_kept(r.part) for r in self.runs)
@@ -169,13 +170,13 @@ class StepRuns:
         """The budget of a step in bytes."""
         lasting = {i: size for run in runs for i, size in run.inputs.items() if i in run.lasting}
         plain = 0
-        if self.settings.budget.share is not None:
+        if self.fresh.budget.share is not None:
             schedules = [store_all_schedule(g) for g in graphs]
             pairs = list(zip(graphs, schedules, strict=True))
             peaks = [simulate(g, s).peak_bytes for g, s in pairs]
             plain = max(needs(beside(runs), peaks, [kept_bytes(g, s) for g, s in pairs]))
         free = self._free_bytes + sum(lasting.values())
-        return self.settings.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
+        return self.fresh.budget.resolve(plain_peak_bytes=plain, free_bytes=free)
 
     # The budget, divided anew once all graphs of a step are known.
 
@@ -214,7 +215,7 @@ class StepRuns:
 
     def _check_gradients(self, runs: Sequence[Running], key: tuple[int, ...]) -> None:
         """Warn, once for each sequence of graphs, of gradients that the budget has no room for."""
-        if self.settings.accumulate or key in self._looked_at:
+        if self.fresh.options.capture.accumulate or key in self._looked_at:
             return
         if not any(r.gradients_found for r in runs):
             return
@@ -225,7 +226,7 @@ class StepRuns:
         graphs = [r.part.graph for r in runs if r.part.graph is not None]
         budget = self._budget([r.run for r in runs], graphs)
         if need > budget:
-            eager = self.settings.executor == "eager-graph"
+            eager = self.fresh.options.run.executor == "eager-graph"
             remedy = 'give the options "accumulate": True, which counts them, or ' if eager else ""
             warn_of_gradients(budget, need, remedy)
 
@@ -240,23 +241,16 @@ class StepRuns:
 
     def _within(self, graph: TrainingGraph) -> Callable[[int], Plan]:
         """The plans of a graph for any budget; the default planner needs one search for all."""
-        settings = self.settings
-        if settings.planner != "liveness":
-            return lambda budget: settings.decide_within(graph, budget)
+        fresh = self.fresh
+        if fresh.planner != "liveness":
+            return lambda budget: fresh.within(graph, budget)
         began = time.perf_counter()
-        table = liveness_dp.table_for(graph, settings.options)
+        options = fresh.options.planning.of_planner(fresh.options.progress)
+        table = liveness_dp.table_for(graph, options)
         return lambda budget: liveness_dp.plan_from_table(table, budget, began)
 
     def _told(self, plan: Plan) -> Plan:
-        settings = self.settings
-        provenance = {
-            **plan.provenance,
-            "memfit": __version__,
-            "torch": torch.__version__,
-            "device": str(settings.device or "cpu"),
-            "cost": settings.cost,
-        }
-        return replace(plan, provenance=provenance)
+        return replace(plan, provenance={**plan.provenance, **self.fresh.origin()})
 
 
 class _Began:

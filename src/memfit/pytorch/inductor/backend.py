@@ -7,7 +7,6 @@ and lowers it to the forward and the backward graph that Inductor generates code
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,6 @@ from torch import fx
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
-from memfit.planners.base import Progress
 from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep, read_joint
@@ -29,6 +27,7 @@ from memfit.pytorch.compat.inductor import (
     prefers_channels_last,
 )
 from memfit.pytorch.cost.cost_step import call_of
+from memfit.pytorch.cost.op_calls import OpCall
 from memfit.pytorch.execute.lower import lower
 from memfit.pytorch.inductor.barriers import keep_products_in_place
 from memfit.pytorch.inductor.codegen_patch import generated_code
@@ -45,9 +44,10 @@ from memfit.pytorch.inductor.kernel_fusion import (
     workspace_of,
 )
 from memfit.pytorch.inductor.scheduler_patch import held_by_caller, use_choices
+from memfit.pytorch.planning.protocol import Draft, Planning
 from memfit.pytorch.prepare.for_kernels import prepare
 
-__all__ = ["InductorBackend", "PlanPartitioner", "digest_of"]
+__all__ = ["InductorBackend", "PlanPartitioner"]
 
 _TRIES = 6
 UNCHECKED = (
@@ -55,11 +55,6 @@ UNCHECKED = (
     "were compiled"
 )
 Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
-
-
-def digest_of(*parts: object) -> str:
-    """A digest of what a plan depends on beyond the graph: budget, planner, costs, …"""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 class PlanPartitioner(CustomPartitionerFn):
@@ -130,28 +125,24 @@ class InductorBackend(StepBackend):
     step is planned again with that much less.
 
     Args:
-        cost: `measured` or `analytic`.
-        progress: as for `cost_step`.
-        digest: what the plan depends on beyond the graph (`digest_of`).
-        replan: the plan for a graph and a budget in bytes; None where the plan is given.
-        kwargs: as for `StepBackend`, without `costs`.
+        planning: makes the plans, of fused graphs.
+        digest: what the plan depends on beyond the graph.
+        within: the plan for a graph and a budget in bytes; None where the plan is given.
+        kwargs: as for `StepBackend`.
     """
 
     adds_gradients = False
 
     def __init__(
         self,
+        planning: Planning,
         *,
-        cost: str,
-        progress: Progress | None = None,
         digest: str,
-        replan: Callable[[TrainingGraph, int], Plan] | None = None,
+        within: Callable[[TrainingGraph, int], Plan] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(costs=lambda step, _: step, **kwargs)
-        self._cost = cost
-        self._progress = progress
-        self._replan = replan
+        super().__init__(planning, **kwargs)
+        self._within = within
         self._partitioner = PlanPartitioner(digest, self._partition)
         self._kernels = KernelPlan()
         self._order = PlanOrder(digest, self._kernels)
@@ -183,7 +174,7 @@ class InductorBackend(StepBackend):
                 else:
                     self._excess_bytes += exceeded.excess_bytes << attempt
                 least = plan.peak_bytes <= plan.smallest_feasible_budget_bytes
-                if least or self._replan is None or attempt + 1 == _TRIES:
+                if least or self._within is None or attempt + 1 == _TRIES:
                     raise self._too_small(plan, exceeded.excess_bytes) from None
                 continue
             self._tell_peaks()
@@ -206,9 +197,9 @@ class InductorBackend(StepBackend):
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         fused, plan = self._plan_fused(fuse(step))
         budget_bytes = plan.budget_bytes
-        if self._excess_bytes and self._replan is not None:
+        if self._excess_bytes and self._within is not None:
             least = plan.smallest_feasible_budget_bytes
-            plan = self._replan(fused.graph, max(budget_bytes - self._excess_bytes, least))
+            plan = self._within(fused.graph, max(budget_bytes - self._excess_bytes, least))
             plan = replace(plan, budget_bytes=budget_bytes)
         plan.check_graph(fused.graph)
         copies = prefers_channels_last(step.joint)
@@ -232,16 +223,18 @@ class InductorBackend(StepBackend):
         return modules
 
     def _plan_fused(self, fused: FusedStep) -> tuple[FusedStep, Plan]:
-        def costs(fused: FusedStep, times: Mapping[int, int] | None) -> FusedStep:
-            return cost_fused(fused, self._cost, self._progress, times)
+        def priced(fused: FusedStep, times: Mapping[int, int] | None) -> FusedStep:
+            return cost_fused(fused, self._cost, self._report, times)
 
-        if self._plans is None:
-            assert self._decide is not None, "nothing is only captured by way of Inductor"
-            fused = costs(fused, None)
-            return fused, self._decide(fused.graph)
-        every = [call_of(node) for node in fused.step.node_of]
-        calls = [every[op] for op in fused.ops]
-        return self._plans.plan(fused, calls, costs, self._occasion(), kept_by=every)
+        def every() -> list[OpCall]:
+            return [call_of(node) for node in fused.step.node_of]
+
+        def calls() -> list[OpCall]:
+            known = every()
+            return [known[op] for op in fused.ops]
+
+        made = self._planning.plan(Draft(fused, priced, calls, every), self._occasion())
+        return made.step, made.plan
 
     def _too_small(self, plan: Plan, excess_bytes: int) -> InfeasibleBudgetError:
         self.error = InfeasibleBudgetError(

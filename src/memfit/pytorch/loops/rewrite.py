@@ -17,9 +17,8 @@ from memfit.pytorch.loops.body import LoopSignature, trace_body
 from memfit.pytorch.loops.run import LoopProgram, run_loop
 from memfit.pytorch.loops.trip_count import trip_count
 
-__all__ = ["LOOPS", "UNROLLED_NODES", "rewrite_loops"]
+__all__ = ["UNROLLED_NODES", "rewrite_loops"]
 
-LOOPS = ("auto", "roll", "unroll")
 UNROLLED_NODES = 128
 """Loops of more calls than this, all steps together, are rolled by default."""
 

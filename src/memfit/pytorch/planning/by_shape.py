@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any
 
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plain import store_all_schedule
@@ -24,60 +24,18 @@ from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.pytorch.compat.eager import plain_mode, profiler_active
 from memfit.pytorch.cost.analytic import analytic_cost
 from memfit.pytorch.cost.op_calls import OpCall
+from memfit.pytorch.planning.fresh import Fresh
 from memfit.pytorch.planning.on_disk import CachedPlan, open_plan_cache, plan_key
+from memfit.pytorch.planning.protocol import Draft, Occasion, PlannedStep
 from memfit.pytorch.planning.shape_times import estimated_times
 
-__all__ = ["LEAST_LIMIT_S", "Occasion", "ShapePlans", "structure_of"]
+__all__ = ["LEAST_LIMIT_S", "ByShape", "structure_of"]
 
 LEAST_LIMIT_S = 0.1
 """Seconds that planning a new shape in the middle of training may take, where a step takes less."""
 
 _MOST_TRIED = 8  # schedules simulated for a new shape, some ten milliseconds each
 _PLAIN_WHERE_IT_FITS = ("auto", "liveness")  # planners that keep everything where that fits
-
-
-class Costed(Protocol):
-    """A captured step, fused or not."""
-
-    @property
-    def graph(self) -> TrainingGraph: ...
-
-    def with_costs(self, costs: Sequence[tuple[int, int]]) -> Self: ...
-
-
-class Rules(Protocol):
-    """What turns a graph into a plan."""
-
-    @property
-    def planner(self) -> str: ...
-
-    def resolve(self, graph: TrainingGraph) -> int: ...
-
-    def decide_within(
-        self, graph: TrainingGraph, budget_bytes: int, time_limit_s: float | None = None
-    ) -> Plan: ...
-
-    def origin(self, graph: TrainingGraph) -> Mapping[str, Any]: ...
-
-
-S = TypeVar("S", bound=Costed)
-
-
-@dataclass(frozen=True)
-class Occasion:
-    """When and for what a plan is made.
-
-    Attributes:
-        inputs: the inputs' shapes, for people.
-        capture_s: seconds that capturing the step took.
-        ahead: nobody waits for it: there is no time limit but the user's.
-        step_s: seconds that a training step takes; None where none has run yet.
-    """
-
-    inputs: str = ""
-    capture_s: float = 0.0
-    ahead: bool = False
-    step_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,43 +63,27 @@ def structure_of(graph: TrainingGraph) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class ShapePlans:
-    """The plans of one fitted module.
+class ByShape:
+    """The plans of one fitted module; a `Planning`.
 
     Args:
-        rules: budget and planner.
+        fresh: makes plans where none is known that fits.
         digest: of all that a plan depends on beyond its graph; names plans on disk. None where
             plans are not kept: what the device has free differs from run to run.
-        measures: whether costs are measured, and not analytic.
     """
 
-    def __init__(self, rules: Rules, digest: str | None, *, measures: bool) -> None:
-        self._rules = rules
+    def __init__(self, fresh: Fresh, digest: str | None) -> None:
+        self._fresh = fresh
         self._digest = digest
-        self._measures = measures
+        self._measures = fresh.options.capture.cost == "measured"
         self._known: dict[str, list[_Known]] = {}
 
-    def plan(
-        self,
-        step: S,
-        calls: Sequence[OpCall],
-        cost: Callable[[S, Mapping[int, int] | None], S],
-        occasion: Occasion,
-        *,
-        kept_by: Sequence[OpCall] = (),
-    ) -> tuple[S, Plan]:
-        """The step with costs, and its plan.
-
-        Args:
-            step: as captured.
-            calls: what each op of its graph calls.
-            cost: finds the costs; given estimated times, it measures workspaces only.
-            occasion: when and for what.
-            kept_by: further calls that costs depend on.
-
-        Raises:
-            InfeasibleBudgetError: no plan fits.
-        """
+    def plan(self, draft: Draft[Any], occasion: Occasion) -> PlannedStep[Any]:
+        """See `Planning`."""
+        if draft.programs:
+            return self._fresh.plan(draft, occasion)
+        step, calls = draft.step, draft.calls()
+        kept_by = draft.kept_by()
         key = plan_key(step.graph, [*calls, *kept_by], self._digest) if self._digest else None
         cache = open_plan_cache() if key else None
         structure = structure_of(step.graph)
@@ -153,9 +95,9 @@ class ShapePlans:
             seconds = {"costs": 0.0, "planning": time.perf_counter() - began}
             plan = _told(found.plan, occasion, "cached", seconds, "taken from the plans on disk")
             shapes.append(_Known(step.graph, plan, calls, found.measured, occasion.inputs))
-            return step, plan
+            return PlannedStep(step, plan)
         times = self._times(shapes, calls, occasion)
-        step = cost(step, times)
+        step = draft.priced(times)
         planning = time.perf_counter()
         plan, how, lasting = self._decide(step.graph, shapes, occasion)
         note = "times of ops estimated from other shapes'; workspaces measured" if times else ""
@@ -169,7 +111,7 @@ class ShapePlans:
         if cache and key and lasting and not rough:
             pairs = [(op.cost, op.workspace_bytes) for op in step.graph.ops]
             cache.put(key, CachedPlan(plan, pairs, measured))
-        return step, plan
+        return PlannedStep(step, plan)
 
     def _times(
         self, shapes: Sequence[_Known], calls: Sequence[OpCall], occasion: Occasion
@@ -189,9 +131,9 @@ class ShapePlans:
         self, graph: TrainingGraph, shapes: Sequence[_Known], occasion: Occasion
     ) -> tuple[Plan, str, bool]:
         """A plan, how it came about, and whether more time would give the same."""
-        budget_bytes = self._rules.resolve(graph)
+        budget_bytes = self._fresh.resolve(graph)
         if not shapes:
-            fresh = self._rules.decide_within(graph, budget_bytes)
+            fresh = self._fresh.within(graph, budget_bytes)
             return fresh, "planned", not _cut_short(fresh)
         best = min(
             self._taken_over(graph, budget_bytes, shapes),
@@ -208,14 +150,14 @@ class ShapePlans:
             if best is not None and took and min(took) > limit:
                 return best, "taken over", False
         try:
-            fresh = self._rules.decide_within(graph, budget_bytes, limit)
+            fresh = self._fresh.within(graph, budget_bytes, limit)
         except InfeasibleBudgetError:
             if best is not None:
                 return best, "taken over", limit is None
             if limit is None:
                 raise
             # What the quick search finds infeasible need not be so.
-            fresh, best = self._rules.decide_within(graph, budget_bytes), None
+            fresh, best = self._fresh.within(graph, budget_bytes), None
         lasting = not _cut_short(fresh)
         if best is None or fresh.overhead <= best.overhead:
             return fresh, "planned", lasting
@@ -250,9 +192,9 @@ class ShapePlans:
                 seconds=0.0,
                 timeline=timeline,
             )
-            return replace(made, provenance={**self._rules.origin(graph), "notes": [note]})
+            return replace(made, provenance={**self._fresh.origin(graph), "notes": [note]})
 
-        if fits and self._rules.planner in _PLAIN_WHERE_IT_FITS:
+        if fits and self._fresh.planner in _PLAIN_WHERE_IT_FITS:
             note = "keeps everything, which fits; no search was made"
             yield plan(plain, plain_peak, "store-all", "none", note)
         for schedule, known in tried.items():

@@ -14,10 +14,10 @@ import torch
 
 from memfit.errors import CaptureError, UsageError
 from memfit.planners.base import Progress
-from memfit.pytorch.compat.eager import MAX_SHAPES, tree_leaves, tree_map_only
+from memfit.pytorch.compat.eager import tree_leaves, tree_map_only
+from memfit.pytorch.options import MAX_SHAPES
 
 __all__ = [
-    "DEFAULT_MAX_SHAPES",
     "WARN_AT",
     "WARN_AT_SAME",
     "Example",
@@ -34,9 +34,6 @@ WARN_AT = 16
 
 WARN_AT_SAME = 4
 """Number of compilations for the same shapes at which a warning says what else may change."""
-
-DEFAULT_MAX_SHAPES = MAX_SHAPES
-"""Number of different input shapes after which a new one is an error."""
 
 _STEPS_REMEMBERED = 9
 _REMEDY = (
@@ -93,7 +90,7 @@ class ShapeCount:
         most: shapes allowed.
     """
 
-    def __init__(self, name: str, most: int = DEFAULT_MAX_SHAPES) -> None:
+    def __init__(self, name: str, most: int = MAX_SHAPES) -> None:
         self.most = most
         self.ahead = False
         self.capture_s = 0.0
@@ -175,8 +172,6 @@ def parse_shapes(shapes: Sequence[Any] | None, most: int) -> tuple[Example, ...]
     Raises:
         UsageError: an entry does not describe a call, or there are more than `most`.
     """
-    if type(most) is not int or most < 1:
-        raise UsageError(f"max_shapes is {most!r}; give the number of input shapes, 1 or more")
     if shapes is None:
         return ()
     if isinstance(shapes, (str, bytes, torch.Tensor)) or not isinstance(shapes, Sequence):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from memfit.pytorch.compat.eager import MAX_SHAPES, capture_settings
+from memfit.pytorch.compat.eager import capture_settings
 from memfit.pytorch.compat.layouts import in_place_draws
 from memfit.pytorch.layouts.draws import draw_in_place
 from memfit.pytorch.layouts.kernel_layouts import real_layouts
+from memfit.pytorch.options import MAX_SHAPES
 
 __all__ = ["trace_settings"]
 

@@ -16,7 +16,6 @@ from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.capture.storage_sizes import block_bytes
 from memfit.pytorch.compat.distributed import active_ddp, is_subclass
 from memfit.pytorch.ranks.overlap import Overlap
-from memfit.pytorch.ranks.plan_sharing import PlanSharing
 
 __all__ = [
     "Parallel",
@@ -67,10 +66,6 @@ class Replication:
         if not self.overlap:
             return None
         return Overlap(least_bytes=0 if self.bucket_view else None)
-
-    def sharing(self, name: str) -> PlanSharing | None:
-        """The ranks to share a plan with."""
-        return PlanSharing(name, self.group) if self.share else None
 
 
 def replication_of(model: nn.Module, asked: Parallel) -> Replication:

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import distributed as dist
@@ -29,12 +29,13 @@ from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.compat.distributed import default_store, distributed_ready
+from memfit.pytorch.planning.protocol import Draft, Occasion, PlannedStep, Planning
 
 __all__ = [
     "LATER_TIMEOUT_S",
     "PLAN_TIMEOUT_S",
     "TIMEOUT_VARIABLE",
-    "PlanSharing",
+    "Shared",
     "plan_timeout_s",
 ]
 
@@ -54,12 +55,13 @@ logger = logging.getLogger("memfit")
 _counters: dict[str, itertools.count[int]] = {}
 
 
-class PlanSharing:
-    """The ranks of one process group on which one module is fitted.
+class Shared:
+    """The ranks of one process group on which one module is fitted; a `Planning`.
 
     Compilations are counted: the n-th of a rank belongs to the n-th of every other.
 
     Args:
+        inner: plans on rank 0.
         name: of the model, for messages.
         group: the process group; None for all ranks.
 
@@ -67,12 +69,13 @@ class PlanSharing:
         UsageError: torch.distributed has no process group.
     """
 
-    def __init__(self, name: str, group: Any = None) -> None:
+    def __init__(self, inner: Planning, name: str, group: Any = None) -> None:
         if not distributed_ready():
             raise UsageError(
                 "same_plan=True, but torch.distributed has no process group; call "
                 "torch.distributed.init_process_group first, or leave same_plan out"
             )
+        self._inner = inner
         self._name = name
         self._rank = dist.get_rank(group)
         self._size = dist.get_world_size(group)
@@ -83,23 +86,15 @@ class PlanSharing:
         self._store = default_store()
         self._compilation = 0
 
-    def agree(
-        self,
-        step: CapturedStep,
-        costs: Callable[[CapturedStep], CapturedStep],
-        decide: Callable[[CapturedStep], Plan],
-    ) -> tuple[CapturedStep, Plan]:
-        """The step with rank 0's costs, and rank 0's plan.
-
-        Args:
-            step: what this rank captured, without costs.
-            costs, decide: called on rank 0 only.
+    def plan(self, draft: Draft[CapturedStep], occasion: Occasion) -> PlannedStep[CapturedStep]:
+        """The step with rank 0's costs, and rank 0's plan; see `Planning`.
 
         Raises:
             PlanMismatchError: the ranks captured different graphs; raised on every rank.
             InfeasibleBudgetError: rank 0 found no plan; raised on every rank.
             ExecutionError: another rank failed, or was not heard of within the timeout.
         """
+        step = draft.step
         number = self._compilation
         self._compilation += 1
         graph = step.graph
@@ -117,7 +112,7 @@ class PlanSharing:
         self._check_graphs(number, what)
         key = f"{self._scope}/{number}/plan"
         if self._rank == 0:
-            return self._lead(key, step, costs, decide)
+            return self._lead(key, draft, occasion)
         (text,) = self._wait([key], f"rank 0's plan ({what})", plan_timeout_s())
         return _adopt(step, json.loads(text))
 
@@ -150,21 +145,16 @@ class PlanSharing:
             )
 
     def _lead(
-        self,
-        key: str,
-        step: CapturedStep,
-        costs: Callable[[CapturedStep], CapturedStep],
-        decide: Callable[[CapturedStep], Plan],
-    ) -> tuple[CapturedStep, Plan]:
+        self, key: str, draft: Draft[CapturedStep], occasion: Occasion
+    ) -> PlannedStep[CapturedStep]:
         try:
-            step = costs(step)
-            plan = decide(step)
+            made = self._inner.plan(draft, occasion)
         except Exception as error:
             self._store.set(key, json.dumps(_failure(error)))
             raise
-        pairs = [[op.cost, op.workspace_bytes] for op in step.graph.ops]
-        self._store.set(key, json.dumps({"plan": plan.to_json(), "costs": pairs}))
-        return step, plan
+        pairs = [[op.cost, op.workspace_bytes] for op in made.step.graph.ops]
+        self._store.set(key, json.dumps({"plan": made.plan.to_json(), "costs": pairs}))
+        return made
 
     def _wait(self, keys: Sequence[str], what: str, timeout: float) -> list[str]:
         began = time.monotonic()
@@ -241,11 +231,12 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _adopt(step: CapturedStep, data: dict[str, Any]) -> tuple[CapturedStep, Plan]:
+def _adopt(step: CapturedStep, data: dict[str, Any]) -> PlannedStep[CapturedStep]:
     if "infeasible" in data:
         raise InfeasibleBudgetError(**data["infeasible"])
     if "error" in data:
         raise ExecutionError(f"rank 0 could not plan: {data['error']}")
     plan = Plan.from_json(data["plan"], where="rank 0's plan")
     plan.check_graph(step.graph)
-    return step.with_costs([(cost, workspace) for cost, workspace in data["costs"]]), plan
+    costs = [(cost, workspace) for cost, workspace in data["costs"]]
+    return PlannedStep(step.with_costs(costs), plan)
