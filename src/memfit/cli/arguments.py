@@ -20,12 +20,15 @@ __all__ = [
     "check_output_file",
     "check_planning_arguments",
     "make_optimizer",
+    "planning_keywords",
     "seconds",
 ]
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from memfit.planners.base import Progress
 
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,6 +71,37 @@ def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(OPTIMIZERS),
         help="count this optimizer's state into the budget (default: none)",
     )
+    parser.add_argument(
+        "--accumulate",
+        action="store_true",
+        help="gradients are accumulated over several steps: the budget holds every .grad from the "
+        "start",
+    )
+    parser.add_argument(
+        "--loops",
+        default="auto",
+        choices=("auto", "roll", "unroll"),
+        help="what becomes of scan and while_loop: planned op by op, or as a loop; auto rolls the "
+        "long ones (default: %(default)s)",
+    )
+    add_time_limit_argument(parser)
+
+
+def planning_keywords(
+    args: argparse.Namespace, model: nn.Module, progress: Progress | None
+) -> dict[str, Any]:
+    """The keywords of `memfit.plan` and its kin that the command line gives."""
+    return {
+        "budget": args.budget,
+        "planner": args.planner,
+        "mode": args.mode,
+        "cost": args.cost,
+        "optimizer": make_optimizer(args.optimizer, model),
+        "accumulate": args.accumulate,
+        "loops": args.loops,
+        "time_limit_s": args.time_limit,
+        "progress": progress,
+    }
 
 
 def check_planning_arguments(args: argparse.Namespace) -> None:

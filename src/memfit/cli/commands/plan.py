@@ -11,10 +11,9 @@ from memfit.bounds import LowerBound, bound_plan
 from memfit.cli.arguments import (
     add_output_arguments,
     add_planning_arguments,
-    add_time_limit_argument,
     check_output_file,
     check_planning_arguments,
-    make_optimizer,
+    planning_keywords,
 )
 from memfit.cli.bounding import add_bound_arguments, bound_limit, bound_rows
 from memfit.cli.output import foreign_prints_to_stderr, print_json, progress, stdout_console
@@ -44,7 +43,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_target_arguments(parser)
     add_planning_arguments(parser)
-    add_time_limit_argument(parser)
     add_bound_arguments(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="PLAN.json", help="write plan and graph to this file"
@@ -78,13 +76,7 @@ def run(args: argparse.Namespace) -> int:
             case.model,
             case.inputs,
             case.loss_fn,
-            budget=args.budget,
-            planner=args.planner,
-            mode=args.mode,
-            cost=args.cost,
-            optimizer=make_optimizer(args.optimizer, case.model),
-            time_limit_s=args.time_limit,
-            progress=report,
+            **planning_keywords(args, case.model, report),
         )
         bound: LowerBound | None = None
         if bound_s is not None:

@@ -8,7 +8,7 @@ from memfit.cli.arguments import (
     add_output_arguments,
     add_planning_arguments,
     check_planning_arguments,
-    make_optimizer,
+    planning_keywords,
 )
 from memfit.cli.output import foreign_prints_to_stderr, print_json, progress, stdout_console
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
@@ -35,6 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_target_arguments(parser)
     add_planning_arguments(parser)
+    parser.add_argument(
+        "--executor",
+        default="eager-graph",
+        choices=("eager-graph", "inductor"),
+        help="PyTorch's kernels op by op, or code that Inductor generates (default: %(default)s)",
+    )
     parser.add_argument(
         "--rounds", type=int, default=3, help="timed steps of each kind (default: %(default)s)"
     )
@@ -66,13 +72,9 @@ def run(args: argparse.Namespace) -> int:
             case.model,
             case.inputs,
             case.loss_fn,
-            budget=args.budget,
-            planner=args.planner,
-            mode=args.mode,
-            cost=args.cost,
-            optimizer=make_optimizer(args.optimizer, case.model),
+            **planning_keywords(args, case.model, report),
+            executor=args.executor,
             rounds=args.rounds,
-            progress=report,
         )
     if args.json:
         print_json(result.to_dict())

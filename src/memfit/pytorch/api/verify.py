@@ -96,8 +96,11 @@ class _Observed:
 class _Bench:
     """Runs steps of one model from the same starting point, and puts everything back."""
 
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], accumulate: bool
+    ) -> None:
         self.model = model
+        self.accumulate = accumulate
         self.args = tuple(args)
         self.kwargs = dict(kwargs)
         self.buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
@@ -106,12 +109,13 @@ class _Bench:
         self.cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def reset(self) -> None:
-        """Gradients None, buffers and random generators as at the start."""
+        """Gradients None, or zeros where they accumulate; buffers and generators as at the start."""
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
         for p in self.model.parameters():
-            p.grad = None
+            held = self.accumulate and p.requires_grad
+            p.grad = torch.zeros_like(p) if held else None
         torch.random.set_rng_state(self.random)
         if self.cuda_random:
             torch.cuda.set_rng_state_all(self.cuda_random)
@@ -267,14 +271,20 @@ def verify(
     check_callable("loss_fn", loss_fn, LOSS)
     check_count("rounds", rounds)
     asked = step_options("memfit.verify", options, without=_WITHOUT)
-    bench = _Bench(model, example_inputs, example_kwargs or {})
+    bench = _Bench(model, example_inputs, example_kwargs or {}, asked.capture.accumulate)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     say = asked.progress or (lambda label, share: None)
-    cost = asked.capture.cost
     try:
         with as_it_trains(model):
             bench.reset()
-            saving = fit(model, loss_fn, budget=_AMPLE_BYTES, planner="store-all", cost=cost)
+            saving = fit(
+                model,
+                loss_fn,
+                budget=_AMPLE_BYTES,
+                planner="store-all",
+                cost=asked.capture.cost,
+                accumulate=asked.capture.accumulate,
+            )
             planned = fit(model, loss_fn, **options)
             runs = {
                 "plain": bench.step(StepModule(model, loss_fn)),
