@@ -109,7 +109,7 @@ class _Bench:
         self.cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def reset(self) -> None:
-        """Gradients None, or zeros where they accumulate; buffers and generators as at the start."""
+        """Gradients None, or zeros to accumulate on; buffers and generators as at the start."""
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(self.buffers[name])
