@@ -19,6 +19,7 @@ from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.compat.eager import aot_backend, boxed_nop
 from memfit.pytorch.execute.lower import lower
+from memfit.pytorch.planning.protocol import Draft, Occasion, PlannedStep, Planning
 
 __all__ = ["Capture", "Recorder", "recording"]
 
@@ -67,12 +68,25 @@ class Capture:
         self.runs = [boxed_nop(forward, []), boxed_nop(backward, [])]
 
 
+class _Watched:
+    """A `Planning` that remembers the step that the newest capture is planned as."""
+
+    def __init__(self, inner: Planning, captures: list[Capture]) -> None:
+        self._inner = inner
+        self._captures = captures
+
+    def plan(self, draft: Draft[Any], occasion: Occasion) -> PlannedStep[Any]:
+        made = self._inner.plan(draft, occasion)
+        self._captures[-1].step = made.step
+        return made
+
+
 class Recorder(StepBackend):
     """The ordinary backend, which remembers what it captures."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, planning: Planning, **arguments: Any) -> None:
         self.captures: list[Capture] = []
+        super().__init__(_Watched(planning, self.captures), **arguments)
         self._aot = aot_backend(
             self._partition, lambda module, x: self.captures[-1].backward_of(module, x)
         )
@@ -83,11 +97,6 @@ class Recorder(StepBackend):
         modules = super()._partition(joint, joint_inputs, **options)
         modules[0].forward = capture.forward_of(modules[0])
         return modules
-
-    def _plan(self, step: CapturedStep, decide: Any) -> tuple[CapturedStep, Plan]:
-        costed, plan = super()._plan(step, decide)
-        self.captures[-1].step = costed
-        return costed, plan
 
     def _handing_over(self, modules: Modules, *given: Any) -> Modules:
         hand_over = super()._handing_over
