@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+import memfit
 from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.cost.op_calls import OpCall, TensorSpec
 from memfit.pytorch.cost.profile import OpProfile, profile_calls
@@ -399,3 +401,17 @@ def test_replayed_random_ops_get_a_valid_state() -> None:
     state = torch.get_rng_state()
     assert one(replay, TensorSpec.of(state)).notes == ()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_are_measured_as_if_none_were_empty(mode: str) -> None:
+    model = nn.EmbeddingBag(500, 8, mode=mode)
+    x = torch.randint(0, 500, (200, 3))
+    fitted = memfit.fit(model, budget="100%", cost="measured")
+
+    def forget() -> None:
+        model.weight.grad = None
+
+    measured = measure_step(lambda: fitted(x).square().sum().backward(), reset=forget).peak_bytes
+    assert fitted.plan is not None
+    assert measured + fitted.graph.resident_bytes <= fitted.plan.peak_bytes

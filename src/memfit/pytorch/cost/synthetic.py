@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ _INDEX_ARGUMENTS: dict[str, tuple[int, Callable[[OpCall], int]]] = {
     "nll_loss2d_forward": (1, _classes(0)),
     "nll_loss2d_backward": (2, _classes(1)),
 }
+# Where embedding bags have their indices, the bags' offsets, each index's bag, the bags' sizes and
+# the largest entries' indices; and what indices are below. Kernels leave empty bags out, which
+# takes less memory.
+_BAGS: dict[str, tuple[tuple[int | None, ...], Callable[[OpCall], int]]] = {
+    "_embedding_bag": ((1, 2, None, None, None), _rows(0)),
+    "_embedding_bag_forward_only": ((1, 2, None, None, None), _rows(0)),
+    "_embedding_bag_backward": ((1, 2, 3, 4, 5), lambda call: int(call.args[6])),
+    "_embedding_bag_dense_backward": ((1, None, 2, 3, 4), lambda call: int(call.args[5])),
+    "_embedding_bag_per_sample_weights_backward": ((2, 3, 4, None, None), _rows(1)),
+}
 _INDEX_LIST_OPS = ("index", "_unsafe_index", "index_put", "_unsafe_index_put")
 
 
@@ -78,6 +88,9 @@ class SyntheticData:
                 self.tensor(spec, call.args[0].shape[dim]) if isinstance(spec, TensorSpec) else spec
                 for dim, spec in enumerate(args[1])
             ]
+        elif name in _BAGS:
+            positions, end = _BAGS[name]
+            self._fill_bags(args, positions, end(call))
         if call.target in CLONES_OF_STORAGES and isinstance(args[0], TensorSpec):
             args[0] = self._part(args[0])
         made: tuple[list[Any], dict[str, Any]] = tree_map_only(
@@ -88,6 +101,28 @@ class SyntheticData:
                 if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool:
                     leaf.fill_(masks)
         return tuple(made[0]), made[1]
+
+    def _fill_bags(self, args: list[Any], positions: Sequence[int | None], below: int) -> None:
+        """Bags of about equal sizes, none of them empty."""
+        indices, offsets, bag_of, sizes, largest = (
+            args[i] if i is not None and isinstance(args[i], TensorSpec) else None
+            for i in positions
+        )
+        if indices is None:
+            return
+        one = offsets or sizes
+        entries, bags = indices.shape[0], one.shape[0] if one is not None else indices.shape[0]
+        each = max(1, entries // max(1, bags))
+        made = {
+            0: self.tensor(indices, below),
+            1: offsets and self.tensor(offsets).copy_(_steps(offsets) * each).clamp_(max=entries),
+            2: bag_of and self.tensor(bag_of).copy_(_steps(bag_of) // each).clamp_(max=bags - 1),
+            3: sizes and self.tensor(sizes).fill_(each),
+            4: largest and self.tensor(largest, below),
+        }
+        for i, position in enumerate(positions):
+            if position is not None and made[i] is not None:
+                args[position] = made[i]
 
     def tensor(self, spec: TensorSpec, integers_below: int = 1) -> torch.Tensor:
         """A tensor of the given form; its storage is no larger than what it shows needs."""
@@ -126,6 +161,10 @@ class SyntheticData:
                 tile = torch.randint(0, max(1, below), (_TILE,), generator=generator).to(dtype)
             self._tiles[key] = tile.to(device)
         return self._tiles[key]
+
+
+def _steps(spec: TensorSpec) -> torch.Tensor:
+    return torch.arange(spec.shape[0], device=spec.device)
 
 
 def _short_name(target: Callable[..., Any]) -> str:

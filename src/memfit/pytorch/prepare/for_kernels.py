@@ -9,12 +9,14 @@ from memfit.pytorch.capture.scalars import fold_constants
 from memfit.pytorch.capture.storage_sizes import enlarge_fake_storages
 from memfit.pytorch.layouts.batch_norm_formats import settle_formats
 from memfit.pytorch.prepare.slice_writes import drop_copies
+from memfit.pytorch.prepare.undefined import drop_undefined
 
 __all__ = ["prepare", "prepare_for_kernels"]
 
 
 def prepare(joint: fx.GraphModule) -> None:
     """Make a joint graph compute what eager computes; in place."""
+    drop_undefined(joint)
     fold_constants(joint)
     J.normalise(joint)
     settle_formats(joint)
