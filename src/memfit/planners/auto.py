@@ -7,15 +7,18 @@ little above it that computing some ops more than once may cost less (docs/adr/0
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions, Searched, TradeOff
 from memfit.planners.liveness import planner as liveness_dp
 from memfit.planners.nested import planner as nested_dp
+from memfit.planners.nested.table import NestedPlans
 
-__all__ = ["plan", "search_all", "trade_off"]
+__all__ = ["plan", "plans", "search_all", "trade_off"]
 
 _ROOMY = 1.5
 """Beyond what is resident, so many times what single recomputations need at least is roomy."""
@@ -28,20 +31,37 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         InfeasibleBudgetError: no plan of either family fits; names the smallest feasible budget.
         UsageError: an unknown family.
     """
-    began = time.perf_counter()
+    return plans(graph, options)(budget_bytes)
+
+
+def plans(graph: TrainingGraph, options: PlannerOptions) -> Callable[[int], Plan]:
+    """What `plan` gives for any budget, from one run; nested plans are searched when asked for.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    searching = time.perf_counter()
     table = liveness_dp.table_for(graph, options)
-    single, error = nested_dp.single_plan(table, budget_bytes, began)
-    if single is not None:
-        fixed = table.fixed_bytes
-        enough = fixed + _ROOMY * (single.smallest_feasible_budget_bytes - fixed)
-        if single.overhead == 0 or budget_bytes >= enough:
-            return single
-    left = options
-    if options.time_limit_s is not None:
-        spent = time.perf_counter() - began
-        left = replace(options, time_limit_s=max(0.0, options.time_limit_s - spent))
-    plans = nested_dp.nested_for(graph, left)
-    return nested_dp.better_plan(table, plans, single, error, budget_bytes, began)
+    spent = time.perf_counter() - searching
+
+    @cache
+    def nested() -> NestedPlans | None:
+        left = options
+        if options.time_limit_s is not None:
+            left = replace(options, time_limit_s=max(0.0, options.time_limit_s - spent))
+        return nested_dp.nested_for(graph, left)
+
+    def within(budget_bytes: int) -> Plan:
+        began = time.perf_counter() - spent
+        single, error = nested_dp.single_plan(table, budget_bytes, began)
+        if single is not None:
+            fixed = table.fixed_bytes
+            enough = fixed + _ROOMY * (single.smallest_feasible_budget_bytes - fixed)
+            if single.overhead == 0 or budget_bytes >= enough:
+                return single
+        return nested_dp.better_plan(table, nested(), single, error, budget_bytes, began)
+
+    return within
 
 
 def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from types import ModuleType
@@ -14,7 +15,7 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import Curve, Planner, PlannerOptions, Searched, TradeOff
 
-__all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner", "search_all"]
+__all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner", "get_plans", "search_all"]
 
 DEFAULT_PLANNER = "liveness"
 """What the name `auto` stands for where the budget leaves room; see `memfit.planners.auto`."""
@@ -34,7 +35,8 @@ PLANNERS: dict[str, str] = {
 }
 """Modules by planner name; each has a function `plan` and may have a function `trade_off`.
 
-Where one run can serve both, it has `search_all`, too.
+Where one run can serve both, it has `search_all`, too; `plans` where one run has the plans of all
+budgets.
 """
 
 
@@ -62,6 +64,19 @@ def get_planner(name: str) -> Planner:
             raise noting_estimates(error, graph) from None
 
     return saying_estimates
+
+
+def get_plans(name: str, graph: TrainingGraph, options: PlannerOptions) -> Callable[[int], Plan]:
+    """The plans of the planner of that name for any budget, from one run where it can.
+
+    Raises:
+        UnknownPlannerError: there is none; lists those that there are.
+    """
+    planner = get_planner(name)
+    at_once = getattr(_module(name), "plans", None)
+    if at_once is None:
+        return lambda budget_bytes: planner(graph, budget_bytes, options)
+    return cast(Callable[[int], Plan], at_once(graph, options))
 
 
 def get_curve(name: str) -> Curve:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -36,6 +37,7 @@ __all__ = [
     "CHEAPER_TRIES",
     "plan",
     "plan_from_table",
+    "plans",
     "search_all",
     "table_for",
     "trade_off",
@@ -111,6 +113,16 @@ def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
     """
     began = time.perf_counter()
     return trade_off_from_table(table_for(graph, options), began)
+
+
+def plans(graph: TrainingGraph, options: PlannerOptions) -> Callable[[int], Plan]:
+    """What `plan` gives for any budget, from one run.
+
+    Raises:
+        UsageError: an unknown family.
+    """
+    table = table_for(graph, options)
+    return lambda budget_bytes: plan_from_table(table, budget_bytes, time.perf_counter())
 
 
 def search_all(graph: TrainingGraph, options: PlannerOptions) -> Searched:

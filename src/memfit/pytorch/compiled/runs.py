@@ -10,7 +10,6 @@ budget at once.
 from __future__ import annotations
 
 import logging
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
-from memfit.planners.liveness import planner as liveness_dp
+from memfit.planners.registry import get_plans
 from memfit.planners.several.replan import GraphPlans, StepOfGraphs, replan
 from memfit.planners.several.runs import GraphRun, beside, kept_bytes, needs
 from memfit.pytorch.compiled.warnings import warn_first_step, warn_of_gradients, warn_over_budget
@@ -240,14 +239,19 @@ class StepRuns:
         part.exchanges += 1
 
     def _within(self, graph: TrainingGraph) -> Callable[[int], Plan]:
-        """The plans of a graph for any budget; the default planner needs one search for all."""
-        fresh = self.fresh
-        if fresh.planner != "liveness":
-            return lambda budget: fresh.within(graph, budget)
-        began = time.perf_counter()
-        options = fresh.options.planning.of_planner(fresh.options.progress)
-        table = liveness_dp.table_for(graph, options)
-        return lambda budget: liveness_dp.plan_from_table(table, budget, began)
+        """The plans of a graph for any budget, from one search where the planner can."""
+        options = self.fresh.options
+        found = get_plans(self.fresh.planner, graph, options.planning.of_planner(options.progress))
+        said = self.fresh.origin(graph)
+
+        def within(budget_bytes: int) -> Plan:
+            try:
+                made = found(budget_bytes)
+            except InfeasibleBudgetError as error:
+                raise noting_estimates(error, graph) from None
+            return replace(made, provenance={**made.provenance, **said})
+
+        return within
 
     def _told(self, plan: Plan) -> Plan:
         return replace(plan, provenance={**plan.provenance, **self.fresh.origin()})
