@@ -7,18 +7,18 @@ from random import Random
 
 import torch
 
-from programs import (  # noqa: F401  (each registers its ops)
-    ops_conv,
-    ops_index,
-    ops_layers,
-    ops_loss,
-    ops_norm,
-    ops_pointwise,
-    ops_random,
-    ops_state,
-    ops_views,
-)
 from programs.draft import OPS, Draft, Skip, floating
+from programs.ops import (  # noqa: F401  (each registers its ops)
+    conv,
+    index,
+    layers,
+    loss,
+    norm,
+    pointwise,
+    random,
+    state,
+    views,
+)
 from programs.program import Program
 
 __all__ = ["generate"]

@@ -1,4 +1,4 @@
-"""Draw the demo U-Net under Chen's algorithm and under ours: docs/massive-block.svg.
+"""Draw the demo U-Net under Chen's algorithm and under ours: docs/pictures/massive-block.svg.
 
 Chen et al. (2016) cut a network where a single value passes. A skip connection passes beside every
 cut under it, so all that lies between its ends stays one block, which has to be computed again at
@@ -6,7 +6,7 @@ once. Lower sets may be cut anywhere, with the skip's value kept in the boundary
 
 Run from the root of the repository, with the extra `plot` installed:
 
-    python docs/make_massive_block.py
+    python docs/pictures/make_massive_block.py
 
 Costs are analytic and the model is fixed, so that the same version draws the same picture.
 """
@@ -78,7 +78,9 @@ def draw(step: CapturedStep, plans: list[tuple[str, Plan]]) -> Figure:
 def main() -> None:
     """Capture, plan, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/massive-block.svg"))
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("docs/pictures/massive-block.svg")
+    )
     args = parser.parse_args()
     case = demo_case(batch=2, size=128)
     step = capture(case.model, (*case.inputs, case.target), case.loss_fn, cost="analytic")

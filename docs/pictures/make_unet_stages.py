@@ -1,8 +1,8 @@
-"""Draw the demo U-Net's forward ops as the stages of a real plan: docs/unet-stages.svg.
+"""Draw the demo U-Net's forward ops as the stages of a real plan: docs/pictures/unet-stages.svg.
 
 Run from the root of the repository, with the extra `plot` installed:
 
-    python docs/make_unet_stages.py
+    python docs/pictures/make_unet_stages.py
 
 Costs are analytic and the model is fixed, so that the same version draws the same picture.
 """
@@ -210,7 +210,7 @@ def draw_skip(axes: Axes, start: Box, end: Box) -> None:
 def main() -> None:
     """Capture, plan, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/unet-stages.svg"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/pictures/unet-stages.svg"))
     parser.add_argument("--budget", default="50%", help="default: %(default)s")
     args = parser.parse_args()
     case = demo_case(batch=2, size=128)

@@ -1,0 +1,1 @@
+"""Ops of random programs; each file registers its own."""
