@@ -8,17 +8,7 @@ from random import Random
 import torch
 
 from programs.draft import OPS, Draft, Skip, floating
-from programs.ops import (  # noqa: F401  (each registers its ops)
-    conv,
-    index,
-    layers,
-    loss,
-    norm,
-    pointwise,
-    random,
-    state,
-    views,
-)
+from programs.ops.loss import class_losses
 from programs.program import Program
 
 __all__ = ["generate"]
@@ -177,5 +167,5 @@ def _scalar(g: Draft, name: str) -> str:
         "{x}.norm()",
     ]
     if t.ndim >= 2 and t.shape[1] >= 2 and t.dtype in (torch.float32, torch.float64):
-        forms += [ops_loss.class_losses(g, name)] if g.chance(0.15) else []
+        forms += [class_losses(g, name)] if g.chance(0.15) else []
     return str(g.random.choice(forms)).format(x=name)
