@@ -249,7 +249,7 @@ def networks() -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         plans = build_nested(graph, EFFORT[_core.core_name()])
         seconds = time.perf_counter() - began
-        smallest = nested_dp.Found(graph, plans.path(len(plans.front[0]) - 1))
+        smallest = nested_dp.candidate(plans, len(plans.front[0]) - 1)
         resident = graph.resident_bytes
         bound, op = any_schedule_bytes(graph)
         gradients = smallest.timeline.peak_parts()["parameter_gradients"]

@@ -54,8 +54,8 @@ def test_a_pause_takes_two_ops_more_and_no_memory(joint_graph: MakeGraph, seed: 
     assert len(more.ops) == len(graph.ops) + 2
     assert sum(v.size_bytes for v in more.values) == sum(v.size_bytes for v in graph.values)
     plain = _within(more)(10**12)
-    assert resumed(plain, graph, 0).overhead == 0
-    assert resumed(plain, graph, 0).peak_bytes == _within(graph)(10**12).peak_bytes
+    assert resumed(plain, graph).overhead == 0
+    assert resumed(plain, graph).peak_bytes == _within(graph)(10**12).peak_bytes
 
 
 @given(seed=st.integers(0, 10**6))

@@ -11,7 +11,8 @@ from memfit.graph.published import bare_graph
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
-from memfit.strategies.canonical import canonical_schedule, canonical_stages, peak_op
+from memfit.planners.candidate import Candidate
+from memfit.strategies.canonical import canonical_schedule, canonical_stages
 from memfit.strategies.formulas import (
     FormulaStage,
     cached_bytes,
@@ -63,7 +64,7 @@ def test_two_stages_of_a_chain() -> None:
     assert (second.kept_bytes, second.recompute_cost) == (12, 0)
     # b, c, d and the gradients of c and d: 2 + 4 + 8 + 4 + 8, at d's backward op.
     assert simulate(CHAIN, schedule).peak_bytes == 26
-    assert peak_op(CHAIN, schedule) == "d.backward"
+    assert Candidate(CHAIN, lambda: schedule).binding_op == "d.backward"
 
 
 def test_the_formulas_of_stages_whose_boundaries_overlap() -> None:
@@ -204,4 +205,4 @@ def test_a_graph_without_ops() -> None:
     graph = TrainingGraph((), ())
     schedule = canonical_schedule(graph, [])
     assert schedule.steps == ()
-    assert peak_op(graph, schedule) is None
+    assert Candidate(graph, lambda: schedule).binding_op is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan, PlanStatus, make_plan
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
@@ -84,7 +83,6 @@ def segmented_plan(graph: TrainingGraph) -> Plan:
         mode=None,
         status=PlanStatus.FEASIBLE,
         budget_bytes=peak + peak // 20,
-        plain_peak_bytes=simulate(graph, store_all_schedule(graph)).peak_bytes,
         smallest_feasible_budget_bytes=peak,
         lower_sets=len(sequence),
         stages=canonical_stages(graph, sequence, schedule),

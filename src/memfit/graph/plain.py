@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from memfit.graph.schedule import OpOrder, Schedule, make_schedule
+from memfit.graph.simulator import peak_of_order
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
-__all__ = ["store_all_order", "store_all_schedule"]
+__all__ = ["plain_peak_bytes", "store_all_order", "store_all_schedule"]
+
+_PEAK = "plain_peak_bytes"
 
 
 def store_all_order(graph: TrainingGraph) -> OpOrder:
@@ -18,3 +21,13 @@ def store_all_order(graph: TrainingGraph) -> OpOrder:
 def store_all_schedule(graph: TrainingGraph) -> Schedule:
     """The schedule of the plain step."""
     return make_schedule(graph, *store_all_order(graph))
+
+
+def plain_peak_bytes(graph: TrainingGraph) -> int:
+    """Simulated peak of the plain step; found once for each graph."""
+    # Where `cached_property` would keep it. The graph itself knows no simulator.
+    known = vars(graph)
+    if _PEAK not in known:
+        known[_PEAK] = peak_of_order(graph, store_all_order(graph))
+    found: int = known[_PEAK]
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 from memfit.errors import GraphError, PlanMismatchError
 from memfit.files import write_text_whole
 from memfit.graph.estimates import estimate_note
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.schedule import Compute, Schedule
 from memfit.graph.simulator import MemoryTimeline, simulate
 from memfit.graph.training_graph import TrainingGraph
@@ -290,7 +291,6 @@ def make_plan(
     mode: str | None,
     status: PlanStatus,
     budget_bytes: int,
-    plain_peak_bytes: int,
     smallest_feasible_budget_bytes: int,
     lower_sets: int,
     stages: tuple[Stage, ...],
@@ -321,7 +321,7 @@ def make_plan(
         total_cost=graph.total_cost,
         cost_unit=graph.cost_unit,
         cached_bytes=sum(graph.values[v].size_bytes for v in kept),
-        plain_peak_bytes=plain_peak_bytes,
+        plain_peak_bytes=plain_peak_bytes(graph),
         smallest_feasible_budget_bytes=smallest_feasible_budget_bytes,
         lower_sets=lower_sets,
         stages=stages,

@@ -11,17 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from functools import partial
 
 from memfit.cuts.articulations import articulation_cuts, articulations
 from memfit.cuts.functions import functions_of
-from memfit.errors import InfeasibleBudgetError
-from memfit.graph.plain import store_all_schedule
-from memfit.graph.plan import Plan, PlanStatus, make_plan
-from memfit.graph.schedule import Schedule
-from memfit.graph.simulator import simulate
+from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import PlannerOptions
-from memfit.strategies.canonical import canonical_schedule, canonical_stages, peak_op
+from memfit.planners.candidate import Candidate, infeasible
+from memfit.strategies.canonical import canonical_order, canonical_stages
 from memfit.strategies.formulas import (
     cached_bytes,
     formula_overhead,
@@ -62,37 +60,28 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         InfeasibleBudgetError: no segmentation fits; names the smallest budget of one.
     """
     began = time.perf_counter()
-    judged: list[tuple[int, int, int, tuple[int, ...], Schedule]] = []
+    judged: list[tuple[Candidate, tuple[int, ...]]] = []
     sequences = segmentations(graph)
     for i, sequence in enumerate(sequences):
         if options.progress is not None:
             options.progress("trying segmentations", i / len(sequences))
-        schedule = canonical_schedule(graph, sequence)
-        peak = simulate(graph, schedule).peak_bytes
-        judged.append((schedule.overhead(graph), peak, len(sequence), sequence, schedule))
-    smallest = min(judged, key=lambda found: found[1])
-    fitting = [found for found in judged if found[1] <= budget_bytes]
-    if not fitting:
-        raise InfeasibleBudgetError(
-            budget_bytes=budget_bytes,
-            minimum_bytes=smallest[1],
-            binding_op=peak_op(graph, smallest[4]),
-            detail="cuts at single ops only",
-        )
-    _, _, _, sequence, schedule = min(fitting, key=lambda found: found[:3])
-    return make_plan(
-        graph,
-        schedule,
+        order = partial(canonical_order, graph, sequence)
+        found = Candidate(graph, order, partial(canonical_stages, graph, sequence))
+        judged.append((found, sequence))
+    smallest, _ = min(judged, key=lambda one: one[0].peak_bytes)
+    if smallest.peak_bytes > budget_bytes:
+        raise infeasible(smallest, budget_bytes, detail="cuts at single ops only")
+    fitting = [one for one in judged if one[0].peak_bytes <= budget_bytes]
+    found, sequence = min(
+        fitting, key=lambda one: (one[0].overhead, one[0].peak_bytes, len(one[1]))
+    )
+    return found.plan(
+        budget_bytes,
         planner="chen",
         family="articulation",
-        mode=None,
-        status=PlanStatus.FEASIBLE,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=simulate(graph, store_all_schedule(graph)).peak_bytes,
-        smallest_feasible_budget_bytes=smallest[1],
+        smallest_bytes=smallest.peak_bytes,
         lower_sets=len(articulation_cuts(graph)),
-        stages=canonical_stages(graph, sequence, schedule),
-        seconds=time.perf_counter() - began,
+        began=began,
         formula_overhead=formula_overhead(graph, sequence),
         formula_peak_bytes=graph.resident_bytes + formula_peak_bytes(graph, sequence),
         formula_cached_bytes=cached_bytes(graph, sequence),

@@ -11,21 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from memfit._core.problem import TopStage, Tree
 from memfit.cuts.articulations import articulation_cuts
 from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
 from memfit.cuts.blocks import blocks_at
 from memfit.cuts.negligible import slight_bytes
-from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph.plain import store_all_order
-from memfit.graph.plan import Plan, PlanStatus, make_plan
-from memfit.graph.simulator import peak_of_order, simulate
+from memfit.errors import UsageError
+from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.base import PlannerOptions
+from memfit.planners.candidate import Candidate, infeasible
 from memfit.strategies.binomial import advances, split
-from memfit.strategies.canonical import peak_op
 from memfit.strategies.nested import CutLine, NestedPath
 
 __all__ = ["chain_line", "plan", "revolve_path"]
@@ -101,25 +98,10 @@ class _Slots:
     most: int
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """Revolve's strategy with so many slots, judged by the simulator."""
-
-    graph: TrainingGraph
-    line: CutLine
-    slots: int
-
-    @cached_property
-    def path(self) -> NestedPath:
-        return revolve_path(self.line, self.slots)
-
-    @cached_property
-    def peak_bytes(self) -> int:
-        return simulate(self.graph, self.path.schedule).peak_bytes
-
-    @cached_property
-    def overhead(self) -> int:
-        return self.path.schedule.overhead(self.graph)
+def _candidate(line: CutLine, slots: int) -> Candidate:
+    """Revolve's strategy with so many slots."""
+    path = revolve_path(line, slots)
+    return Candidate(line.graph, lambda: path.schedule, lambda _: path.stages())
 
 
 def _range(steps: int) -> _Slots:
@@ -145,40 +127,30 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     line = chain_line(graph)
     steps = line.starts[-1]
     choice = _range(steps)
-    found = _Judged(graph, line, choice.least)
-    minimum = found.peak_bytes
+    smallest = _candidate(line, choice.least)
+    minimum = smallest.peak_bytes
     if minimum > budget_bytes:
-        raise InfeasibleBudgetError(
-            budget_bytes=budget_bytes,
-            minimum_bytes=minimum,
-            binding_op=peak_op(graph, found.path.schedule),
-            detail="revolve takes all steps of the chain for alike",
-        )
+        detail = "revolve takes all steps of the chain for alike"
+        raise infeasible(smallest, budget_bytes, detail=detail)
     largest = max(_held_bytes(graph, edge) for edge in line.edges) or 1
     most = min(choice.most, choice.least + (budget_bytes - minimum) // largest)
     tries = max(1, _JUDGED_OPS // len(graph.ops))
-    fitting = [found]
+    fitting = {choice.least: smallest}
     for slots in range(most, choice.least, -1):
         if most - slots >= tries and len(fitting) > 1:
             break
-        more = _Judged(graph, line, slots)
+        more = _candidate(line, slots)
         if more.peak_bytes <= budget_bytes:
-            fitting.append(more)
-    found = min(fitting, key=lambda judged: (judged.overhead, -judged.slots))
-    return make_plan(
-        graph,
-        found.path.schedule,
+            fitting[slots] = more
+    slots = min(fitting, key=lambda slots: (fitting[slots].overhead, -slots))
+    return fitting[slots].plan(
+        budget_bytes,
         planner="revolve",
         family="articulation",
-        mode=None,
-        status=PlanStatus.FEASIBLE,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
-        smallest_feasible_budget_bytes=minimum,
+        smallest_bytes=minimum,
         lower_sets=steps + 1,
-        stages=found.path.stages(),
-        seconds=time.perf_counter() - began,
-        provenance={"notes": [], "steps": steps, "slots": found.slots},
+        began=began,
+        provenance={"notes": [], "steps": steps, "slots": slots},
     )
 
 

@@ -16,7 +16,6 @@ from memfit.cuts.backward import BackwardStages
 from memfit.errors import GraphError
 from memfit.graph.plan import Stage
 from memfit.graph.schedule import OpOrder, Schedule, make_schedule
-from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "canonical_stages",
     "chain_pairs",
     "missing_ops",
-    "peak_op",
 ]
 
 
@@ -130,14 +128,6 @@ def canonical_stages(
             )
         )
     return tuple(stages)
-
-
-def peak_op(graph: TrainingGraph, schedule: Schedule) -> str | None:
-    """Source or name of the op at which `schedule` reaches its simulated peak; None if empty."""
-    if not schedule.steps:
-        return None
-    op = graph.ops[schedule.steps[simulate(graph, schedule).peak_step].op]
-    return op.source or op.name
 
 
 def chain_pairs(graph: TrainingGraph, lower_sets: Sequence[int]) -> list[tuple[int, int]]:

@@ -10,8 +10,7 @@ from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, lo
 from memfit.cli.output import EXIT_INFEASIBLE, print_json, print_notes, progress, stdout_console
 from memfit.errors import UsageError
 from memfit.graph.estimates import estimate_note
-from memfit.graph.plain import store_all_schedule
-from memfit.graph.simulator import simulate
+from memfit.graph.plain import plain_peak_bytes
 from memfit.planners import PLANNERS, PlannerOptions, get_planner
 
 __all__ = ["add_parser", "run"]
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
         case = load_graph(args, report)
         graph = case.graph
-        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
+        plain = plain_peak_bytes(graph)
         budget_bytes = budget.resolve(plain_peak_bytes=plain, free_bytes=0)
         options = PlannerOptions(time_limit_s=args.time_limit, progress=report)
         estimates = estimate_note(graph)

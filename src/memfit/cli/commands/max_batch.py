@@ -28,9 +28,8 @@ from memfit.cli.resizing import first_size, resized_arguments, resized_case
 from memfit.cli.target import add_target_arguments, check_target_arguments, load_case
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.estimates import estimate_note
-from memfit.graph.plain import store_all_schedule
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.plan import Plan
-from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import PLANNERS, PlannerOptions, get_planner
 from memfit.planners.base import Progress
@@ -97,7 +96,7 @@ class _Search:
         self.notes.update(dict.fromkeys(found.notes))
         self.allocated |= found.allocated
         graph = found.graph
-        self.plain_peaks[batch] = simulate(graph, store_all_schedule(graph)).peak_bytes
+        self.plain_peaks[batch] = plain_peak_bytes(graph)
         return graph
 
     def _say(self, batch: int) -> Progress | None:

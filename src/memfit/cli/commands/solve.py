@@ -24,10 +24,9 @@ from memfit.cli.output import (
 from memfit.cuts.lower_sets import FAMILIES
 from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.graph_file import read_graph
-from memfit.graph.plain import store_all_schedule
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.plan import Plan
 from memfit.graph.plan_file import save_plan_file
-from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import (
     PLANNERS,
@@ -154,7 +153,7 @@ def _plan(
             'peak ("60%")'
         )
     graph = read_graph(args.graph)
-    plain_peak = simulate(graph, store_all_schedule(graph)).peak_bytes
+    plain_peak = plain_peak_bytes(graph)
     budget_bytes = budget.resolve(plain_peak_bytes=plain_peak, free_bytes=0)
     shown = not (args.json or args.quiet)
     bound: LowerBound | None = None

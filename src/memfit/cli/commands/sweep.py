@@ -10,8 +10,7 @@ from memfit.cli.graph_case import add_graph_arguments, check_graph_arguments, lo
 from memfit.cli.output import print_json, print_notes, progress, stdout_console
 from memfit.errors import UsageError
 from memfit.files import write_text_whole
-from memfit.graph.plain import store_all_schedule
-from memfit.graph.simulator import simulate
+from memfit.graph.plain import plain_peak_bytes
 from memfit.planners import PLANNERS, PlannerOptions, get_curve
 
 __all__ = ["add_parser", "run"]
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         found = curve(graph, PlannerOptions(time_limit_s=args.time_limit, progress=report))
         budgets = [point.budget_bytes for point in found.points]
         peers = [] if args.no_peers else peer_points(graph, budgets, report)
-        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
+        plain = plain_peak_bytes(graph)
         sweep = Sweep.of(graph, plain, found, peers)
         if args.figure is not None:
             save_sweep_figure(args.figure, sweep)

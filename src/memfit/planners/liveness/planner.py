@@ -11,15 +11,10 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 from memfit import _core
-from memfit.errors import InfeasibleBudgetError
-from memfit.graph.plain import store_all_order
-from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
-from memfit.graph.schedule import OpOrder, Schedule, make_schedule
-from memfit.graph.simulator import peak_of_order
+from memfit.graph.plan import Plan, PlanStatus
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import (
     PlannerOptions,
@@ -29,8 +24,8 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
+from memfit.planners.candidate import Candidate, infeasible, plain_candidate
 from memfit.planners.liveness.table import FULL, QUICK, LivenessTable, build_table
-from memfit.strategies.canonical import peak_op
 from memfit.strategies.staged import StagePath
 
 __all__ = [
@@ -48,29 +43,9 @@ CHEAPER_TRIES = 3
 """So many points of a trade-off are tried though they are reckoned to need more than the budget."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A way through the stages, judged by the simulator."""
-
-    graph: TrainingGraph
-    path: StagePath
-
-    @cached_property
-    def order(self) -> OpOrder:
-        return self.path.order()
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        return make_schedule(self.graph, *self.order)
-
-    @cached_property
-    def peak_bytes(self) -> int:
-        return peak_of_order(self.graph, self.order)
-
-    @cached_property
-    def overhead(self) -> int:
-        ops = self.graph.forward_ops
-        return sum(ops[op].cost for op in self.order.backward if op < len(ops))
+def _candidate(path: StagePath) -> Candidate:
+    """A way through the stages."""
+    return Candidate(path.space.blocks.graph, path.order, lambda _: path.stages())
 
 
 def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
@@ -158,7 +133,7 @@ def trade_off_from_table(table: LivenessTable, began: float) -> TradeOff:
     )
 
 
-def _search(table: LivenessTable, budget_bytes: int, smallest: _Found) -> _Found:
+def _search(table: LivenessTable, budget_bytes: int, smallest: Candidate) -> Candidate:
     """Least overhead whose exactly simulated peak fits the budget.
 
     A finished schedule may need less than the dynamic program reckons with (a cached value was dead
@@ -170,7 +145,7 @@ def _search(table: LivenessTable, budget_bytes: int, smallest: _Found) -> _Found
     for _, need in table.curve[max(0, at - CHEAPER_TRIES) : at + 1]:
         path = table.path(need)
         assert path is not None, "a point of the trade-off has a path"
-        found = _Found(table.graph, path)
+        found = _candidate(path)
         if found.peak_bytes <= budget_bytes:
             return found
     return smallest
@@ -190,45 +165,21 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
 def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Plan:
     """As `plan`, from stages simulated before."""
     graph = table.graph
-    plain = store_all_order(graph)
-    plain_peak_bytes = peak_of_order(graph, plain)
+    plain = plain_candidate(graph)
     path = table.path(table.curve[-1][1])
     assert path is not None, "the smallest budget has a path"
-    smallest = _Found(graph, path)
-    minimum = min(smallest.peak_bytes, plain_peak_bytes)
+    smallest = _candidate(path)
+    minimum = min(smallest.peak_bytes, plain.peak_bytes)
     if budget_bytes < minimum:
-        raise InfeasibleBudgetError(
-            budget_bytes=budget_bytes,
-            minimum_bytes=minimum,
-            binding_op=peak_op(graph, smallest.schedule),
-        )
-    if plain_peak_bytes <= budget_bytes:
-        schedule = make_schedule(graph, *plain)
-        stages = _whole(graph, schedule)
-    else:
-        found = _search(table, budget_bytes, smallest)
-        schedule, stages = found.schedule, found.path.stages()
-    return make_plan(
-        graph,
-        schedule,
+        raise infeasible(smallest, budget_bytes, minimum_bytes=minimum)
+    fits = plain.peak_bytes <= budget_bytes
+    found = plain if fits else _search(table, budget_bytes, smallest)
+    return found.plan(
+        budget_bytes,
         planner="liveness",
         family=table.family,
-        mode=None,
-        status=PlanStatus.FEASIBLE,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=plain_peak_bytes,
-        smallest_feasible_budget_bytes=minimum,
+        smallest_bytes=minimum,
         lower_sets=table.lower_sets,
-        stages=stages,
-        seconds=time.perf_counter() - began,
+        began=began,
         provenance={"notes": list(table.notes), "core": _core.core_name()},
     )
-
-
-def _whole(graph: TrainingGraph, schedule: Schedule) -> tuple[Stage, ...]:
-    """The plain step as one stage."""
-    ops = graph.forward_ops
-    if not ops:
-        return ()
-    kept = sum(graph.values[v].size_bytes for v in schedule.kept(graph))
-    return (Stage(len(ops), ops[0].name, ops[-1].name, kept, 0),)

@@ -12,8 +12,7 @@ from memfit.cuts.backward import BackwardStages
 from memfit.cuts.blocks import Block, cut_graph
 from memfit.cuts.lower_sets import FAMILIES, choose_family
 from memfit.cuts.negligible import links, negligible_bytes, useful_ops, without_links
-from memfit.graph.plain import store_all_order
-from memfit.graph.simulator import peak_of_order
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.strategies.staged import StagePath, StageSpace
 
@@ -104,7 +103,7 @@ class LivenessTable:
         """
         graph = self.graph
         if not graph.forward_count:
-            return [(0, peak_of_order(graph, store_all_order(graph)) - self.fixed_bytes)]
+            return [(0, plain_peak_bytes(graph) - self.fixed_bytes)]
         return self.stages.curve()
 
     def path(self, nominal_bytes: int) -> StagePath | None:

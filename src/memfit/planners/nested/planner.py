@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 from memfit import _core
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph.plain import store_all_order
-from memfit.graph.plan import Plan, PlanStatus, make_plan
-from memfit.graph.schedule import Schedule
-from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
+from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import (
     PlannerOptions,
@@ -29,38 +25,19 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
+from memfit.planners.candidate import Candidate
 from memfit.planners.liveness import planner as liveness_dp
 from memfit.planners.liveness.planner import CHEAPER_TRIES
 from memfit.planners.liveness.table import LivenessTable
 from memfit.planners.nested.table import EFFORT, NestedPlans, build_nested
-from memfit.strategies.canonical import peak_op
-from memfit.strategies.nested import NestedPath
 
-__all__ = ["nested_for", "plan", "plan_from_tables", "search_all", "trade_off"]
+__all__ = ["candidate", "nested_for", "plan", "plan_from_tables", "search_all", "trade_off"]
 
 
-@dataclass(frozen=True)
-class Found:
-    """A nested strategy, judged by the simulator."""
-
-    graph: TrainingGraph
-    path: NestedPath
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        return self.path.schedule
-
-    @cached_property
-    def timeline(self) -> MemoryTimeline:
-        return simulate(self.graph, self.schedule)
-
-    @property
-    def peak_bytes(self) -> int:
-        return self.timeline.peak_bytes
-
-    @cached_property
-    def overhead(self) -> int:
-        return self.schedule.overhead(self.graph)
+def candidate(plans: NestedPlans, label: int) -> Candidate:
+    """The strategy of a label of the trade-off."""
+    path = plans.path(label)
+    return Candidate(plans.graph, lambda: path.schedule, lambda _: path.stages())
 
 
 def nested_for(graph: TrainingGraph, options: PlannerOptions) -> NestedPlans | None:
@@ -71,7 +48,7 @@ def nested_for(graph: TrainingGraph, options: PlannerOptions) -> NestedPlans | N
         return None
 
 
-def search(plans: NestedPlans, budget_bytes: int, smallest: Found) -> Found | None:
+def search(plans: NestedPlans, budget_bytes: int, smallest: Candidate) -> Candidate | None:
     """Least overhead whose exactly simulated peak fits the budget; None if none does.
 
     The program reckons with some values a little longer than they live, so the next cheaper labels
@@ -80,7 +57,7 @@ def search(plans: NestedPlans, budget_bytes: int, smallest: Found) -> Found | No
     needs = plans.front[1]
     at = bisect_left([-need for need in needs], plans.fixed_bytes - budget_bytes)
     labels = range(max(0, at - CHEAPER_TRIES), min(at + 1, len(needs)))
-    found = [smallest, *(Found(plans.graph, plans.path(label)) for label in labels)]
+    found = [smallest, *(candidate(plans, label) for label in labels)]
     fitting = [f for f in found if f.peak_bytes <= budget_bytes]
     return min(fitting, key=lambda f: (f.overhead, f.peak_bytes), default=None)
 
@@ -183,7 +160,6 @@ def better_plan(
     Raises:
         InfeasibleBudgetError: neither fits.
     """
-    graph = table.graph
     if single is not None:
         least, binding = single.smallest_feasible_budget_bytes, None
     else:
@@ -195,11 +171,11 @@ def better_plan(
                 budget_bytes=budget_bytes, minimum_bytes=least, binding_op=binding
             )
         return _recounted(single, began, least, plans.notes if plans is not None else ())
-    smallest = Found(graph, plans.path(len(plans.front[0]) - 1))
+    smallest = candidate(plans, len(plans.front[0]) - 1)
     minimum = min(least, smallest.peak_bytes)
     if budget_bytes < minimum:
         if smallest.peak_bytes < least:
-            binding = peak_op(graph, smallest.schedule)
+            binding = smallest.binding_op
         raise InfeasibleBudgetError(
             budget_bytes=budget_bytes, minimum_bytes=minimum, binding_op=binding
         )
@@ -209,24 +185,17 @@ def better_plan(
     if found is None or (single is not None and single.overhead <= found.overhead):
         assert single is not None, "a budget that can be met has a plan"
         return _recounted(single, began, minimum, plans.notes)
-    return make_plan(
-        graph,
-        found.schedule,
+    return found.plan(
+        budget_bytes,
         planner="nested",
         family=table.family,
-        mode=None,
-        status=PlanStatus.FEASIBLE,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
-        smallest_feasible_budget_bytes=minimum,
+        smallest_bytes=minimum,
         lower_sets=plans.cut_count,
-        stages=found.path.stages(),
-        seconds=time.perf_counter() - began,
+        began=began,
         provenance={
             "notes": [*table.notes, *plans.notes],
             "core": _core.core_name(),
         },
-        timeline=found.timeline,
     )
 
 

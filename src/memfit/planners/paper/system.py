@@ -12,17 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from memfit import _core
 from memfit.cuts.backward import BackwardStages
 from memfit.cuts.functions import functions_of
 from memfit.cuts.lower_sets import choose_family
 from memfit.errors import InfeasibleBudgetError, UsageError
-from memfit.graph.plain import store_all_order
-from memfit.graph.plan import Plan, PlanStatus, make_plan
-from memfit.graph.schedule import OpOrder, Schedule, make_schedule
-from memfit.graph.simulator import MemoryTimeline, peak_of_order, simulate
+from memfit.graph.plan import Plan, PlanStatus
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.base import (
     MODES,
@@ -33,7 +30,8 @@ from memfit.planners.base import (
     TradeOffPoint,
     limited,
 )
-from memfit.strategies.canonical import canonical_order, canonical_stages, peak_op
+from memfit.planners.candidate import Candidate, infeasible
+from memfit.strategies.canonical import canonical_order, canonical_stages
 from memfit.strategies.formulas import (
     formula_peaks,
     formula_stages,
@@ -55,46 +53,17 @@ _LEAST_RUNGS, _MOST_RUNGS = 4, 16
 _FINEST_SHARE = 4  # costs are rounded by at most this share of an op's mean cost
 
 
-@dataclass(frozen=True)
-class Strategy:
+@dataclass(frozen=True, eq=False)
+class Strategy(Candidate):
     """A canonical strategy that the dynamic program found.
 
     Attributes:
-        graph: the graph.
         mode: `time` or `memory`.
         lower_sets: L_1 … L_k.
-        backward_stages: those of the graph.
     """
 
-    graph: TrainingGraph
-    mode: str
-    lower_sets: tuple[int, ...]
-    backward_stages: BackwardStages
-
-    @cached_property
-    def _order(self) -> OpOrder:
-        return canonical_order(self.graph, self.lower_sets, backward_stages=self.backward_stages)
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """Its schedule."""
-        return make_schedule(self.graph, *self._order)
-
-    @cached_property
-    def timeline(self) -> MemoryTimeline:
-        """Simulated memory of the whole step, with liveness analysis."""
-        return simulate(self.graph, self.schedule)
-
-    @cached_property
-    def peak_bytes(self) -> int:
-        """Simulated peak of the whole step, with liveness analysis."""
-        return peak_of_order(self.graph, self._order)
-
-    @cached_property
-    def overhead(self) -> int:
-        """Cost of all recomputations in its schedule: the last stage runs once, for instance."""
-        count = self.graph.forward_count
-        return sum(self.graph.ops[op].cost for op in self._order.backward if op < count)
+    mode: str = "time"
+    lower_sets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +111,14 @@ class PaperTable:
         if path is None or nominal_bytes < self.minimum_bytes:
             return None
         sets = tuple(self.lower_sets[state] for state in path)
-        return Strategy(self.graph, mode, sets, self._backward_stages)
+        graph, stages = self.graph, self._backward_stages
+        return Strategy(
+            graph,
+            partial(canonical_order, graph, sets, backward_stages=stages),
+            partial(canonical_stages, graph, sets),
+            mode,
+            sets,
+        )
 
     @cached_property
     def _backward_stages(self) -> BackwardStages:
@@ -273,19 +249,15 @@ def plan_paper(
             "knows no parameter gradients, workspace or gradients that leave a stage"
         )
     formula = formula_stages(graph, found.lower_sets)
-    plan = make_plan(
-        graph,
-        found.schedule,
+    plan = found.plan(
+        budget_bytes,
         planner=planner,
         family=table.family,
         mode=found.mode,
         status=table.status if options.mode == "time" else PlanStatus.FEASIBLE,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
-        smallest_feasible_budget_bytes=smallest,
+        smallest_bytes=smallest,
         lower_sets=len(table.lower_sets),
-        stages=canonical_stages(graph, found.lower_sets, found.schedule),
-        seconds=time.perf_counter() - began,
+        began=began,
         formula_overhead=sum(stage.overhead for stage in formula),
         formula_peak_bytes=graph.resident_bytes + max(peaks_of(formula), default=0),
         formula_cached_bytes=sum(stage.cached_bytes for stage in formula),
@@ -294,7 +266,6 @@ def plan_paper(
             "core": _core.core_name(),
             "requested_mode": options.mode,
         },
-        timeline=found.timeline,
     )
     if options.progress is not None:
         options.progress("planned", 1.0)
@@ -367,14 +338,9 @@ class AuthorsSystem:
         Raises:
             InfeasibleBudgetError: none fits.
         """
-        graph = self.table.graph
         if budget_bytes < self.minimum_bytes:
-            raise InfeasibleBudgetError(
-                budget_bytes=budget_bytes,
-                minimum_bytes=self.minimum_bytes,
-                binding_op=peak_op(graph, self._least.schedule),
-                detail=f"family {self.table.family}, with liveness analysis",
-            )
+            detail = f"family {self.table.family}, with liveness analysis"
+            raise infeasible(self._least, budget_bytes, detail=detail)
         judged = [*self._more(budget_bytes), *self._always]
         fitting = [s for s in judged if s.peak_bytes <= budget_bytes]
         return min(fitting, key=lambda s: (s.overhead, s.mode != "time", s.peak_bytes))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from memfit.graph.plan import Plan, Stage, make_plan
-from memfit.graph.schedule import Schedule
+from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import auto
 from memfit.planners.base import PlannerOptions, limited
+from memfit.planners.candidate import Candidate
 from memfit.planners.refined.local_search import improve, too_large
 
 __all__ = ["plan"]
@@ -36,25 +36,13 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         return replace(base, planner="refined", seconds=seconds, provenance=provenance)
     unit = "" if graph.cost_unit == "unit" else f" {graph.cost_unit}"
     notes.append(f"local search took {saved}{unit} off the overhead of the plan of {base.planner}")
-    return make_plan(
-        graph,
-        schedule,
+    return Candidate(graph, lambda: schedule).plan(
+        budget_bytes,
         planner="refined",
         family=base.family,
-        mode=None,
         status=base.status,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=base.plain_peak_bytes,
-        smallest_feasible_budget_bytes=base.smallest_feasible_budget_bytes,
+        smallest_bytes=base.smallest_feasible_budget_bytes,
         lower_sets=base.lower_sets,
-        stages=(_whole(graph, schedule),),
-        seconds=time.perf_counter() - began,
+        began=began,
         provenance={**base.provenance, "notes": notes},
     )
-
-
-def _whole(graph: TrainingGraph, schedule: Schedule) -> Stage:
-    """The step as one stage: a refined schedule need not come in stages."""
-    ops = graph.forward_ops
-    kept = sum(graph.values[v].size_bytes for v in schedule.kept(graph))
-    return Stage(len(ops), ops[0].name, ops[-1].name, kept, schedule.overhead(graph))

@@ -9,16 +9,13 @@ is one plan, and it fits or it does not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Sequence
 
-from memfit.errors import InfeasibleBudgetError
-from memfit.graph.plain import store_all_order
-from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
-from memfit.graph.schedule import OpOrder, Schedule, make_schedule
-from memfit.graph.simulator import peak_of_order, simulate
+from memfit.graph.plan import Plan, Stage
+from memfit.graph.schedule import OpOrder, Schedule
 from memfit.graph.training_graph import TrainingGraph
-from memfit.strategies.canonical import missing_ops, peak_op
+from memfit.planners.candidate import Candidate, infeasible
+from memfit.strategies.canonical import missing_ops
 
 __all__ = ["checkpoint_order", "plan_of_checkpoints"]
 
@@ -67,31 +64,22 @@ def plan_of_checkpoints(
     Raises:
         InfeasibleBudgetError: its simulated peak is over the budget.
     """
-    order = checkpoint_order(graph, checkpoints)
-    schedule = make_schedule(graph, *order)
-    timeline = simulate(graph, schedule)
-    if timeline.peak_bytes > budget_bytes:
-        raise InfeasibleBudgetError(
-            budget_bytes=budget_bytes,
-            minimum_bytes=timeline.peak_bytes,
-            binding_op=peak_op(graph, schedule),
-            detail=f"{planner} has one plan, whatever the budget",
-        )
-    return make_plan(
+    found = Candidate(
         graph,
-        schedule,
+        lambda: checkpoint_order(graph, checkpoints),
+        lambda schedule: _stages(graph, sorted(checkpoints), schedule),
+    )
+    if found.peak_bytes > budget_bytes:
+        detail = f"{planner} has one plan, whatever the budget"
+        raise infeasible(found, budget_bytes, detail=detail)
+    return found.plan(
+        budget_bytes,
         planner=planner,
         family="checkpoints",
-        mode=None,
-        status=PlanStatus.FEASIBLE,
-        budget_bytes=budget_bytes,
-        plain_peak_bytes=peak_of_order(graph, store_all_order(graph)),
-        smallest_feasible_budget_bytes=timeline.peak_bytes,
+        smallest_bytes=found.peak_bytes,
         lower_sets=0,
-        stages=_stages(graph, sorted(checkpoints), schedule),
-        seconds=time.perf_counter() - began,
+        began=began,
         provenance={"notes": list(notes), "checkpoints": len(checkpoints)},
-        timeline=timeline,
     )
 
 

@@ -64,7 +64,7 @@ def paused(graph: TrainingGraph, pause_bytes: int) -> TrainingGraph:
     return TrainingGraph(values, ops, cost_unit=graph.cost_unit, name=graph.name)
 
 
-def resumed(plan: Plan, graph: TrainingGraph, plain_peak_bytes: int) -> Plan:
+def resumed(plan: Plan, graph: TrainingGraph) -> Plan:
     """A plan for `graph`, made of one for `paused(graph, …)`."""
     start = graph.forward_count
     steps = [
@@ -83,7 +83,6 @@ def resumed(plan: Plan, graph: TrainingGraph, plain_peak_bytes: int) -> Plan:
         mode=plan.mode,
         status=plan.status,
         budget_bytes=plan.budget_bytes,
-        plain_peak_bytes=plain_peak_bytes,
         smallest_feasible_budget_bytes=plan.smallest_feasible_budget_bytes,
         lower_sets=plan.lower_sets,
         stages=plan.stages,

@@ -15,9 +15,8 @@ from functools import cache
 from itertools import accumulate
 
 from memfit.errors import InfeasibleBudgetError
-from memfit.graph.plain import store_all_schedule
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.plan import Plan
-from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.several.divide import Level, divide
 from memfit.planners.several.pause import paused, resumed
@@ -56,7 +55,7 @@ class GraphPlans:
             graph = paused(self.graph, pause_bytes) if pause_bytes else self.graph
             self._known[pause_bytes] = self.within(graph)
         made = self._known[pause_bytes](budget_bytes)
-        return resumed(made, self.graph, self.plain_peak_bytes) if pause_bytes else made
+        return resumed(made, self.graph) if pause_bytes else made
 
     def smallest(self, pause_bytes: int = 0) -> tuple[int, Plan]:
         """The smallest budget that there is a plan for, and the plan."""
@@ -78,7 +77,7 @@ class GraphPlans:
     @property
     def plain_peak_bytes(self) -> int:
         """The peak of the graph that keeps everything."""
-        return simulate(self.graph, store_all_schedule(self.graph)).peak_bytes
+        return plain_peak_bytes(self.graph)
 
     @property
     def waiting_bytes(self) -> int:

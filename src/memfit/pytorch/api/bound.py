@@ -10,8 +10,7 @@ from torch import nn
 
 from memfit.bounds import DEFAULT_TIME_LIMIT_S, LowerBound, bound_graph, highs_version
 from memfit.errors import UsageError
-from memfit.graph.plain import store_all_schedule
-from memfit.graph.simulator import simulate
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.api.entry import WITHOUT, captured
 from memfit.pytorch.executors import Executor
@@ -62,7 +61,7 @@ def bound(
                 'peak ("60%")'
             )
         graph = model
-        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
+        plain = plain_peak_bytes(graph)
         budget_bytes = budget.resolve(plain_peak_bytes=plain, free_bytes=0)
     else:
         if example_inputs is None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memfit.errors import InfeasibleBudgetError, PlanMismatchError
-from memfit.graph.plain import store_all_schedule
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.plan import Plan
-from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep
@@ -234,7 +233,7 @@ def _settle(
     return replace(
         made,
         provenance=provenance,
-        plain_peak_bytes=simulate(whole, store_all_schedule(whole)).peak_bytes,
+        plain_peak_bytes=plain_peak_bytes(whole),
         overhead=made.overhead + again,
         total_cost=made.total_cost - again,
     )

@@ -185,7 +185,6 @@ class ByShape:
                 mode=None,
                 status=PlanStatus.FEASIBLE,
                 budget_bytes=budget_bytes,
-                plain_peak_bytes=plain_peak.peak_bytes,
                 smallest_feasible_budget_bytes=smallest,
                 lower_sets=0,
                 stages=(),

@@ -13,9 +13,8 @@ from memfit._version import __version__
 from memfit.budget import Budget
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.estimates import noting_estimates
-from memfit.graph.plain import store_all_schedule
+from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.plan import Plan
-from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.registry import get_planner
 from memfit.pytorch.capture.captured_step import CapturedStep
@@ -114,7 +113,7 @@ class Fresh:
 
     def resolve(self, graph: TrainingGraph) -> int:
         """The budget in bytes, of a step that is this graph."""
-        plain = simulate(graph, store_all_schedule(graph)).peak_bytes
+        plain = plain_peak_bytes(graph)
         held = sum(
             v.size_bytes
             for v in graph.values
