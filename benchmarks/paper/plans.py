@@ -177,7 +177,7 @@ def describe(graph: TrainingGraph, *, thorough: bool, say: Say) -> dict[str, Any
             name: {
                 **_point(plan.peak_bytes, plan.overhead),
                 "seconds": seconds[name],
-                "notes": list(plan.provenance.get("notes", ())),
+                "notes": list(plan.notes),
                 "most_recomputations": plan.most_recomputations,
             }
             for name, plan in best.items()

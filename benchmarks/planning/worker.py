@@ -114,7 +114,7 @@ class Row:
             "peak_bytes": plan.peak_bytes,
             "formula_peak_bytes": plan.formula_peak_bytes,
             "stages": len(plan.stages),
-            "notes": list(plan.provenance.get("notes", [])),
+            "notes": list(plan.notes),
         }
 
     def to_dict(self) -> dict[str, Any]:

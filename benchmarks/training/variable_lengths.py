@@ -157,7 +157,7 @@ def described(fitted: FittedModule) -> list[dict[str, Any]]:
             "overhead_percent": plan.overhead_percent,
             "plain_peak_bytes": plan.plain_peak_bytes,
             "predicted_peak_bytes": plan.peak_bytes,
-            "notes": plan.provenance["notes"],
+            "notes": list(plan.notes),
         }
         for plan in fitted.plans
     ]

@@ -277,7 +277,7 @@ def test_explain(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_messages_name_the_remedy(
     words: str, parts: tuple[str, ...], capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    (folder / "plan.json").write_text('{"schema_version": 1, "graph_fingerprint": "0"}')
+    (folder / "plan.json").write_text('{"schema_version": 2, "graph_fingerprint": "0"}')
     assert main(words.split()) == 2
     out, err = capsys.readouterr()
     assert len(err.splitlines()) == 1

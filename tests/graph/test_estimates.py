@@ -58,7 +58,7 @@ def test_every_planner_says_it(name: str) -> None:
     made, options = graph(Estimate.ANALYTIC), PlannerOptions()
     note = estimate_note(made)
     plan = get_planner(name)(made, 2**20, options)
-    assert list(plan.provenance["notes"]).count(note) == 1
+    assert list(plan.notes).count(note) == 1
     with pytest.raises(InfeasibleBudgetError, match="an upper bound: the workspace of 3 ops"):
         get_planner(name)(made, 1, options)
 

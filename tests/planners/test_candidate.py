@@ -9,7 +9,9 @@ import pytest
 
 from conftest import MakeGraph
 from memfit.graph.plain import plain_peak_bytes, store_all_schedule
+from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
+from memfit.planners import PlannerOptions, get_curve, get_planner
 from memfit.planners.candidate import Candidate, infeasible, plain_candidate
 from memfit.planners.salimans.checkpoints import checkpoint_order
 
@@ -54,3 +56,29 @@ def test_a_budget_that_cannot_be_met_names_the_peak_and_its_op(joint_graph: Make
     assert (error.minimum_bytes, error.binding_op) == (plain.peak_bytes, plain.binding_op)
     assert "(why)" in str(error)
     assert infeasible(plain, 1, minimum_bytes=2).minimum_bytes == 2
+
+
+@pytest.mark.parametrize("name", ["auto", "liveness", "nested", "refined", "exact"])
+def test_whether_time_ran_out_is_told(joint_graph: MakeGraph, core: str, name: str) -> None:
+    random = Random(2)
+    graph = next(
+        made
+        for made in (joint_graph(random, 12) for _ in range(100))
+        if get_planner("auto")(made, plain_peak_bytes(made) - 1, PlannerOptions()).overhead
+    )
+    budget = plain_peak_bytes(graph)
+    assert get_planner(name)(graph, budget, PlannerOptions()).complete
+    none = PlannerOptions(time_limit_s=0.0)
+    plan = get_planner(name)(graph, budget, none)
+    assert not plan.complete
+    assert not Plan.from_json(plan.to_json()).complete
+    if name != "refined":
+        assert get_curve(name)(graph, PlannerOptions()).complete
+        assert not get_curve(name)(graph, none).complete
+
+
+def test_the_pruned_family_is_searched_whole_without_time(joint_graph: MakeGraph) -> None:
+    graph = joint_graph(Random(3), 8)
+    plan = get_planner("approximate")(graph, 1 << 40, PlannerOptions(time_limit_s=0.0))
+    assert any("time limit" in note for note in plan.notes)
+    assert plan.complete

@@ -91,4 +91,4 @@ def test_blocks_with_too_many_lower_sets_are_searched_with_fewer_and_it_is_said(
     assert few.cut_count < all_sets.cut_count
     plan = liveness_dp.plan_from_table(few, plain // 2, 0.0)
     assert plan.peak_bytes <= plain // 2
-    assert plan.provenance["notes"][0] == few.notes[0]
+    assert plan.notes[0] == few.notes[0]

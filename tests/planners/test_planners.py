@@ -95,7 +95,7 @@ def test_modes_of_the_papers_planners() -> None:
     assert memory.formula_overhead is not None
     assert time.formula_overhead < memory.formula_overhead
     assert memory.formula_cached_bytes < time.formula_cached_bytes <= 120
-    with pytest.raises(UsageError, match="unknown mode 'space'; known modes: time, memory, auto"):
+    with pytest.raises(UsageError, match="unknown mode 'space'; known modes: auto, time, memory"):
         plan(graph, 120, PlannerOptions(mode="space"))
     with pytest.raises(UsageError, match="unknown family 'some'"):
         plan(graph, 120, PlannerOptions(family="some"))
@@ -135,9 +135,10 @@ def test_a_family_that_was_reduced_is_said() -> None:
     graph = bare_graph([[] for _ in range(n)], [1] * n, [1] * n, [[] for _ in range(n)])
     plan = get_planner("exact")(graph, 100, PlannerOptions(max_lower_sets=100))
     assert plan.family == "pruned+prefix"
-    assert plan.provenance["notes"] == [
-        "family all has more than 100 lower sets; family pruned+prefix was searched instead"
-    ]
+    assert plan.notes == (
+        "family all has more than 100 lower sets; family pruned+prefix was searched instead",
+    )
+    assert plan.complete  # a limit on lower sets is none on time
 
 
 def test_without_a_limit_each_core_searches_as_many_lower_sets_as_it_can_take(core: str) -> None:
@@ -146,12 +147,12 @@ def test_without_a_limit_each_core_searches_as_many_lower_sets_as_it_can_take(co
     graph = bare_graph([[] for _ in range(n)], [1] * n, [1] * n, [[] for _ in range(n)])
     plan = get_planner("exact")(graph, 100, PlannerOptions())
     if core == "native":
-        assert (plan.family, plan.lower_sets, plan.provenance["notes"]) == ("all", 8192, [])
+        assert (plan.family, plan.lower_sets, plan.notes) == ("all", 8192, ())
     else:
         assert (plan.family, plan.lower_sets) == ("pruned+prefix", 2 * n)
-        assert plan.provenance["notes"] == [
-            "family all has more than 4096 lower sets; family pruned+prefix was searched instead"
-        ]
+        assert plan.notes == (
+            "family all has more than 4096 lower sets; family pruned+prefix was searched instead",
+        )
 
 
 def test_curves_by_name() -> None:
@@ -240,7 +241,7 @@ def test_costs_are_rounded_where_fronts_would_be_too_long(
             plan = get_planner("exact")(graph, point.budget_bytes, PlannerOptions(mode=mode))
             plan.schedule.validate(graph)
             assert (plan.status, plan.family) == (PlanStatus.FEASIBLE, "all")
-            assert note in plan.provenance["notes"]
+            assert note in plan.notes
             assert plan.formula_peak_bytes is not None
             assert plan.formula_overhead is not None
             assert plan.formula_peak_bytes <= point.budget_bytes
@@ -260,7 +261,7 @@ def test_costs_are_not_rounded_where_few_steps_do() -> None:
     # 301 lower sets, and 2**25 / 301 steps of cost are more than its 30,000.
     plan = get_planner("exact")(graph, 10**6, PlannerOptions(mode="time"))
     assert (plan.status, plan.lower_sets) == (PlanStatus.OPTIMAL_IN_FAMILY, 301)
-    assert plan.provenance["notes"] == []
+    assert plan.notes == ()
 
 
 @pytest.mark.parametrize("name", ["exact", "approximate", "chen"])
@@ -362,7 +363,7 @@ def test_a_plan_over_its_budget_says_so() -> None:
     graph = TrainingGraph(values, ops)
     plan = get_planner("exact")(graph, 100, PlannerOptions(mode="time"))
     assert plan.peak_bytes == 510
-    assert "the simulated peak is 510 bytes, over the budget" in plan.provenance["notes"][0]
+    assert "the simulated peak is 510 bytes, over the budget" in plan.notes[0]
     assert smallest("exact", graph) == 510
 
 

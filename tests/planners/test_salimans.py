@@ -58,7 +58,7 @@ def test_a_graph_without_bottlenecks_is_left_as_it_is() -> None:
     graph = bare_graph(before, [10] * 6, [1] * 6, [list(b) for b in before])
     plan = get_planner("salimans-memory")(graph, 1000, PlannerOptions())
     assert plan.schedule == store_all_schedule(graph)
-    assert plan.provenance["notes"] == ["the graph has no bottleneck; nothing is computed again"]
+    assert plan.notes == ("the graph has no bottleneck; nothing is computed again",)
     assert [p.detail for p in salimans_points(graph)] == []
 
 
@@ -107,7 +107,7 @@ def test_a_collection_is_named_by_op_or_value() -> None:
         get_planner("salimans-collection")(graph, 1000, PlannerOptions(checkpoints=("nowhere",)))
     plain = get_planner("salimans-collection")(graph, 1000, PlannerOptions())
     assert plain.overhead == 0
-    assert plain.provenance["notes"] == ["no checkpoints were named; nothing is computed again"]
+    assert plain.notes == ("no checkpoints were named; nothing is computed again",)
 
 
 def test_ops_that_must_not_run_again_are_kept() -> None:

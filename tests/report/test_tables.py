@@ -81,9 +81,7 @@ def test_plan_shows_peak_parts_and_overhead() -> None:
 
 
 def test_plan_shows_mode_units_and_notes() -> None:
-    made = plan(
-        mode="memory", cost_unit="unit", provenance={"notes": ["family [all] was too large"]}
-    )
+    made = plan(mode="memory", cost_unit="unit", notes=("family [all] was too large",))
     lines = lines_of(plan_table(made))
     assert "planner liveness, mode memory" in lines
     assert "note family [all] was too large" in lines

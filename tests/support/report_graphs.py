@@ -87,5 +87,6 @@ def segmented_plan(graph: TrainingGraph) -> Plan:
         lower_sets=len(sequence),
         stages=canonical_stages(graph, sequence, schedule),
         seconds=0.0,
-        provenance={"notes": ["made for a test"], "memfit": "0", "device": "cpu"},
+        notes=["made for a test"],
+        provenance={"memfit": "0", "device": "cpu"},
     )

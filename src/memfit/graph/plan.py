@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from memfit.graph.training_graph import TrainingGraph
 
 __all__ = ["GRAPH_KEYS", "PLAN_SCHEMA_VERSION", "Plan", "PlanStatus", "Stage", "make_plan"]
 
-PLAN_SCHEMA_VERSION = 1
+PLAN_SCHEMA_VERSION = 2  # 1 had the notes in its provenance, and did not say `complete`
 
 GRAPH_KEYS = ("graph", "shapes")
 """What a plan file may hold beside its plan; see `memfit.graph.plan_file`."""
@@ -49,6 +49,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
     "peak_parts": Mapping,
     "provenance": Mapping,
+    "notes": list,
     "stages": list,
 }
 _MAY_BE_NONE = ("mode", "formula_overhead", "formula_peak_bytes", "formula_cached_bytes")
@@ -110,7 +111,9 @@ class Plan:
             None otherwise.
         formula_peak_bytes: the paper's peak, likewise.
         formula_cached_bytes: the paper's M(U_k), likewise.
-        provenance: versions, device, cost source, notes (such as a family that was reduced).
+        notes: what a reader should know, such as a family that was reduced.
+        complete: whether the search was not cut short by a time limit.
+        provenance: versions, device, cost source.
     """
 
     planner: str
@@ -135,6 +138,8 @@ class Plan:
     formula_overhead: int | None = None
     formula_peak_bytes: int | None = None
     formula_cached_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+    complete: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = PLAN_SCHEMA_VERSION
 
@@ -244,6 +249,7 @@ class Plan:
                     **data,
                     "status": PlanStatus(data["status"]),
                     "stages": tuple(Stage(**s) for s in data["stages"]),
+                    "notes": tuple(data.get("notes", ())),
                     "schedule": Schedule(steps, int(schedule["backward_start"])),
                 }
             )
@@ -278,6 +284,10 @@ def _check_kinds(data: Mapping[str, Any]) -> None:
         wrong = [name for name in _STAGE_COUNTS if type(stage[name]) is not int or stage[name] < 0]
         if wrong:
             raise ValueError(f"{wrong[0]} of a stage is no number of 0 or more")
+    if not all(isinstance(note, str) for note in data.get("notes", ())):
+        raise TypeError("notes are no texts")
+    if not isinstance(data.get("complete", True), bool):
+        raise TypeError("complete is neither true nor false")
     if not all(type(size) is int and size >= 0 for size in data["peak_parts"].values()):
         raise ValueError("peak_parts are no numbers of 0 or more")
 
@@ -298,6 +308,8 @@ def make_plan(
     formula_overhead: int | None = None,
     formula_peak_bytes: int | None = None,
     formula_cached_bytes: int | None = None,
+    notes: Iterable[str] = (),
+    complete: bool = True,
     provenance: Mapping[str, Any] | None = None,
     timeline: MemoryTimeline | None = None,
 ) -> Plan:
@@ -331,12 +343,12 @@ def make_plan(
         formula_overhead=formula_overhead,
         formula_peak_bytes=formula_peak_bytes,
         formula_cached_bytes=formula_cached_bytes,
-        provenance=_noting_estimates(graph, provenance or {}),
+        notes=_noting_estimates(graph, tuple(notes)),
+        complete=complete,
+        provenance=dict(provenance or {}),
     )
 
 
-def _noting_estimates(graph: TrainingGraph, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    note, notes = estimate_note(graph), provenance.get("notes", ())
-    if note is None or note in notes:
-        return dict(provenance)
-    return {**provenance, "notes": [*notes, note]}
+def _noting_estimates(graph: TrainingGraph, notes: tuple[str, ...]) -> tuple[str, ...]:
+    note = estimate_note(graph)
+    return notes if note is None or note in notes else (*notes, note)

@@ -38,7 +38,7 @@ class PlannerOptions:
         mode: `time`, `memory` or `auto` (the paper's planners).
         family: `auto` (the planner's own choice) or a name of `memfit.cuts.lower_sets.FAMILIES`.
         max_lower_sets: enumeration of all lower sets stops there, and the planner goes on with the
-            next smaller family and says so in the plan's provenance. None: as many as the planner
+            next smaller family and says so in the plan's notes. None: as many as the planner
             and the core can take.
         time_limit_s: seconds after which the search stops with the best plan so far, which says so;
             None for no limit.
@@ -82,6 +82,7 @@ class TradeOff:
             feasible budget.
         seconds: time it took.
         notes: what a reader should know, such as a family that was reduced.
+        complete: whether the search was not cut short by a time limit.
     """
 
     planner: str
@@ -93,6 +94,7 @@ class TradeOff:
     points: tuple[TradeOffPoint, ...]
     seconds: float
     notes: tuple[str, ...] = ()
+    complete: bool = True
 
     def overhead_at(self, budget_bytes: int) -> int | None:
         """The overhead within a budget; None if it is smaller than the smallest feasible one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,6 +103,8 @@ class Candidate:
         formula_overhead: int | None = None,
         formula_peak_bytes: int | None = None,
         formula_cached_bytes: int | None = None,
+        notes: Iterable[str] = (),
+        complete: bool = True,
         provenance: Mapping[str, Any] | None = None,
     ) -> Plan:
         """The plan that follows it.
@@ -112,7 +114,7 @@ class Candidate:
             smallest_bytes: the smallest budget that its planner can meet.
             began: when planning began, by `time.perf_counter`.
             planner, family, lower_sets, mode, status, formula_overhead, formula_peak_bytes,
-                formula_cached_bytes, provenance: as in `Plan`.
+                formula_cached_bytes, notes, complete, provenance: as in `Plan`.
         """
         return make_plan(
             self.graph,
@@ -129,6 +131,8 @@ class Candidate:
             formula_overhead=formula_overhead,
             formula_peak_bytes=formula_peak_bytes,
             formula_cached_bytes=formula_cached_bytes,
+            notes=notes,
+            complete=complete,
             provenance=provenance,
             timeline=self.timeline,
         )

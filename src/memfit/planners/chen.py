@@ -85,5 +85,5 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         formula_overhead=formula_overhead(graph, sequence),
         formula_peak_bytes=graph.resident_bytes + formula_peak_bytes(graph, sequence),
         formula_cached_bytes=cached_bytes(graph, sequence),
-        provenance={"notes": [], "segmentations": len(sequences)},
+        provenance={"segmentations": len(sequences)},
     )

@@ -150,7 +150,7 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         smallest_bytes=minimum,
         lower_sets=steps + 1,
         began=began,
-        provenance={"notes": [], "steps": steps, "slots": slots},
+        provenance={"steps": steps, "slots": slots},
     )
 
 

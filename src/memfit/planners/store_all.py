@@ -30,5 +30,4 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         smallest_bytes=plain.peak_bytes,
         lower_sets=2 if graph.forward_count else 1,
         began=began,
-        provenance={"notes": []},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,16 +97,9 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("smallest feasible budget", format_bytes(plan.smallest_feasible_budget_bytes))
     table.add_row("stages", str(len(plan.stages)))
     table.add_row("planned in", f"{plan.seconds:.2f} s")
-    for note in _notes(plan.provenance):
+    for note in plan.notes:
         table.add_row("note", escape(note))
     return table
-
-
-def _notes(provenance: Mapping[str, object]) -> tuple[str, ...]:
-    notes = provenance.get("notes", ())
-    if isinstance(notes, str):
-        return (notes,)
-    return tuple(str(note) for note in notes) if isinstance(notes, (list, tuple)) else ()
 
 
 def stages_table(plan: Plan) -> Table:

@@ -229,6 +229,7 @@ def test_a_plan_of_another_graph(tmp_path: Path) -> None:
     ("change", "part"),
     [
         (lambda d: d.update(schema_version=99), "schema version 99"),
+        (lambda d: d.update(schema_version=1), "schema version 1, this memfit reads version 2"),
         (lambda d: d.pop("schema_version"), "no schema_version"),
         (lambda d: d.pop("schedule"), "no whole plan"),
         (lambda d: d.pop("peak_bytes"), "no whole plan"),

@@ -79,7 +79,7 @@ def _nothing_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def bounds_in(plan: Plan) -> list[str]:
-    return [note for note in plan.provenance["notes"] if "upper bound" in note]
+    return [note for note in plan.notes if "upper bound" in note]
 
 
 def test_a_small_gpt_has_the_same_smallest_budget_however_it_is_planned() -> None:

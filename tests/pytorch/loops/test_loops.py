@@ -119,7 +119,7 @@ def data(steps: int, batch: int, width: int) -> tuple[torch.Tensor, torch.Tensor
 
 def notes(plan: Plan | None) -> str:
     assert plan is not None
-    return "\n".join(plan.provenance["notes"])
+    return "\n".join(plan.notes)
 
 
 @pytest.mark.parametrize(

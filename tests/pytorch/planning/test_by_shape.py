@@ -117,7 +117,7 @@ def test_where_planning_is_slow_the_larger_shapes_plan_is_taken_over(
     smaller = make(plans, scaled(graph, 0.97), Occasion(step_s=0.01))
     assert smaller.schedule == large.schedule
     assert smaller.provenance["shape"]["how"] == "taken over"
-    assert "taken over from a plan for inputs of 8x128" in smaller.provenance["notes"][0]
+    assert "taken over from a plan for inputs of 8x128" in smaller.notes[0]
     assert rules.limits == [None]
     assert smaller.peak_bytes < large.peak_bytes
 
@@ -242,6 +242,22 @@ def test_a_kept_plan_is_found_again(
     assert found.plan.schedule == made.plan.schedule
     assert list(found.costs) == list(made.costs)
     assert cache.get("other", graph) is None
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_plans_are_kept_where_the_search_was_whole_whatever_their_notes_say(
+    joint_graph: MakeGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete: bool
+) -> None:
+    monkeypatch.setenv("MEMFIT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("MEMFIT_CACHE", "1")
+    graph, budget = example_graph(joint_graph)
+    rules = Rules(budget)
+    note = "a time limit of another kind" if complete else "cut short"
+    told = replace(rules.within(graph, budget), notes=(note,), complete=complete)
+    monkeypatch.setattr(Rules, "within", lambda *_: told)
+    made = make(ByShape(rules, "digest"), graph)
+    assert made.notes == (note,)
+    assert bool(list((tmp_path / "plans").glob("*.json"))) == complete
 
 
 def _less(data: dict[str, Any]) -> None:

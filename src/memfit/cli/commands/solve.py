@@ -253,7 +253,7 @@ def solve_json(plan: Plan, graph: TrainingGraph) -> dict[str, Any]:
         "stages": [asdict(stage) for stage in plan.stages],
         "seconds": plan.seconds,
         "smallest_feasible_budget": plan.smallest_feasible_budget_bytes,
-        "notes": list(plan.provenance.get("notes", ())),
+        "notes": list(plan.notes),
         "graph_fingerprint": plan.graph_fingerprint,
         **({"bound": plan.provenance["bound"]} if "bound" in plan.provenance else {}),
     }

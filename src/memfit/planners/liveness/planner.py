@@ -77,7 +77,7 @@ def table_for(graph: TrainingGraph, options: PlannerOptions) -> LivenessTable:
             f"the time limit of {options.time_limit_s:g} s was reached; a quick search over a few "
             "prefixes of the program order was made instead"
         )
-        return replace(table, notes=(*table.notes, note))
+        return replace(table, notes=(*table.notes, note), complete=False)
 
 
 def trade_off(graph: TrainingGraph, options: PlannerOptions) -> TradeOff:
@@ -130,6 +130,7 @@ def trade_off_from_table(table: LivenessTable, began: float) -> TradeOff:
         points=tuple(points),
         seconds=time.perf_counter() - began,
         notes=table.notes,
+        complete=table.complete,
     )
 
 
@@ -181,5 +182,7 @@ def plan_from_table(table: LivenessTable, budget_bytes: int, began: float) -> Pl
         smallest_bytes=minimum,
         lower_sets=table.lower_sets,
         began=began,
-        provenance={"notes": list(table.notes), "core": _core.core_name()},
+        notes=table.notes,
+        complete=table.complete,
+        provenance={"core": _core.core_name()},
     )

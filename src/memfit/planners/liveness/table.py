@@ -73,6 +73,7 @@ class LivenessTable:
         notes: what a reader of the plan should know, such as a family that was reduced.
         fixed_bytes: bytes alive all through the backward pass that no stage counts.
         left_out: number of lower sets that were left out as no better than others.
+        complete: whether the search was not cut short by a time limit.
     """
 
     graph: TrainingGraph
@@ -82,6 +83,7 @@ class LivenessTable:
     notes: tuple[str, ...]
     fixed_bytes: int
     left_out: int = 0
+    complete: bool = True
 
     @property
     def cut_count(self) -> int:

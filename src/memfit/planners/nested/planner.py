@@ -107,6 +107,7 @@ def _trade_off(table: LivenessTable, plans: NestedPlans | None, began: float) ->
         lower_sets=max(single.lower_sets, plans.cut_count if plans else 0),
         seconds=time.perf_counter() - began,
         notes=tuple(notes),
+        complete=single.complete and plans is not None,
     )
 
 
@@ -170,7 +171,8 @@ def better_plan(
             raise InfeasibleBudgetError(
                 budget_bytes=budget_bytes, minimum_bytes=least, binding_op=binding
             )
-        return _recounted(single, began, least, plans.notes if plans is not None else ())
+        recounted = _recounted(single, began, least, plans.notes if plans is not None else ())
+        return recounted if plans is not None else replace(recounted, complete=False)
     smallest = candidate(plans, len(plans.front[0]) - 1)
     minimum = min(least, smallest.peak_bytes)
     if budget_bytes < minimum:
@@ -192,20 +194,17 @@ def better_plan(
         smallest_bytes=minimum,
         lower_sets=plans.cut_count,
         began=began,
-        provenance={
-            "notes": [*table.notes, *plans.notes],
-            "core": _core.core_name(),
-        },
+        notes=(*table.notes, *plans.notes),
+        complete=table.complete,
+        provenance={"core": _core.core_name()},
     )
 
 
 def _recounted(plan: Plan, began: float, minimum: int, notes: tuple[str, ...]) -> Plan:
     """A plan of single recomputations with what nested strategies would allow."""
-    provenance = dict(plan.provenance)
-    provenance["notes"] = [*provenance.get("notes", ()), *notes]
     return replace(
         plan,
         smallest_feasible_budget_bytes=minimum,
         seconds=time.perf_counter() - began,
-        provenance=provenance,
+        notes=(*plan.notes, *notes),
     )

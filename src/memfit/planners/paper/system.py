@@ -218,6 +218,7 @@ def trade_off_paper(
         points=tuple(points),
         seconds=time.perf_counter() - began,
         notes=table.notes,
+        complete=table.complete,
     )
 
 
@@ -261,11 +262,9 @@ def plan_paper(
         formula_overhead=sum(stage.overhead for stage in formula),
         formula_peak_bytes=graph.resident_bytes + max(peaks_of(formula), default=0),
         formula_cached_bytes=sum(stage.cached_bytes for stage in formula),
-        provenance={
-            "notes": notes,
-            "core": _core.core_name(),
-            "requested_mode": options.mode,
-        },
+        notes=notes,
+        complete=table.complete,
+        provenance={"core": _core.core_name(), "requested_mode": options.mode},
     )
     if options.progress is not None:
         options.progress("planned", 1.0)

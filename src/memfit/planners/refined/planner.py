@@ -8,7 +8,7 @@ from dataclasses import replace
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import auto
-from memfit.planners.base import PlannerOptions, limited
+from memfit.planners.base import PlannerOptions, TimeIsUp, limited
 from memfit.planners.candidate import Candidate
 from memfit.planners.refined.local_search import improve, too_large
 
@@ -24,18 +24,32 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
     """
     began = time.perf_counter()
     report = limited(options)
+    complete = True
+
+    def within(label: str, share: float) -> None:
+        nonlocal complete
+        try:
+            report(label, share)
+        except TimeIsUp:
+            complete = False
+            raise
+
     base = auto.plan(graph, budget_bytes, options)
-    schedule = improve(graph, base.schedule, budget_bytes, report=report)
-    notes = list(base.provenance.get("notes", ()))
+    schedule = improve(graph, base.schedule, budget_bytes, report=within)
+    complete = complete and base.complete
     saved = base.overhead - schedule.overhead(graph)
     if not saved:
         large = "the graph is too large for local search"
         note = large if too_large(graph) else "local search found nothing better"
-        provenance = {**base.provenance, "notes": [*notes, note]}
-        seconds = time.perf_counter() - began
-        return replace(base, planner="refined", seconds=seconds, provenance=provenance)
+        return replace(
+            base,
+            planner="refined",
+            seconds=time.perf_counter() - began,
+            notes=(*base.notes, note),
+            complete=complete,
+        )
     unit = "" if graph.cost_unit == "unit" else f" {graph.cost_unit}"
-    notes.append(f"local search took {saved}{unit} off the overhead of the plan of {base.planner}")
+    note = f"local search took {saved}{unit} off the overhead of the plan of {base.planner}"
     return Candidate(graph, lambda: schedule).plan(
         budget_bytes,
         planner="refined",
@@ -44,5 +58,7 @@ def plan(graph: TrainingGraph, budget_bytes: int, options: PlannerOptions) -> Pl
         smallest_bytes=base.smallest_feasible_budget_bytes,
         lower_sets=base.lower_sets,
         began=began,
-        provenance={**base.provenance, "notes": notes},
+        notes=(*base.notes, note),
+        complete=complete,
+        provenance=base.provenance,
     )

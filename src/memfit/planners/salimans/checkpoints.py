@@ -79,7 +79,8 @@ def plan_of_checkpoints(
         smallest_bytes=found.peak_bytes,
         lower_sets=0,
         began=began,
-        provenance={"notes": list(notes), "checkpoints": len(checkpoints)},
+        notes=notes,
+        provenance={"checkpoints": len(checkpoints)},
     )
 
 

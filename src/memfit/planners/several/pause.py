@@ -87,5 +87,7 @@ def resumed(plan: Plan, graph: TrainingGraph) -> Plan:
         lower_sets=plan.lower_sets,
         stages=plan.stages,
         seconds=plan.seconds,
+        notes=plan.notes,
+        complete=plan.complete,
         provenance=plan.provenance,
     )

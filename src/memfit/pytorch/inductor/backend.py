@@ -250,7 +250,7 @@ class InductorBackend(StepBackend):
         if not self.compiled:
             return
         last = self.compiled[-1]
-        notes = list(last.plan.provenance.get("notes", []))
+        notes = last.plan.notes
         found: dict[str, Any] = {}
         if len(self._kernels.peak_bytes) == 2:
             peak = max(
@@ -259,8 +259,8 @@ class InductorBackend(StepBackend):
             )
             found = {"kernels_peak_bytes": peak}
         else:
-            notes.append(UNCHECKED)
-        plan = replace(last.plan, provenance={**last.plan.provenance, **found, "notes": notes})
+            notes = (*notes, UNCHECKED)
+        plan = replace(last.plan, notes=notes, provenance={**last.plan.provenance, **found})
         self.compiled[-1] = replace(last, plan=plan)
 
 

@@ -227,11 +227,11 @@ def _settle(
     notes = [_describe(s, p) for s, p in zip(sites, plans, strict=True)]
     provenance: Mapping[str, Any] = {
         **made.provenance,
-        "notes": [*made.provenance.get("notes", ()), *notes],
         "loops": [[p.steps, p.slots, p.leaf, p.tail] for p in plans],
     }
     return replace(
         made,
+        notes=(*made.notes, *notes),
         provenance=provenance,
         plain_peak_bytes=plain_peak_bytes(whole),
         overhead=made.overhead + again,

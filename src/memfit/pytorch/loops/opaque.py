@@ -38,10 +38,7 @@ def opaque_notes(nodes: Iterable[fx.Node]) -> list[str]:
 def with_opaque_notes(plan: Plan, nodes: Iterable[fx.Node]) -> Plan:
     """The plan of a captured graph, its notes with those on such layers."""
     notes = opaque_notes(nodes)
-    if not notes:
-        return plan
-    known = plan.provenance.get("notes", ())
-    return replace(plan, provenance={**plan.provenance, "notes": [*known, *notes]})
+    return replace(plan, notes=(*plan.notes, *notes)) if notes else plan
 
 
 def _note(node: fx.Node) -> str | None:

@@ -134,7 +134,7 @@ class ByShape:
         budget_bytes = self._fresh.resolve(graph)
         if not shapes:
             fresh = self._fresh.within(graph, budget_bytes)
-            return fresh, "planned", not _cut_short(fresh)
+            return fresh, "planned", fresh.complete
         best = min(
             self._taken_over(graph, budget_bytes, shapes),
             key=lambda plan: (plan.overhead, plan.peak_bytes),
@@ -158,7 +158,7 @@ class ByShape:
                 raise
             # What the quick search finds infeasible need not be so.
             fresh, best = self._fresh.within(graph, budget_bytes), None
-        lasting = not _cut_short(fresh)
+        lasting = fresh.complete
         if best is None or fresh.overhead <= best.overhead:
             return fresh, "planned", lasting
         return best, "taken over", lasting
@@ -175,7 +175,12 @@ class ByShape:
         smallest = min(t.peak_bytes for t in (plain_peak, *found.values()))
 
         def plan(
-            schedule: Schedule, timeline: MemoryTimeline, planner: str, family: str, note: str
+            schedule: Schedule,
+            timeline: MemoryTimeline,
+            planner: str,
+            family: str,
+            note: str,
+            complete: bool,
         ) -> Plan:
             made = make_plan(
                 graph,
@@ -189,13 +194,14 @@ class ByShape:
                 lower_sets=0,
                 stages=(),
                 seconds=0.0,
+                complete=complete,
                 timeline=timeline,
             )
-            return replace(made, provenance={**self._fresh.origin(graph), "notes": [note]})
+            return replace(made, notes=(note,), provenance=self._fresh.origin(graph))
 
         if fits and self._fresh.planner in _PLAIN_WHERE_IT_FITS:
             note = "keeps everything, which fits; no search was made"
-            yield plan(plain, plain_peak, "store-all", "none", note)
+            yield plan(plain, plain_peak, "store-all", "none", note, True)
         for schedule, known in tried.items():
             timeline = found[schedule]
             if timeline.peak_bytes <= budget_bytes:
@@ -205,7 +211,7 @@ class ByShape:
                     "smallest feasible budget is that of the plans known, planning anew may find "
                     "a smaller one"
                 )
-                yield plan(schedule, timeline, source.planner, source.family, note)
+                yield plan(schedule, timeline, source.planner, source.family, note, source.complete)
 
 
 def _analytic(calls: Sequence[OpCall]) -> list[int]:
@@ -232,15 +238,6 @@ def _nearest(graph: TrainingGraph, shapes: Sequence[_Known]) -> list[_Known]:
     return [shapes[i] for i in order[:_MOST_TRIED]]
 
 
-def _cut_short(plan: Plan) -> bool:
-    """Whether the planner says that it ran out of time."""
-    return any("time limit" in note for note in _notes(plan))
-
-
-def _notes(plan: Plan) -> list[str]:
-    return list(plan.provenance.get("notes", []))
-
-
 def _told(
     plan: Plan, occasion: Occasion, how: str, seconds: Mapping[str, float], note: str
 ) -> Plan:
@@ -254,5 +251,5 @@ def _told(
             **{name: round(value, 4) for name, value in seconds.items()},
         },
     }
-    notes = [*_notes(plan), *([note] if note else [])]
-    return replace(plan, provenance={**plan.provenance, "notes": notes, "shape": shape})
+    notes = (*plan.notes, note) if note else plan.notes
+    return replace(plan, notes=notes, provenance={**plan.provenance, "shape": shape})

@@ -159,7 +159,7 @@ def plan_view(
         "stages": len(plan.stages),
         "stageOf": run_lengths(stage_of_ops(graph, plan)),
         "seconds": round(plan.seconds, 3),
-        "notes": [str(note) for note in plan.provenance.get("notes", ())],
+        "notes": list(plan.notes),
     }
 
 
