@@ -12,7 +12,7 @@ from memfit.analysis.peers import PeerPoint, module_cuts, peer_points, sqrt_poin
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
-from memfit.graph.training_graph import TrainingGraph
+from memfit.graph.training_graph import Source, TrainingGraph
 from memfit.planners import PlannerOptions, get_curve
 
 
@@ -46,8 +46,9 @@ def test_no_peer_beats_the_trade_off(full_graph: Callable[[Random, int], Trainin
 def test_modules_are_cut_where_paths_change() -> None:
     graph = chain(6)
     paths = ["m.a.0 (f.py:1)", "m.a.0 (f.py:2)", "m.a.1 (f.py:1)", "f.py:9", "m.b (f.py:3)", None]
-    ops = tuple(replace(op, source=paths[i]) if i < 6 else op for i, op in enumerate(graph.ops))
-    graph = replace(graph, ops=ops)
+    sources = [Source.of_text(path) if path else None for path in paths]
+    ops = [replace(op, source=source) for op, source in zip(graph.ops[:6], sources, strict=True)]
+    graph = replace(graph, ops=(*ops, *graph.ops[6:]))
     assert list(module_cuts(graph)) == [
         (2, [0b001111, 0b111111]),
         (3, [0b000011, 0b001111, 0b111111]),

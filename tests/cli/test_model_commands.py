@@ -93,7 +93,7 @@ def test_plan_json_is_the_plan(capsys: pytest.CaptureFixture[str], folder: Path)
     )
     assert payload["overhead"] > 0
     assert payload["smallest_feasible_budget_bytes"] <= payload["budget_bytes"]
-    assert payload["schema_version"] == 1
+    assert payload["schema_version"] == 2
     assert payload["stages"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from memfit.errors import GraphError, GraphFileError
 from memfit.graph.graph_file import graph_from_json, graph_to_json, read_graph, write_graph
 from memfit.graph.published import bare_graph, graph_from_published
-from memfit.graph.training_graph import ValueKind
+from memfit.graph.training_graph import Source, ValueKind
 
 #     x (input 0)   w (parameter 1)
 #          \        /
@@ -182,7 +183,9 @@ def change_value(index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
     [
         (change(format="other"), "has format 'other'"),
         (lambda data: data.pop("format"), "has format None"),
-        (change(schema_version=2), "graph schema version 2, this memfit reads version 1"),
+        (change(schema_version=3), "graph schema version 3, this memfit reads versions 1 and 2"),
+        (change_op(0, source={"module": "a"}), "source has no 'file'"),
+        (change_op(0, source={"module": "a", "file": "b", "line": "c"}), "a whole number"),
         (change(schema_version="1"), 'schema_version is "1"; it must be a whole number'),
         (lambda data: data.pop("ops"), "has no 'ops'"),
         (change(values={}), "values is {}; it must be a list"),
@@ -199,7 +202,7 @@ def change_value(index: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
         (change_op(0, outputs=None), "a list of whole numbers"),
         (change_op(0, cost=2**62), "2**59 or more"),
         (change_op(0, name=None), "name is null; it must be text"),
-        (change_op(0, source=3), "source is 3; it must be text or null"),
+        (change_op(0, source=3), "source is 3; it must be an object, text or null"),
         (change_op(0, forward_op=0), "ops[0]: forward_op is 0"),
         (change_op(3, forward_op=2), "one of the 2 forward ops"),
     ],
@@ -260,3 +263,40 @@ def test_files_are_read_back(tmp_path: Path) -> None:
 def test_a_bare_graph_with_an_op_out_of_order_is_refused() -> None:
     with pytest.raises(GraphError, match="is there a cycle"):
         bare_graph([[1], []], [1, 1], [1, 1], [[], []])
+
+
+SOURCES = {
+    "layer1.0.conv1 (resnet.py:41)": Source("layer1.0.conv1", "resnet.py", 41),
+    "model.py:7": Source(file="model.py", line=7),
+    "layer1.0": Source("layer1.0"),
+    "layer1 (somewhere)": Source("layer1", "somewhere"),
+    "by hand, in a loop": Source(file="by hand, in a loop"),
+}
+
+
+@pytest.mark.parametrize("text", SOURCES)
+def test_sources_and_their_texts(text: str) -> None:
+    assert Source.of_text(text) == SOURCES[text]
+    assert str(SOURCES[text]) == text
+
+
+def test_sources_are_written_by_parts_and_read_from_the_texts_of_version_1() -> None:
+    plain = bare_graph([[]] * len(SOURCES), [1] * len(SOURCES), [3] * len(SOURCES), [[]] * 5)
+    ops = [
+        dataclasses.replace(op, source=source)
+        for op, source in zip(plain.forward_ops, SOURCES.values(), strict=True)
+    ]
+    graph = dataclasses.replace(plain, ops=(*ops, *plain.backward_ops))
+    assert graph.fingerprint == plain.fingerprint
+    data = json.loads(graph_to_json(graph))
+    assert data["schema_version"] == 2
+    assert data["ops"][0]["source"] == {
+        "module": "layer1.0.conv1",
+        "file": "resnet.py",
+        "line": 41,
+    }
+    assert graph_from_json(json.dumps(data)) == graph
+    data["schema_version"] = 1
+    for op, text in zip(data["ops"], SOURCES, strict=False):
+        op["source"] = text
+    assert graph_from_json(json.dumps(data)) == graph

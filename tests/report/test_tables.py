@@ -10,7 +10,7 @@ from rich.table import Table
 
 from memfit.graph.plan import Plan, PlanStatus, Stage, make_plan
 from memfit.graph.schedule import make_schedule
-from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph.training_graph import Op, Phase, Source, TrainingGraph, Value, ValueKind
 from memfit.report import (
     DemoRow,
     binding_text,
@@ -34,7 +34,15 @@ GRAPH = TrainingGraph(
     (
         Op("f", "exp", Phase.FORWARD, (0,), (1,), 3_000_000),
         Op("l", "sum", Phase.FORWARD, (1,), (2,), 1_000_000),
-        Op("b", "mul", Phase.BACKWARD, (1, 3), (4,), 4_000_000, source="model.py:7"),
+        Op(
+            "b",
+            "mul",
+            Phase.BACKWARD,
+            (1, 3),
+            (4,),
+            4_000_000,
+            source=Source(file="model.py", line=7),
+        ),
     ),
 )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from memfit.graph.plan import Plan, PlanStatus, make_plan
 from memfit.graph.published import bare_graph
 from memfit.graph.simulator import simulate
-from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
+from memfit.graph.training_graph import Source, TrainingGraph, Value, ValueKind
 from memfit.planners.chen import segmentations
 from memfit.strategies.canonical import canonical_schedule, canonical_stages
 
@@ -62,7 +62,10 @@ def network(blocks: int, *, modules: bool = True) -> TrainingGraph:
     ops = graph.ops
     if modules:
         ops = tuple(
-            replace(op, source=sources[i if op.forward_op is None else op.forward_op])
+            replace(
+                op,
+                source=Source.of_text(sources[i if op.forward_op is None else op.forward_op]),
+            )
             for i, op in enumerate(graph.ops)
         )
     weights = Value("weights", 4 << 20, ValueKind.PARAMETER)

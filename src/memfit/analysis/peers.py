@@ -9,7 +9,6 @@ liveness analysis, so that only the choice of what to keep differs.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 _MOST_OF_MODE = 16
-_MODULE = re.compile(r"([A-Za-z_][\w.]*)(?: \(|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +138,8 @@ def module_cuts(graph: TrainingGraph) -> Iterator[tuple[int, list[int]]]:
     """
     paths: list[tuple[str, ...]] = []
     for op in graph.forward_ops:
-        match = _MODULE.match(op.source or "")
-        paths.append(tuple(match[1].split(".")) if match else ())
+        module = op.source.module if op.source else ""
+        paths.append(tuple(module.split(".")) if module else ())
     whole = (1 << graph.forward_count) - 1
     last: list[int] = [whole]
     for depth in range(1, max(map(len, paths), default=0) + 1):

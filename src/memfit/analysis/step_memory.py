@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,9 +12,6 @@ from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import Op, TrainingGraph, ValueKind
 
 __all__ = ["LiveValue", "ModuleMemory", "StepMemory", "op_text", "step_memory"]
-
-
-_PATH = re.compile(r"([A-Za-z_][\w.]*)(?: \(|$)")
 
 
 _NO_MODULE = "(outside of modules)"
@@ -139,8 +135,8 @@ def _modules(graph: TrainingGraph, schedule: Schedule) -> tuple[ModuleMemory, ..
     sizes: dict[str, int] = defaultdict(int)
     counts: dict[str, int] = defaultdict(int)
     for op in graph.forward_ops:
-        match = _PATH.match(op.source or "")
-        path = match[1].removeprefix("model.") if match else _NO_MODULE
+        module = op.source.module if op.source else ""
+        path = module.removeprefix("model.") if module else _NO_MODULE
         counts[path] += 1
         sizes[path] += sum(graph.values[v].size_bytes for v in op.outputs if v in kept)
     found = [ModuleMemory(path, sizes[path], counts[path]) for path in counts if sizes[path]]

@@ -12,7 +12,15 @@ from typing import Any, NoReturn, TypeVar
 from memfit.errors import GraphError, GraphFileError
 from memfit.files import write_text_whole
 from memfit.graph.published import graph_from_published
-from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
+from memfit.graph.training_graph import (
+    Estimate,
+    Op,
+    Phase,
+    Source,
+    TrainingGraph,
+    Value,
+    ValueKind,
+)
 
 __all__ = [
     "GRAPH_FORMAT",
@@ -24,7 +32,8 @@ __all__ = [
 ]
 
 GRAPH_FORMAT = "memfit-graph"
-GRAPH_SCHEMA_VERSION = 1
+GRAPH_SCHEMA_VERSION = 2
+_READ_VERSIONS = (1, GRAPH_SCHEMA_VERSION)  # in 1, the source of an op was one text
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -111,6 +120,17 @@ class _Fields:
             self._fail(key, value, "text or null")
         return value
 
+    def source(self, key: str) -> Source | None:
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return Source.of_text(value) if value else None
+        if not isinstance(value, dict):
+            self._fail(key, value, "an object, text or null")
+        data = _Fields(value, f"{self.where}, {key}")
+        return Source(data.text("module"), data.text("file"), data.number("line"))
+
     def number(self, key: str, default: Any = ...) -> int:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -186,10 +206,10 @@ def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
             "written by memfit.graph.graph_file.write_graph"
         )
     version = top.number("schema_version")
-    if version != GRAPH_SCHEMA_VERSION:
+    if version not in _READ_VERSIONS:
         raise GraphFileError(
-            f"{where} has graph schema version {version}, this memfit reads version "
-            f"{GRAPH_SCHEMA_VERSION}; write the graph again with this version"
+            f"{where} has graph schema version {version}, this memfit reads versions "
+            f"{' and '.join(map(str, _READ_VERSIONS))}; write the graph again with this version"
         )
     values = tuple(
         Value(
@@ -211,7 +231,7 @@ def graph_from_json(text: str, *, where: str = "the graph") -> TrainingGraph:
             workspace_bytes=op.number("workspace_bytes", 0),
             recomputable=op.flag("recomputable", True),
             forward_op=op.optional_number("forward_op"),
-            source=op.optional_text("source"),
+            source=op.source("source"),
             workspace_estimate=op.optional_choice("workspace_estimate", Estimate),
         )
         for op in top.items("ops")

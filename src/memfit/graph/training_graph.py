@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,7 +18,7 @@ from functools import cached_property
 
 from memfit.errors import GraphError
 
-__all__ = ["Estimate", "Op", "Phase", "TrainingGraph", "Value", "ValueKind"]
+__all__ = ["Estimate", "Op", "Phase", "Source", "TrainingGraph", "Value", "ValueKind"]
 
 _LIMIT = 2**59
 
@@ -95,6 +96,40 @@ class Value:
     is_output: bool = False
 
 
+_IN_MODULE = re.compile(r"(?P<module>[^()\s:]+) \((?P<where>[^()]*)\)")
+_LINE = re.compile(r"(?P<file>.*):(?P<line>[1-9]\d*)")
+_MODULE = re.compile(r"[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where in a model an op comes from; as text `layer1.0.conv1 (resnet.py:41)`.
+
+    Attributes:
+        module: path of the module that runs it; empty where unknown.
+        file: name of the file of the line that calls it; empty where unknown.
+        line: that line's number; 0 where unknown.
+    """
+
+    module: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{self.module} ({where})" if self.module and where else self.module or where
+
+    @classmethod
+    def of_text(cls, text: str) -> Source:
+        """The source whose text that is; a text of another form is the name of a file."""
+        found = _IN_MODULE.fullmatch(text)
+        module, where = (found["module"], found["where"]) if found else ("", text)
+        line = _LINE.fullmatch(where)
+        if line:
+            return cls(module, line["file"], int(line["line"]))
+        return cls(text) if _MODULE.fullmatch(text) else cls(module, where)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One computation.
@@ -110,7 +145,7 @@ class Op:
         workspace_bytes: memory it needs while it runs, beyond its inputs and outputs.
         recomputable: running it again gives the same values and has no other effect.
         forward_op: for a backward op, the forward op that it differentiates, where known.
-        source: source line or module path, for people.
+        source: where in the model it comes from.
         workspace_estimate: why `workspace_bytes` is an upper bound; None where it was measured or
             is known.
     """
@@ -124,7 +159,7 @@ class Op:
     workspace_bytes: int = 0
     recomputable: bool = True
     forward_op: int | None = None
-    source: str | None = None
+    source: Source | None = None
     workspace_estimate: Estimate | None = None
 
 

@@ -87,7 +87,7 @@ class Candidate:
         if not self.schedule.steps:
             return None
         op = self.graph.ops[self.schedule.steps[self.timeline.peak_step].op]
-        return op.source or op.name
+        return str(op.source or op.name)
 
     def plan(
         self,

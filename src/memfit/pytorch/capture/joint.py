@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from memfit.errors import CaptureError
+from memfit.graph.training_graph import Source
 from memfit.pytorch.capture.first_outputs import read_again
 from memfit.pytorch.capture.joint_inputs import (
     forward_inputs,
@@ -298,8 +299,8 @@ def forward_nodes(joint: fx.GraphModule, forward_outputs: int) -> set[fx.Node]:
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
-def source_of(node: fx.Node) -> str | None:
-    """Module path and source line of a node, such as `layer1.0.conv1 (resnet.py:41)`."""
+def source_of(node: fx.Node) -> Source | None:
+    """Module path and source line of a node."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
     path = ""
     if isinstance(stack, dict) and stack:
@@ -309,10 +310,10 @@ def source_of(node: fx.Node) -> str | None:
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     frames = [f for f in frames if not is_own(f[0])]
     frames = [f for f in frames if "/torch/" not in f[0]] or frames
-    line = f"{frames[-1][0].rsplit('/', 1)[-1]}:{frames[-1][1]}" if frames else ""
-    if path and line:
-        return f"{path} ({line})"
-    return path or line or None
+    if not frames:
+        return Source(path) if path else None
+    file, line, _ = frames[-1]
+    return Source(path, file.rsplit("/", 1)[-1], int(line))
 
 
 def getitem_users(node: fx.Node) -> Iterator[fx.Node]:

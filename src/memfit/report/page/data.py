@@ -88,7 +88,7 @@ def _ops(graph: TrainingGraph, shapes: Sequence[str | None], texts: _Texts) -> d
         "forward": forward,
         "name": [op.name for op in graph.ops],
         "target": texts.numbers(op.target for op in graph.ops),
-        "source": texts.numbers(op.source for op in graph.ops),
+        "source": texts.numbers(str(op.source) if op.source else None for op in graph.ops),
         "cost": [op.cost for op in graph.ops],
         "workspace": [op.workspace_bytes for op in graph.ops],
         "of": [-1 if op.forward_op is None else op.forward_op for op in graph.backward_ops],

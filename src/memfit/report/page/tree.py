@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,6 @@ __all__ = ["Group", "fold", "module_path", "module_paths", "tree_json"]
 MOST_CHILDREN = 24
 """A group with more children than this is cut into runs, so that unfolding shows what fits."""
 
-_SOURCE = re.compile(r"(?P<path>[^()\s:]+) \((?P<line>[^()]*)\)")
 _LOOKAHEAD = 8
 
 
@@ -47,9 +45,8 @@ class Group:
 
 
 def module_path(op: Op) -> str:
-    """The module that an op belongs to, from its source `path (file.py:line)`; empty if unknown."""
-    match = _SOURCE.fullmatch(op.source or "")
-    return match["path"] if match else ""
+    """The module that an op belongs to; empty if unknown."""
+    return op.source.module if op.source else ""
 
 
 def module_paths(graph: TrainingGraph) -> list[str]:
