@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -204,12 +204,33 @@ class PieceCost:
 
 def bits(mask: int) -> list[int]:
     """Positions of the set bits, ascending."""
-    result = []
-    while mask:
-        low = mask & -mask
-        result.append(low.bit_length() - 1)
-        mask ^= low
-    return result
+    if not mask:
+        return []
+    # In one pass over the digits from the first one on: masks may be long, and stand far up.
+    first = (mask & -mask).bit_length() - 1
+    return [at for at, bit in enumerate(bin(mask >> first)[:1:-1], first) if bit == "1"]
+
+
+def needed_ops(
+    values: Iterable[int],
+    maker: Callable[[int], int | None],
+    inputs: Callable[[int], Iterable[int]],
+) -> set[int]:
+    """The ops that have to run for some values: their makers, those of what these read, and so on.
+
+    Args:
+        values: the values.
+        maker: the op that makes a value; None where it is there.
+        inputs: what an op reads.
+    """
+    found: set[int] = set()
+    stack = list(values)
+    while stack:
+        op = maker(stack.pop())
+        if op is not None and op not in found:
+            found.add(op)
+            stack.extend(inputs(op))
+    return found
 
 
 def piece_keep(

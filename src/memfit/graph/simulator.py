@@ -16,7 +16,7 @@ from functools import cached_property
 from memfit.graph.schedule import OpOrder, Schedule
 from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 
-__all__ = ["Category", "MemoryTimeline", "peak_of_order", "simulate"]
+__all__ = ["Category", "MemoryTimeline", "category_of", "peak_of_order", "simulate"]
 
 
 class Category(StrEnum):
@@ -104,8 +104,7 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
     for key, index in last_touch.items():
         if not _outlives(values[key % count], key // count):
             dying[index].append(key)
-    kept_slot, work = _INDEX[Category.KEPT], _INDEX[Category.WORKSPACE]
-    transient, recomputed = _INDEX[Category.TRANSIENT], _INDEX[Category.RECOMPUTED]
+    recomputed, work = _INDEX[Category.RECOMPUTED], _INDEX[Category.WORKSPACE]
 
     current = [0] * len(CATEGORIES)
     for v in values:
@@ -115,7 +114,8 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
     tangent_bytes = sum(v.size_bytes for v in values if v.kind is ValueKind.TANGENT)
     sizes = [v.size_bytes for v in values]
     # By value, the category of its copies.
-    slots = [_INDEX[_category(v)] for v in values]
+    slots = [_INDEX[category_of(v)] for v in values]
+    slots_kept = [_INDEX[category_of(v, kept=True)] for v in values]
     rows: list[tuple[int, ...]] = []
     live: dict[int, int] = {}
     born: dict[int, int] = {}
@@ -127,9 +127,8 @@ def simulate(graph: TrainingGraph, schedule: Schedule) -> MemoryTimeline:
         for key in written[index]:
             if key not in live:
                 value = key % count
-                slot = slots[value] if key < count else recomputed
-                if slot == transient and index < start <= last_touch[key]:
-                    slot = kept_slot
+                kept = index < start <= last_touch[key]
+                slot = recomputed if key >= count else (slots_kept if kept else slots)[value]
                 live[key] = slot
                 born[key] = index
                 current[slot] += sizes[value]
@@ -199,11 +198,21 @@ def peak_of_order(graph: TrainingGraph, order: OpOrder) -> int:
     return peak
 
 
-def _category(value: Value) -> Category:
-    """What the first copy of a value is there for, if it is not kept."""
+def category_of(value: Value, copy: int = 0, *, kept: bool = False) -> Category:
+    """What a copy of a value that an op writes is there for.
+
+    Args:
+        value: the value.
+        copy: 0 for the first one.
+        kept: whether the first copy is kept from the forward to the backward pass.
+    """
+    if copy:
+        return Category.RECOMPUTED
     if value.kind is ValueKind.GRADIENT:
         return Category.PARAMETER_GRADIENTS if value.is_output else Category.ACTIVATION_GRADIENTS
-    return Category.OUTPUTS if value.is_output else Category.TRANSIENT
+    if value.is_output:
+        return Category.OUTPUTS
+    return Category.KEPT if kept else Category.TRANSIENT
 
 
 def _outlives(value: Value, copy: int) -> bool:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
@@ -182,11 +182,27 @@ class TrainingGraph:
     ops: tuple[Op, ...]
     cost_unit: str = "ns"
     name: str = "graph"
-    _checked: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _validate(self)
-        object.__setattr__(self, "_checked", True)
+
+    def with_costs(
+        self,
+        costs: Sequence[tuple[int, int]],
+        estimates: Mapping[int, Estimate] | None = None,
+    ) -> TrainingGraph:
+        """The same graph with other costs.
+
+        Args:
+            costs: cost and bytes of workspace of each op.
+            estimates: ids of the ops whose workspace is an upper bound, and why.
+        """
+        why = estimates or {}
+        ops = tuple(
+            replace(op, cost=cost, workspace_bytes=workspace, workspace_estimate=why.get(i))
+            for i, (op, (cost, workspace)) in enumerate(zip(self.ops, costs, strict=True))
+        )
+        return replace(self, ops=ops)
 
     @cached_property
     def forward_count(self) -> int:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from memfit._core.problem import bits
+from memfit._core.problem import bits, needed_ops
 from memfit.cuts.backward import BackwardStages
 from memfit.errors import GraphError
 from memfit.graph.plan import Stage
@@ -178,16 +178,14 @@ def missing_ops(graph: TrainingGraph, values: Iterable[int], available: set[int]
 
     `available` holds all values that no forward op makes.
     """
-    ops: set[int] = set()
-    stack = list(values)
-    while stack:
-        v = stack.pop()
-        op_id = graph.producer[v]
-        if v in available or op_id is None or op_id in ops:
-            continue
-        ops.add(op_id)
-        stack.extend(graph.ops[op_id].inputs)
-    return sorted(ops)
+    producer, ops = graph.producer, graph.ops
+    return sorted(
+        needed_ops(
+            values,
+            lambda v: None if v in available else producer[v],
+            lambda op_id: ops[op_id].inputs,
+        )
+    )
 
 
 def _backward_order(graph: TrainingGraph, stages: BackwardStages, mask: int) -> list[int]:

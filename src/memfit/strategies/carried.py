@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from memfit._core.problem import bits
 from memfit.graph.schedule import Compute, Schedule
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
@@ -129,7 +130,7 @@ class CarriedValues:
     def useful(self) -> tuple[int, ...]:
         """For each row, from 0 on, those of `made` that a later row can have a use for."""
         ending = [0] * (self.row_count + 1)
-        for v in _bits(self.made):
+        for v in bits(self.made):
             ending[self.last_row[v]] |= 1 << v
         useful = [0] * (self.row_count + 1)
         for row in range(self.row_count, 0, -1):
@@ -142,7 +143,7 @@ class CarriedValues:
         values, producer, ops = self.graph.values, self.graph.producer, self.graph.ops
         return sum(
             1 << v
-            for v in _bits(self.made)
+            for v in bits(self.made)
             if values[v].size_bytes == 0 or not ops[producer[v] or 0].recomputable
         )
 
@@ -203,7 +204,7 @@ class CarriedValues:
             for forward_op, made in zip(row.ops, row.made, strict=True):
                 reads = tuple([copy[v] for v in ops[forward_op].inputs])
                 steps.append(Compute(forward_op, count[forward_op], reads))
-                for v in _bits(made):
+                for v in bits(made):
                     copy[v] = count[forward_op]
                 count[forward_op] += 1
             steps.append(Compute(op, 0, tuple([copy[v] for v in ops[op].inputs])))
@@ -230,7 +231,3 @@ class CarriedValues:
             else:
                 row += 1
         return carried
-
-
-def _bits(mask: int) -> list[int]:
-    return [at for at, bit in enumerate(bin(mask)[:1:-1]) if bit == "1"]

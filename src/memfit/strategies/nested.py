@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from memfit._core.problem import Cut, TopStage, Tree, always_kept, piece_keep
+from memfit._core.problem import (
+    Cut,
+    TopStage,
+    Tree,
+    always_kept,
+    bits,
+    needed_ops,
+    piece_keep,
+)
 from memfit.cuts.blocks import Block
 from memfit.graph.plan import Stage
 from memfit.graph.schedule import Compute, Schedule
@@ -60,7 +68,7 @@ class CutLine:
     def backward(self) -> list[list[int]]:
         """For each cut but the last, ids of the backward ops that run between the next and it."""
         return [
-            [block.backward[b] for b in _bits(a.finished & ~b.finished)]
+            [block.backward[b] for b in bits(a.finished & ~b.finished)]
             for block, cuts in zip(self.blocks, self.cuts, strict=True)
             for a, b in pairwise(cuts)
         ]
@@ -136,10 +144,6 @@ class CutLine:
         return [v for v in values if any(_any_between(places, i, j) for places in self.readers[v])]
 
 
-def _bits(mask: int) -> list[int]:
-    return [at for at, bit in enumerate(bin(mask)[:1:-1]) if bit == "1"]
-
-
 def _any_between(places: Sequence[int], low: int, high: int) -> bool:
     at = bisect_left(places, low)
     return at < len(places) and places[at] < high
@@ -186,13 +190,11 @@ class _Writer:
         if not missing:
             return []
         producer, ops = self.graph.producer, self.graph.ops
-        todo: set[int] = set()
-        while missing:
-            op_id = producer[missing.pop()]
-            if op_id is None or op_id in todo:
-                continue
-            todo.add(op_id)
-            missing.extend(v for v in ops[op_id].inputs if made[v] and v not in have)
+        todo = needed_ops(
+            missing,
+            lambda v: producer[v] if made[v] and v not in have else None,
+            lambda op_id: ops[op_id].inputs,
+        )
         new = [v for op_id in todo for v in ops[op_id].outputs if v not in have]
         for op_id in sorted(todo):
             self.run(op_id)

@@ -30,7 +30,6 @@ from memfit.pytorch.planning.on_disk import (
     CachedPlan,
     PlanCache,
     plan_key,
-    with_costs,
 )
 from memfit.pytorch.planning.protocol import Draft, Occasion
 from memfit.pytorch.planning.shape_times import estimated_times
@@ -48,7 +47,7 @@ class Step:
     graph: TrainingGraph
 
     def with_costs(self, costs: Sequence[tuple[int, int]]) -> Step:
-        return Step(with_costs(self.graph, costs))
+        return Step(self.graph.with_costs(costs))
 
 
 class Rules(Fresh):
@@ -237,7 +236,7 @@ def test_a_kept_plan_is_found_again(
     kept: tuple[PlanCache, Path, TrainingGraph, CachedPlan],
 ) -> None:
     cache, _, graph, made = kept
-    found = cache.get("key", with_costs(graph, [(0, 0)] * len(graph.ops)))
+    found = cache.get("key", graph.with_costs([(0, 0)] * len(graph.ops)))
     assert found is not None
     assert found.plan.schedule == made.plan.schedule
     assert list(found.costs) == list(made.costs)

@@ -21,6 +21,7 @@ from memfit._core.problem import (
     StageProblem,
     _touched_below,
     bits,
+    needed_ops,
     piece_keep,
     provided,
 )
@@ -149,17 +150,12 @@ def simulate_piece(
                 live.discard(s)
 
     def provide(wanted: Sequence[int]) -> None:
-        todo: set[int] = set()
-        stack = list(wanted)
-        reads = set(wanted)
-        while stack:
-            s = stack.pop()
-            if s in inside and s not in keep:
-                v = problem.forward_producer[s]
-                if v not in done and v not in todo:
-                    todo.add(v)
-                    stack.extend(problem.forward_inputs[v])
-                    reads.update(problem.forward_inputs[v])
+        def maker(s: int) -> int | None:
+            v = problem.forward_producer[s]
+            return v if s in inside and s not in keep and v not in done else None
+
+        todo = needed_ops(wanted, maker, problem.forward_inputs.__getitem__)
+        reads = {*wanted, *(s for v in todo for s in problem.forward_inputs[v])}
         if reads & waiting:
             ask()
         for v in sorted(todo):
@@ -264,14 +260,8 @@ def _recomputed(
     inside: set[int],
     keep: set[int],
 ) -> list[int]:
-    again: set[int] = set()
-    stack = [s for b in backward for s in problem.backward_inputs[b]]
-    stack.extend(below)
-    while stack:
-        s = stack.pop()
-        if s in inside and s not in keep:
-            v = problem.forward_producer[s]
-            if v not in again:
-                again.add(v)
-                stack.extend(problem.forward_inputs[v])
-    return sorted(again)
+    def maker(s: int) -> int | None:
+        return problem.forward_producer[s] if s in inside and s not in keep else None
+
+    wanted = [s for b in backward for s in problem.backward_inputs[b]]
+    return sorted(needed_ops([*wanted, *below], maker, problem.forward_inputs.__getitem__))

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from memfit._core.problem import Cut, StageProblem, Stretch, bits, dead_bytes, piece_keep
+from memfit._core.problem import (
+    Cut,
+    StageProblem,
+    Stretch,
+    bits,
+    dead_bytes,
+    needed_ops,
+    piece_keep,
+)
 from memfit._core.reference.stage import _forward_bytes, simulate_piece
 
 __all__ = ["idle_values", "simulate_stretch", "sweep"]
@@ -44,14 +52,10 @@ def sweep(
         producer = problem.forward_producer[s]
         return producer >= 0 and bool(span >> producer & 1) and not always[s]
 
-    needed: set[int] = set()
-    stack = list(wanted)
-    while stack:
-        s = stack.pop()
-        if made_here(s) and problem.forward_producer[s] not in needed:
-            needed.add(problem.forward_producer[s])
-            stack.extend(problem.forward_inputs[problem.forward_producer[s]])
-    order = sorted(needed)
+    def maker(s: int) -> int | None:
+        return problem.forward_producer[s] if made_here(s) else None
+
+    order = sorted(needed_ops(wanted, maker, problem.forward_inputs.__getitem__))
     uses: dict[int, int] = {}
     for v in order:
         for s in problem.forward_inputs[v]:

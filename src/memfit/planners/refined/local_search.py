@@ -16,10 +16,11 @@ depends on how many schedules it may try, not on the time that takes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from memfit._core.problem import bits
 from memfit.graph.schedule import Schedule
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import TrainingGraph
@@ -212,7 +213,7 @@ class Search:
                 yield tuple(carried)
             if len(outputs) > 1:
                 yield tuple(whole)
-            for v in (*outputs, *_bits(choice.carried[row])):
+            for v in (*outputs, *bits(choice.carried[row])):
                 there[v] = row
 
     def every_drop(self, choice: Choice) -> Iterator[Carried]:
@@ -245,7 +246,7 @@ class Search:
         self, choice: Choice, over: int, candidates: int, touched: Sequence[int]
     ) -> Iterator[Carried]:
         rows = len(choice.carried)
-        for v in _bits(candidates & ~self.values.always):
+        for v in bits(candidates & ~self.values.always):
             bit = 1 << v
             first = last = over
             while first > 0 and choice.carried[first - 1] & bit and not touched[first] & bit:
@@ -284,10 +285,6 @@ class Search:
                         result[between] |= self.values.outputs[op] & wanted & useful[between]
                 ran[op] = row
         return tuple(result) if tuple(result) != choice.carried else None
-
-
-def _bits(mask: int) -> Iterable[int]:
-    return [at for at, bit in enumerate(bin(mask)[:1:-1]) if bit == "1"]
 
 
 def too_large(graph: TrainingGraph) -> bool:

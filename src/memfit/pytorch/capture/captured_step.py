@@ -58,12 +58,7 @@ class CapturedStep:
             costs: of each op.
             estimates: ids of the ops whose workspace is an upper bound, and why.
         """
-        why = estimates or {}
-        ops = tuple(
-            replace(op, cost=time_ns, workspace_bytes=workspace, workspace_estimate=why.get(i))
-            for i, (op, (time_ns, workspace)) in enumerate(zip(self.graph.ops, costs, strict=True))
-        )
-        return replace(self, graph=replace(self.graph, ops=ops))
+        return replace(self, graph=self.graph.with_costs(costs, estimates))
 
 
 @dataclass

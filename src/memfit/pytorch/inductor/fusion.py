@@ -76,12 +76,7 @@ class FusedStep:
             costs: of each op of `graph`.
             estimates: ids of the ops whose workspace is an upper bound, and why.
         """
-        why = estimates or {}
-        ops = tuple(
-            replace(op, cost=time_ns, workspace_bytes=workspace, workspace_estimate=why.get(i))
-            for i, (op, (time_ns, workspace)) in enumerate(zip(self.graph.ops, costs, strict=True))
-        )
-        return replace(self, graph=replace(self.graph, ops=ops))
+        return replace(self, graph=self.graph.with_costs(costs, estimates))
 
     def expand(self, schedule: Schedule) -> Schedule:
         """The schedule of `graph` as one of the captured graph.

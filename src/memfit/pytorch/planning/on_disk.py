@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,6 @@ MOST_FILES = 1000
 Costs = Sequence[tuple[int, int]]
 _log = logging.getLogger(__name__)
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-
-
-def with_costs(graph: TrainingGraph, costs: Costs) -> TrainingGraph:
-    """The graph with (time_ns, workspace_bytes) for each op."""
-    ops = tuple(
-        replace(op, cost=time_ns, workspace_bytes=workspace)
-        for op, (time_ns, workspace) in zip(graph.ops, costs, strict=True)
-    )
-    return replace(graph, ops=ops)
 
 
 def plan_key(graph: TrainingGraph, calls: Sequence[OpCall], digest: str) -> str | None:
@@ -140,7 +131,7 @@ def _checked(payload: Any, graph: TrainingGraph) -> CachedPlan:
         raise ValueError("a cost is not two integers of 0 or more")
     plan = Plan.from_json(payload["plan"], where="its text")
     plan.check_graph(graph)
-    costed = with_costs(graph, costs)
+    costed = graph.with_costs(costs)
     plan.schedule.validate(costed)
     peak = simulate(costed, plan.schedule).peak_bytes
     if peak != plan.peak_bytes or peak > plan.budget_bytes:

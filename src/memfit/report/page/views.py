@@ -10,7 +10,7 @@ from memfit.analysis.trace import Trace, trace_of
 from memfit.graph.plain import store_all_schedule
 from memfit.graph.plan import Plan
 from memfit.graph.schedule import Schedule
-from memfit.graph.simulator import CATEGORIES, Category
+from memfit.graph.simulator import CATEGORIES, category_of
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["activation_ids", "plain_view", "plan_view", "stage_of_ops", "timeline_columns"]
@@ -86,7 +86,7 @@ def _live_rows(
     alive = sorted(trace.timeline.live_at_peak, key=lambda item: -graph.values[item[0]].size_bytes)
     rows = []
     for value, copy in alive[:most]:
-        category = _category(graph, value, copy, kept)
+        category = category_of(graph.values[value], copy, kept=value in kept)
         producer = graph.producer[value]
         rows.append(
             [
@@ -98,18 +98,6 @@ def _live_rows(
         )
     rest = sum(graph.values[value].size_bytes for value, _ in alive[most:])
     return {"rows": rows, "more": max(0, len(alive) - most), "moreBytes": rest}
-
-
-def _category(graph: TrainingGraph, value: int, copy: int, kept: frozenset[int]) -> Category:
-    """What a live copy counts as; the rule of `memfit.graph.simulator`."""
-    found = graph.values[value]
-    if found.kind is ValueKind.GRADIENT:
-        return Category.PARAMETER_GRADIENTS if found.is_output else Category.ACTIVATION_GRADIENTS
-    if copy:
-        return Category.RECOMPUTED
-    if found.is_output:
-        return Category.OUTPUTS
-    return Category.KEPT if value in kept else Category.TRANSIENT
 
 
 def _view(
