@@ -63,12 +63,6 @@ def test_no_way_on() -> None:
         table.smallest_budget()
 
 
-def test_edges_are_read_back() -> None:
-    table = table_of(3, TRIANGLE)
-    assert [tuple(table.edge(i)) for i in range(len(table))] == TRIANGLE
-    assert table.states == 3
-
-
 def column(**changed: list[int]) -> list[list[int]]:
     """Columns of a two-state table with one edge, some of them changed."""
     columns = {
@@ -100,12 +94,6 @@ def column(**changed: list[int]) -> list[list[int]]:
 def test_bad_tables_are_refused(states: int, columns: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         EdgeTable.from_lists(states, *columns)
-
-
-@pytest.mark.parametrize("index", [-1, 1])
-def test_edge_indices_out_of_range_are_refused(index: int) -> None:
-    with pytest.raises(IndexError):
-        EdgeTable.from_lists(2, *column()).edge(index)
 
 
 @pytest.mark.parametrize("seed", range(100))

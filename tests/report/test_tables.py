@@ -13,7 +13,6 @@ from memfit.graph.schedule import make_schedule
 from memfit.graph.training_graph import Op, Phase, Source, TrainingGraph, Value, ValueKind
 from memfit.report import (
     DemoRow,
-    binding_text,
     demo_row,
     demo_table,
     plan_table,
@@ -110,10 +109,6 @@ def test_a_very_long_list_of_stages_says_what_it_leaves_out() -> None:
     assert shown[19].startswith("20 ")
     assert shown[20].startswith("81 ")
     assert "… 60 stages left out" in lines
-
-
-def test_binding_op_is_named_with_its_source() -> None:
-    assert binding_text(plan(), GRAPH) == ("peak reached in the backward op b, mul (model.py:7)")
 
 
 def result(**changes: Any) -> Any:

@@ -152,7 +152,10 @@ def test_edges_add_up_to_the_formulas(random: Random) -> None:
     table = canonical_edges(
         graph.forward_predecessors, node_bytes(graph), node_costs(graph), sequence
     )
-    by_ends = {table.edge(e)[:2]: table.edge(e)[3:] for e in range(len(table))}
+    ends = zip(table.sources, table.targets, strict=True)
+    by_ends = dict(
+        zip(ends, zip(table.costs, table.cached_bytes, table.peak_bytes, strict=True), strict=True)
+    )
     cost = cached = peak = 0
     stages = formula_stages(graph, sequence)
     for i, stage in enumerate(stages):

@@ -12,7 +12,6 @@ from memfit.errors import TooManyLowerSetsError
 
 __all__ = [
     "COMPILER",
-    "VERSION",
     "BlockTable",
     "CanonicalTable",
     "ChainTable",
@@ -27,7 +26,6 @@ __all__ = [
 ]
 
 COMPILER = _native.compiler
-VERSION = _native.version
 BlockTable = _native.BlockTable
 StageTable = _native.StageTable
 CanonicalTable = _native.CanonicalTable

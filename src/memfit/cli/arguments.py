@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.budget import parse_budget
 from memfit.errors import UsageError
-from memfit.planners import PLANNERS, get_planner
+from memfit.planners import DEFAULT_PLANNER, PLANNERS, get_planner
 
 __all__ = [
     "OPTIMIZERS",
@@ -51,7 +51,9 @@ def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
         'step\'s peak ("60%%"), or "auto" (what the device has free)',
     )
     parser.add_argument(
-        "--planner", default="auto", help=f"auto, {', '.join(PLANNERS)} (default: auto, liveness)"
+        "--planner",
+        default=DEFAULT_PLANNER,
+        help=f"auto (liveness, or nested where room is short; default), {', '.join(PLANNERS)}",
     )
     parser.add_argument(
         "--mode",

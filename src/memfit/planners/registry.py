@@ -17,8 +17,8 @@ from memfit.planners.base import Curve, Planner, PlannerOptions, Searched, Trade
 
 __all__ = ["DEFAULT_PLANNER", "PLANNERS", "get_curve", "get_planner", "get_plans", "search_all"]
 
-DEFAULT_PLANNER = "liveness"
-"""What the name `auto` stands for where the budget leaves room; see `memfit.planners.auto`."""
+DEFAULT_PLANNER = "auto"
+"""The planner where none is named: `liveness`, or `nested` where room is short."""
 
 PLANNERS: dict[str, str] = {
     "liveness": "memfit.planners.liveness.planner",
@@ -42,14 +42,16 @@ budgets.
 
 def _module(name: str) -> ModuleType:
     known = isinstance(name, str)  # a list would not even be looked up
-    module = "memfit.planners.auto" if name == "auto" else PLANNERS.get(name) if known else None
+    module = (
+        "memfit.planners.auto" if name == DEFAULT_PLANNER else PLANNERS.get(name) if known else None
+    )
     if module is None:
-        raise UnknownPlannerError(name, ("auto", *PLANNERS))
+        raise UnknownPlannerError(name, (DEFAULT_PLANNER, *PLANNERS))
     return importlib.import_module(module)
 
 
 def get_planner(name: str) -> Planner:
-    """The planner of that name; `auto` is the default one.
+    """The planner of that name; `DEFAULT_PLANNER` is one, too.
 
     Raises:
         UnknownPlannerError: there is none; lists those that there are.
@@ -80,7 +82,7 @@ def get_plans(name: str, graph: TrainingGraph, options: PlannerOptions) -> Calla
 
 
 def get_curve(name: str) -> Curve:
-    """The trade-off over all budgets of the planner of that name; `auto` is the default one.
+    """The trade-off over all budgets of the planner of that name; `DEFAULT_PLANNER` is one, too.
 
     Raises:
         UnknownPlannerError: there is no such planner; lists those that there are.

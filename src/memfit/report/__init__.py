@@ -4,7 +4,6 @@ from memfit.analysis.trace import Trace, trace_of
 from memfit.report.figure import save_timeline_figure
 from memfit.report.tables import (
     DemoRow,
-    binding_text,
     demo_row,
     demo_table,
     plan_table,
@@ -16,7 +15,6 @@ from memfit.report.tables import (
 __all__ = [
     "DemoRow",
     "Trace",
-    "binding_text",
     "demo_row",
     "demo_table",
     "plan_table",

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from memfit.graph.plan import Plan
-from memfit.graph.training_graph import TrainingGraph
 from memfit.units import format_bytes, format_cost, format_time_ns
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DemoRow",
-    "binding_text",
     "demo_row",
     "demo_table",
     "figures_table",
@@ -122,16 +120,6 @@ def stages_table(plan: Plan) -> Table:
             format_cost(stage.recompute_cost, plan.cost_unit),
         )
     return table
-
-
-def binding_text(plan: Plan, graph: TrainingGraph) -> str:
-    """One line on the op at which the plan reaches its peak."""
-    timeline = plan.timeline(graph)
-    if timeline.peak_step < 0:
-        return "the step computes nothing"
-    op = graph.ops[plan.schedule.steps[timeline.peak_step].op]
-    where = f" ({op.source})" if op.source else ""
-    return f"peak reached in the {op.phase.value} op {op.name}, {op.target}{where}"
 
 
 def verify_table(result: VerifyResult) -> Table:

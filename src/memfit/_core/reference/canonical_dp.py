@@ -106,23 +106,6 @@ class EdgeTable:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def edge(self, index: int) -> tuple[int, int, int, int, int, int]:
-        """(source, target, variant, cost, cached_bytes, peak_bytes) of an edge.
-
-        Raises:
-            IndexError: there is no such edge.
-        """
-        if not 0 <= index < len(self.targets):
-            raise IndexError(f"edge {index} of {len(self.targets)}")
-        return (
-            self.sources[index],
-            self.targets[index],
-            self.variants[index],
-            self.costs[index],
-            self.cached_bytes[index],
-            self.peak_bytes[index],
-        )
-
     def _needs(self) -> list[int | None]:
         """For each state, the bytes beyond m that the cheapest way on to the last state needs.
 

@@ -12,8 +12,7 @@ budget enters (docs/adr/0004). Splits add costs and take the larger need.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from memfit._core.problem import Cut, StageProblem, Stretch, TopStage, Tree, always_kept
 from memfit._core.reference.sweeps import idle_values, simulate_stretch
@@ -226,25 +225,6 @@ class NestedTable:
             return (i, j, j, _NESTED, None)
         how = self._tree(i, k, below) if option == _NESTED else option
         return (i, k, j, how, self._tree(k, j, after))
-
-
-def label_within(front: Front, budget_bytes: int) -> int | None:
-    """The label of least cost within a budget; None if there is none."""
-    at = bisect_left(front[1], -budget_bytes, key=lambda need: -need)
-    return at if at < len(front[1]) else None
-
-
-def leaves(tree: Tree) -> Iterator[tuple[int, int]]:
-    """The stretches that a tree reverses as leaves or stages, from the top down."""
-    i, k, j, how, rest = tree
-    if rest is None:
-        yield i, j
-        return
-    yield from leaves(rest)
-    if isinstance(how, int):
-        yield i, k
-    else:
-        yield from leaves(how)
 
 
 def nested_table(

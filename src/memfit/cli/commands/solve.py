@@ -29,6 +29,7 @@ from memfit.graph.plan import Plan
 from memfit.graph.plan_file import save_plan_file
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners import (
+    DEFAULT_PLANNER,
     PLANNERS,
     Planner,
     PlannerOptions,
@@ -55,7 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("solve", help="plan a bare graph file", description=_DESCRIPTION)
     parser.add_argument("graph", metavar="GRAPH", help="graph file, JSON or published text format")
     parser.add_argument(
-        "--planner", default="auto", help=f"auto, {', '.join(PLANNERS)} (default: auto, liveness)"
+        "--planner",
+        default=DEFAULT_PLANNER,
+        help=f"auto (liveness, or nested where room is short; default), {', '.join(PLANNERS)}",
     )
     parser.add_argument(
         "--mode",

@@ -1,4 +1,4 @@
-"""The default planner: dynamic programming over lower sets with simulated stage peaks.
+"""Dynamic programming over lower sets with simulated stage peaks; `auto` where room is not short.
 
 The recurrence is that of Kusumoto et al. 2019, section 4.2; the peak of a stage is simulated with
 every value freed at its last use instead of bounded by their formula, the last stage need not be

@@ -1,4 +1,4 @@
-"""What the default planner searches: the blocks of a graph, their cuts, all stages over them."""
+"""What the planner `liveness` searches: the blocks of a graph, their cuts, all stages over them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from memfit.pytorch.capture.joint_inputs import (
 )
 from memfit.pytorch.capture.storage_sizes import allocated_bytes
 from memfit.pytorch.compat.descriptions import with_effects, written_input
-from memfit.pytorch.failures.source_files import is_own
+from memfit.pytorch.failures.source_files import is_own, is_users
 
 __all__ = [
     "forward_inputs",
@@ -306,10 +306,9 @@ def source_of(node: fx.Node) -> Source | None:
     if isinstance(stack, dict) and stack:
         entry = list(stack.values())[-1]
         path = re.sub(r"L\['[^']*'\]\.?|_modules\['([^']*)'\]", r"\1", str(entry[0])).strip(".")
-        path = path.replace("_MemfitStep__", "").replace("._method.__self__", "")
+        path = path.replace("._method.__self__", "")
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    frames = [f for f in frames if not is_own(f[0])]
-    frames = [f for f in frames if "/torch/" not in f[0]] or frames
+    frames = [f for f in frames if is_users(f[0])] or [f for f in frames if not is_own(f[0])]
     if not frames:
         return Source(path) if path else None
     file, line, _ = frames[-1]
