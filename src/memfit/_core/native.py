@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import memfit._core._native as _native
-from memfit._core.problem import ChainUnit, Cut, StageProblem, Stretch, TopStage, Tree
+from memfit._core.problem import ChainUnit, Cut, StagedCost, StageProblem, Stretch, TopStage, Tree
 from memfit._core.slots import MANTISSA_BITS, NOTHING, Front
 from memfit.errors import TooManyLowerSetsError
 
@@ -130,7 +130,7 @@ class NestedTable:
     def stretch(self) -> Stretch:
         """The whole block as one stretch."""
         found = self._table.stretch()
-        staged = tuple((a, b, c, d, e, f) for a, b, c, d, e, f in found[9])
+        staged = tuple(StagedCost(*staged) for staged in found[9])
         return Stretch(*found[:9], staged=staged)
 
     def curve(self) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Union
+from typing import NamedTuple, Union
 
 from memfit._core.slots import Front
 
@@ -14,6 +14,7 @@ __all__ = [
     "PieceCost",
     "StageProblem",
     "StageStep",
+    "StagedCost",
     "Stretch",
     "TopStage",
     "Tree",
@@ -318,6 +319,25 @@ class ChainUnit:
     top: Sequence[tuple[int, int, int, int]] = ()
 
 
+class StagedCost(NamedTuple):
+    """What a stage between two cuts costs in a nested strategy. Bytes are beyond the cache.
+
+    Attributes:
+        cost: cost of its recomputations.
+        cached_bytes: bytes that it adds to the cache.
+        forward_bytes, backward_bytes: its peaks on the way forward and on the way back.
+        sweep_cost: cost of computing again what it keeps.
+        sweep_bytes: peak of that.
+    """
+
+    cost: int
+    cached_bytes: int
+    forward_bytes: int
+    backward_bytes: int
+    sweep_cost: int
+    sweep_bytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """What the ops between two cuts cost in a nested strategy. Bytes are beyond the cache.
@@ -333,8 +353,7 @@ class Stretch:
         lent_bytes: the same peak where the lower interface is freed on the way, and counts.
         leaf_cost, leaf_bytes: cost and peak of its backward ops from the lower cut alone; None
             where the pair of cuts is no stage.
-        staged: for each variant, (cost, cached, peak forward, peak backward, cost and peak of the
-            sweep) where a stage keeps what the variant says.
+        staged: for each variant, a stage that keeps what the variant says.
     """
 
     always_bytes: int
@@ -346,7 +365,7 @@ class Stretch:
     lent_bytes: int
     leaf_cost: int
     leaf_bytes: int
-    staged: tuple[tuple[int, int, int, int, int, int], ...]
+    staged: tuple[StagedCost, ...]
 
 
 def always_kept(problem: StageProblem) -> list[bool]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from memfit._core.problem import ChainUnit
 from memfit._core.slots import Front
@@ -31,10 +32,23 @@ _BACK, _AHEAD = 2, 3
 _NESTED = -1
 
 
-_Best = tuple[int, int, int, int]
-"""(cost, k, option, the best k of a split, whether or not a stage is better)."""
+class Best(NamedTuple):
+    """The best way over some steps at a level.
 
-_NO_WAY: _Best = (_NEVER, _NEVER, _NEVER, _NEVER)
+    Attributes:
+        cost: its cost.
+        k: steps of its first part.
+        option: the variant of that part; `_NESTED` where it is reversed in parts of its own.
+        look: the best k of a split, whether or not a stage is better.
+    """
+
+    cost: int
+    k: int
+    option: int
+    look: int
+
+
+_NO_WAY = Best(_NEVER, _NEVER, _NEVER, _NEVER)
 
 
 def _labels(front: Front, levels: Sequence[int]) -> list[int]:
@@ -83,12 +97,12 @@ class _Cells:
         self.option = [[_NEVER] * levels]
         self.look = [[_NEVER] * levels]
 
-    def add(self, row: Sequence[_Best]) -> None:
+    def add(self, row: Sequence[Best]) -> None:
         """The row of the next number of steps."""
-        self.cost.append([best[0] for best in row])
-        self.k.append([best[1] for best in row])
-        self.option.append([best[2] for best in row])
-        self.look.append([best[3] for best in row])
+        self.cost.append([best.cost for best in row])
+        self.k.append([best.k for best in row])
+        self.option.append([best.option for best in row])
+        self.look.append([best.look for best in row])
 
 
 class ChainTable:
@@ -123,14 +137,14 @@ class ChainTable:
         self._bottom = self._unit if first is None else _Levelled(first, self.levels, grain)
         every = range(most_levels)
         self._reversals = _Cells(most_levels)
-        self._reversals.add([(cost, 1, _NESTED, _NEVER) for cost in self._unit.leaf])
+        self._reversals.add([Best(cost, 1, _NESTED, _NEVER) for cost in self._unit.leaf])
         for count in range(2, steps + 1):
             self._reversals.add([self._reversal(count, s, False) for s in every])
         # Reversals that reach down to the first step.
         self._bottoms = self._reversals
         if first is not None:
             self._bottoms = _Cells(most_levels)
-            self._bottoms.add([(cost, 1, _NESTED, _NEVER) for cost in self._bottom.leaf])
+            self._bottoms.add([Best(cost, 1, _NESTED, _NEVER) for cost in self._bottom.leaf])
             for count in range(2, steps + 1):
                 self._bottoms.add([self._reversal(count, s, True) for s in every])
         # First passes over so many last steps.
@@ -149,7 +163,7 @@ class ChainTable:
             return range(1, last + 1)
         return range(max(1, known - _BACK), min(last, known + _AHEAD) + 1)
 
-    def _reversal(self, count: int, s: int, bottom: bool) -> _Best:
+    def _reversal(self, count: int, s: int, bottom: bool) -> Best:
         """The best reversal at a level; `bottom`: its first step is the first of all."""
         unit = self._unit
         lowest, below = (self._bottom, self._bottoms) if bottom else (unit, self._reversals)
@@ -163,16 +177,16 @@ class ChainTable:
             after, under = cost[count - k][rest], below.cost[k][s]
             if after < _NEVER and under < _NEVER:
                 found = lowest.sweep_cost + (k - 1) * unit.sweep_cost + after + under
-                if found < best[0]:
-                    best = found, k, _NESTED, k
+                if found < best.cost:
+                    best = Best(found, k, _NESTED, k)
         for option, (floor, step, taken) in enumerate(lowest.staged):
             if s >= floor and s >= taken and cost[count - 1][s - taken] < _NEVER:
                 found = step + cost[count - 1][s - taken]
-                if found < best[0]:
-                    best = found, 1, option, best[3]
+                if found < best.cost:
+                    best = Best(found, 1, option, best.look)
         return best
 
-    def _first_pass(self, count: int, s: int) -> _Best:
+    def _first_pass(self, count: int, s: int) -> Best:
         """The best first pass over the last steps at a level."""
         assert self._tops is not None
         unit, top = self._unit, self._tops.cost
@@ -186,13 +200,13 @@ class ChainTable:
             if rest < 0 or s < max(lowest.first_level, unit.first_level if k > 1 else 0):
                 continue
             after, under = top[count - k][rest], below.cost[k][s]
-            if after < _NEVER and under < _NEVER and after + under < best[0]:
-                best = after + under, k, _NESTED, k
+            if after < _NEVER and under < _NEVER and after + under < best.cost:
+                best = Best(after + under, k, _NESTED, k)
         for option, (floor, step, taken) in enumerate(lowest.top):
             if s >= floor and s >= taken and top[count - 1][s - taken] < _NEVER:
                 found = step + top[count - 1][s - taken]
-                if found < best[0]:
-                    best = found, 1, option, best[3]
+                if found < best.cost:
+                    best = Best(found, 1, option, best.look)
         return best
 
     def reversal_cost(self, count: int, level: int, bottom: bool = False) -> int | None:

@@ -13,6 +13,7 @@ budget enters (docs/adr/0004). Splits add costs and take the larger need.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from memfit._core.problem import Cut, StageProblem, Stretch, TopStage, Tree, always_kept
 from memfit._core.reference.sweeps import idle_values, simulate_stretch
@@ -24,8 +25,24 @@ __all__ = ["NestedTable", "nested_table"]
 _NESTED = -1
 
 
-_Label = tuple[int, int, int, int, int, int]
-"""(need, cost, k, option, label of (i, k), label of what comes after k)."""
+class Label(NamedTuple):
+    """A strategy from one cut on; `NestedLabel` of the native core.
+
+    Attributes:
+        need: bytes that it needs.
+        cost: its cost.
+        k: the cut at which its first part ends.
+        option: the variant of that part; `_NESTED` where it is reversed in parts of its own.
+        below: the label of these.
+        after: the label of what comes after the cut.
+    """
+
+    need: int
+    cost: int
+    k: int
+    option: int
+    below: int
+    after: int
 
 
 def slot_of(cost: int, mantissa_bits: int) -> int:
@@ -39,11 +56,11 @@ class LabelBuilder:
 
     def __init__(self, mantissa_bits: int) -> None:
         self._bits = mantissa_bits
-        self._best: dict[int, _Label] = {}
+        self._best: dict[int, Label] = {}
 
-    def add(self, label: _Label) -> None:
+    def add(self, label: Label) -> None:
         """A label; of equal ones the first stays."""
-        slot = slot_of(label[1], self._bits)
+        slot = slot_of(label.cost, self._bits)
         known = self._best.get(slot)
         if known is None or label[:2] < known[:2]:
             self._best[slot] = label
@@ -51,7 +68,7 @@ class LabelBuilder:
     def add_one(self, floor: int, cost: int, shift: int, after: Front, k: int, option: int) -> None:
         """Labels of a way on to one other state, whose needs grow by `shift`."""
         for at, (more, need) in enumerate(zip(*after, strict=True)):
-            self.add((max(floor, need + shift), cost + more, k, option, 0, at))
+            self.add(Label(max(floor, need + shift), cost + more, k, option, 0, at))
             if need + shift <= floor:
                 break
 
@@ -71,26 +88,26 @@ class LabelBuilder:
             here = below[1][a] + below_shift
             there = after[1][b] + after_shift
             need = max(floor, here, there)
-            self.add((need, cost + below[0][a] + after[0][b], k, _NESTED, a, b))
+            self.add(Label(need, cost + below[0][a] + after[0][b], k, _NESTED, a, b))
             if need == floor:
                 break
             a, b = a + (here == need), b + (there == need)
             if a == len(below[0]) or b == len(after[0]):
                 break
 
-    def take(self) -> list[_Label]:
+    def take(self) -> list[Label]:
         """The labels by rising cost and falling need."""
-        result: list[_Label] = []
+        result: list[Label] = []
         for slot in sorted(self._best):
             label = self._best[slot]
-            if not result or label[0] < result[-1][0]:
+            if not result or label.need < result[-1].need:
                 result.append(label)
         return result
 
 
-def front_of(labels: Sequence[_Label]) -> Front:
+def front_of(labels: Sequence[Label]) -> Front:
     """Costs and needs of labels."""
-    return [label[1] for label in labels], [label[0] for label in labels]
+    return [label.cost for label in labels], [label.need for label in labels]
 
 
 class NestedTable:
@@ -114,7 +131,7 @@ class NestedTable:
         self._cut_bytes = [cut.base_bytes for cut in cuts]
         self._idle = idle_values(problem, cuts, always)
         self._stretch: dict[tuple[int, int], Stretch] = {}
-        self._labels: dict[tuple[int, int], list[_Label]] = {}
+        self._labels: dict[tuple[int, int], list[Label]] = {}
         self._fronts: dict[tuple[int, int], Front] = {}
         for i in range(last - 1, -1, -1):
             if progress is not None:
@@ -125,17 +142,17 @@ class NestedTable:
                 labels = self._reversal(i, j)
                 self._labels[i, j] = labels
                 self._fronts[i, j] = front_of(labels)
-        self._top: list[list[_Label]] = [[] for _ in cuts]
+        self._top: list[list[Label]] = [[] for _ in cuts]
         self._top_fronts: list[Front] = [([], []) for _ in cuts]
         self._top_fronts[last] = after
         for i in range(last - 1, -1, -1):
             self._top[i] = self._first_pass(i)
             self._top_fronts[i] = front_of(self._top[i])
 
-    def _reversal(self, i: int, j: int) -> list[_Label]:
+    def _reversal(self, i: int, j: int) -> list[Label]:
         builder = LabelBuilder(self._bits)
         whole = self._stretch[i, j]
-        builder.add((whole.leaf_bytes, whole.leaf_cost, j, _NESTED, 0, 0))
+        builder.add(Label(whole.leaf_bytes, whole.leaf_cost, j, _NESTED, 0, 0))
         # Alive while (i, k) is swept: gradients at j, what is always kept and not dead by now.
         start = self._cut_bytes[j] + whole.always_bytes - whole.dead_bytes
         for k in range(i + 1, j):
@@ -151,11 +168,10 @@ class NestedTable:
                 k,
             )
             for variant, staged in enumerate(part.staged):
-                cost, cached, _, backward, sweep_cost, sweep_bytes = staged
                 builder.add_one(
-                    max(start + sweep_bytes, backward),
-                    sweep_cost + cost,
-                    cached,
+                    max(start + staged.sweep_bytes, staged.backward_bytes),
+                    staged.sweep_cost + staged.cost,
+                    staged.cached_bytes,
                     after,
                     k,
                     variant,
@@ -166,14 +182,14 @@ class NestedTable:
         """Bytes in the boundary of k, made from i on, that reversing (k, j) can do without."""
         return sum(size for made, reader, size in self._idle[k] if made >= i and reader >= j)
 
-    def _first_pass(self, i: int) -> list[_Label]:
+    def _first_pass(self, i: int) -> list[Label]:
         builder = LabelBuilder(self._bits)
         base = self._base_bytes
         for k in range(i + 1, self._last + 1):
             part, after = self._stretch[i, k], self._top_fronts[k]
-            for variant, (cost, cached, forward, backward, _, _) in enumerate(part.staged):
-                floor = max(forward, backward + base)
-                builder.add_one(floor, cost, cached, after, k, variant)
+            for variant, staged in enumerate(part.staged):
+                floor = max(staged.forward_bytes, staged.backward_bytes + base)
+                builder.add_one(floor, staged.cost, staged.cached_bytes, after, k, variant)
             builder.add_both(
                 part.first_bytes,
                 0,
@@ -210,9 +226,11 @@ class NestedTable:
         stages: list[TopStage] = []
         i, at = 0, label
         while i < self._last:
-            _, _, k, option, below, at_next = self._top[i][at]
-            stages.append((i, k, self._tree(i, k, below) if option == _NESTED else option))
-            i, at = k, at_next
+            found = self._top[i][at]
+            nested = found.option == _NESTED
+            how = self._tree(i, found.k, found.below) if nested else found.option
+            stages.append((i, found.k, how))
+            i, at = found.k, found.after
         return stages, at
 
     def tree(self, label: int) -> Tree:

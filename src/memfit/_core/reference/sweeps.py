@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from memfit._core.problem import (
     Cut,
+    StagedCost,
     StageProblem,
     Stretch,
     bits,
@@ -137,7 +138,9 @@ def simulate_stretch(problem: StageProblem, lower: Cut, upper: Cut, always: list
         keep = piece_keep(problem, lower, upper, variant)
         again = sweep(problem, lower, upper, keep, always)
         staged.append(
-            (piece.cost, piece.cached_bytes, piece.forward_bytes, piece.backward_bytes, *again)
+            StagedCost(
+                piece.cost, piece.cached_bytes, piece.forward_bytes, piece.backward_bytes, *again
+            )
         )
     return Stretch(
         always_bytes=sum(size[s] for s in kept),
