@@ -1,4 +1,4 @@
-"""Bytes in and out: budgets are parsed once, at the edge."""
+"""Amounts as people read them: bytes, times, costs."""
 
 from __future__ import annotations
 

@@ -55,42 +55,46 @@ def fit(
         model: the model; its parameters are shared, not copied.
         loss_fn: called as `loss_fn(model(*inputs), target)`; with it, the fitted module takes
             `(*inputs, target)` and returns the loss, and head and loss are inside the plan.
-        budget: peak of the whole step (parameters, gradients, optimizer state, inputs, activations,
-            workspace): bytes (`"3GiB"`, `"800MB"`, an int), a share of the plain step's peak
-            (`"60%"`), or `"auto"` (what the device has free).
-        planner: a registered planner; `"auto"`, the default, is `liveness`, or `nested` where the
-            budget asks for computing values more than once.
-        mode: `time`, `memory` or `auto`, for the paper's planners.
-        executor: `"eager-graph"` runs PyTorch's ordinary kernels, op by op, with eager's bits;
-            `"inductor"` has Inductor generate code for the planned graphs, and holds its fusions
-            and the order of its kernels to the budget.
-        cost: `"measured"` (time and workspace of each op, measured once and cached on disk) or
-            `"analytic"`.
-        optimizer: counts its state into the budget.
-        optimizer_bytes: the size of that state, where there is no optimizer to give.
-        plan: a plan made before for this model and these shapes, or the path of its file, instead
-            of `budget`.
-        accumulate: gradients are accumulated over several backward passes, or zeroed in place, so
-            that the budget has to hold every `.grad` from the start of the step.
-        loops: what becomes of `scan` and `while_loop` in the model: `"unroll"` plans every op of
-            every step, `"roll"` plans the loop as a chain of equal steps and runs it as a loop,
+
+    Keyword Args:
+        budget (str | int | Budget | None): peak of the whole step (parameters, gradients, optimizer
+            state, inputs, activations, workspace): bytes (`"3GiB"`, `"800MB"`, an int), a share of
+            the plain step's peak (`"60%"`), or `"auto"` (what the device has free).
+        planner (str): a registered planner; `"auto"`, the default, is `liveness`, or `nested` where
+            the budget asks for computing values more than once.
+        mode (str): `time`, `memory` or `auto`, for the paper's planners.
+        executor (str): `"eager-graph"` runs PyTorch's ordinary kernels, op by op, with eager's
+            bits; `"inductor"` has Inductor generate code for the planned graphs, and holds its
+            fusions and the order of its kernels to the budget.
+        cost (str): `"measured"` (time and workspace of each op, measured once and cached on disk)
+            or `"analytic"`.
+        optimizer (torch.optim.Optimizer | None): counts its state into the budget.
+        optimizer_bytes (str | int): the size of that state, where there is no optimizer to give.
+        plan (Plan | str | os.PathLike[str] | None): a plan made before for this model and these
+            shapes, or the path of its file, instead of `budget`.
+        accumulate (bool): gradients are accumulated over several backward passes, or zeroed in
+            place, so that the budget has to hold every `.grad` from the start of the step.
+        loops (str): what becomes of `scan` and `while_loop` in the model: `"unroll"` plans every op
+            of every step, `"roll"` plans the loop as a chain of equal steps and runs it as a loop,
             whatever its length; `"auto"` rolls the long ones.
-        overlap: hand each parameter's gradient over as soon as it is final, instead of all at the
-            end of the backward pass. By default where the fitted module is wrapped in
+        overlap (bool | None): hand each parameter's gradient over as soon as it is final, instead
+            of all at the end of the backward pass. By default where the fitted module is wrapped in
             `DistributedDataParallel`, which then reduces gradients while the backward pass runs.
-        same_plan: rank 0 plans and all ranks run its plan; ranks whose graphs differ raise
-            `PlanMismatchError`, all of them. By default under `DistributedDataParallel`; with
+        same_plan (bool | None): rank 0 plans and all ranks run its plan; ranks whose graphs differ
+            raise `PlanMismatchError`, all of them. By default under `DistributedDataParallel`; with
             False each rank plans for itself.
-        shapes: inputs of calls to come, captured and planned at the first call in training mode, so
-            that none of them has to wait later. Each entry holds what one call of the fitted module
-            is given (with a loss, the target last): a tuple of tensors, or `(args, kwargs)`. Only
-            shapes, strides and types of the tensors are read; those on device `meta`
-            (`torch.empty(8, 128, device="meta")`) stand for the model's device and take no memory.
-        max_shapes: number of different input shapes after which a new one is a `CaptureError`. At
-            16 that were not planned ahead there is a warning.
-        time_limit_s: seconds after which the planner stops with the best plan so far, which says so
-            in its notes; capture and measurement are not counted.
-        progress: called with a label and the share done while capturing, measuring and planning.
+        shapes (Sequence[Any] | None): inputs of calls to come, captured and planned at the first
+            call in training mode, so that none of them has to wait later. Each entry holds what one
+            call of the fitted module is given (with a loss, the target last): a tuple of tensors,
+            or `(args, kwargs)`. Only shapes, strides and types of the tensors are read; those on
+            device `meta` (`torch.empty(8, 128, device="meta")`) stand for the model's device and
+            take no memory.
+        max_shapes (int): number of different input shapes after which a new one is a
+            `CaptureError`. At 16 that were not planned ahead there is a warning.
+        time_limit_s (float | None): seconds after which the planner stops with the best plan so
+            far, which says so in its notes; capture and measurement are not counted.
+        progress (Progress | None): called with a label and the share done while capturing,
+            measuring and planning.
 
     Raises:
         InvalidBudgetError, UnknownPlannerError, UsageError: at once, for wrong arguments.
@@ -201,8 +205,8 @@ def trade_off(
     Arguments that are not listed here are those of `plan`, without `budget` and `mode`. A loop that
     is rolled counts as it is where it repeats nothing.
 
-    Args:
-        planner: `"auto"` or a planner that has a trade-off: `liveness`, `nested`, `exact`,
+    Keyword Args:
+        planner (str): `"auto"` or a planner that has a trade-off: `liveness`, `nested`, `exact`,
             `approximate`.
 
     Raises:

@@ -36,12 +36,15 @@ def fit_blocks(
     Args:
         model: holds the blocks; changed in place.
         blocks: submodules of `model`, none inside another.
-        budget: a share ("60%") of each block's own plain peak; or bytes, divided among the blocks
-            in proportion to the bytes of their parameters. What one block keeps is alive while the
-            others run, and each block's peak counts what it keeps, so that all blocks together
-            stay within the bytes given.
-        same_plan: all ranks run rank 0's plans; by default where torch.distributed is set up.
-        options: further ones of `fit`, for each block.
+        options: those below, and further ones of `fit` for each block.
+
+    Keyword Args:
+        budget (str | int | Budget | None): a share ("60%") of each block's own plain peak; or
+            bytes, divided among the blocks in proportion to the bytes of their parameters. What one
+            block keeps is alive while the others run, and each block's peak counts what it keeps,
+            so that all blocks together stay within the bytes given.
+        same_plan (bool | None): all ranks run rank 0's plans; by default where torch.distributed is
+            set up.
 
     Returns:
         The fitted blocks, in the order given.
