@@ -191,7 +191,7 @@ class StepOptions:
             raise UsageError(f'accumulate=True is not supported by executor "inductor"; {eager}')
         if self.run.executor == "inductor" and self.capture.loops == "roll":
             raise UsageError(f'loops="roll" is not supported by executor "inductor"; {eager}')
-        if self.run.shapes and self.planning.plan is not None:
+        if self.run.shapes is not None and self.planning.plan is not None:
             raise UsageError(
                 "shapes and plan are given; a plan is for one shape only, leave one out"
             )

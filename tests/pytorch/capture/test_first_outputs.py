@@ -107,7 +107,7 @@ class WrittenAfterwards(nn.Module):
 
 
 @pytest.mark.parametrize("written", ["input", "buffer", "statistics"])
-@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("planner", ["auto", "exact"])
 def test_what_it_reads_is_read_before_it_is_written(written: str, planner: str) -> None:
     torch.manual_seed(0)
     model, x = WrittenAfterwards(written), torch.randn(40, 24)
