@@ -107,6 +107,6 @@ def surveyed_text(survey: Mapping[str, Any]) -> str:
     """The list that `memfit.pytorch.layouts.as_traced` reads."""
     head = (
         "# Overloads whose results are laid out as tracing is told. Written by\n"
-        f"# benchmarks/op_survey.py with PyTorch {survey['torch']}; see docs/ops.md.\n"
+        f"# benchmarks/ops/run.py with PyTorch {survey['torch']}; see docs/ops.md.\n"
     )
     return head + "\n".join(trusted(survey)) + "\n"

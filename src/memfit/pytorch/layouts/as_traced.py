@@ -2,7 +2,7 @@
 
 What was traced goes on from a result's sizes, strides and offset: autograd chooses a view by them,
 and `as_strided` reads by them, right or wrong. PyTorch's own ops were surveyed (`surveyed.txt`,
-written by benchmarks/op_survey.py): those in the list return what `kernel_layouts` and PyTorch's
+written by benchmarks/ops/run.py): those in the list return what `kernel_layouts` and PyTorch's
 fake tensors say. Every other op is looked at when it has run, custom ops (`torch.library`), whose
 fake function is the user's, among them.
 
