@@ -31,6 +31,7 @@ from memfit.pytorch.arguments import (
 __all__ = [
     "COSTS",
     "EXECUTORS",
+    "KEYWORDS",
     "LOOPS",
     "MAX_SHAPES",
     "CaptureOptions",

@@ -2,7 +2,8 @@
 
 A *stage* (L -> L') runs the forward ops of V' = L' minus L and, on the way back, the backward ops
 R(L) minus R(L'), with recomputation of what it did not keep. Its peak beyond the cache depends on
-L and L' alone (DESIGN: liveness inside the DP), so it is simulated once for each pair and variant.
+L and L' alone (liveness inside the dynamic program), so it is simulated once for each pair and
+variant.
 
 A graph is cut into *blocks*, at lower sets that hold or are held by every other one
 (`memfit.cuts.blocks`), and a stage over several blocks into *pieces*, one a block. A piece is

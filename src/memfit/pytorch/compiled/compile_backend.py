@@ -135,13 +135,12 @@ def _compiled(
     unread = 0 if line else unread_bytes(arguments_traced(), example_inputs)
     graph: PlannedGraph | SymbolicGraph
     if has_symbols(module):
-        graph = SymbolicGraph(call.step, module, line, unread)
+        graph = SymbolicGraph(call.step, module, line, unread, call)
     else:
         if not call.stored_were_used:
             take_apart(module, stored_outputs(module))
         call.step.begin()
-        graph = PlannedGraph(call.step, module, example_inputs, line, unread)
-    graph.call = call
+        graph = PlannedGraph(call.step, module, example_inputs, line, unread, call)
     call.graphs.append(graph)
     return graph
 

@@ -69,6 +69,7 @@ class PlannedGraph:
         example_inputs: what it is given.
         line: source line of the graph break that ends it, None where it ends without one.
         unread_bytes: what was given beside that, and no graph reads.
+        call: of `torch.compile`, kept alive.
 
     Raises:
         MemfitError: it cannot be captured, planned or compiled.
@@ -81,6 +82,7 @@ class PlannedGraph:
         example_inputs: Sequence[Any],
         line: str | None,
         unread_bytes: int = 0,
+        call: object = None,
     ) -> None:
         self.graph: TrainingGraph | None = None
         self.plan: Plan | None = None
@@ -90,7 +92,7 @@ class PlannedGraph:
         self.exchanges = 0
         self.held_peak_bytes = 0
         self.stored = stored_in(module)
-        self.call: Any = None  # of torch.compile, which lives as long as its graphs
+        self._call = call  # which lives as long as its graphs
         self._step = step
         self._module = module
         self._unread_bytes = unread_bytes
@@ -243,11 +245,16 @@ class SymbolicGraph:
     """
 
     def __init__(
-        self, step: StepRuns, module: fx.GraphModule, line: str | None, unread_bytes: int = 0
+        self,
+        step: StepRuns,
+        module: fx.GraphModule,
+        line: str | None,
+        unread_bytes: int = 0,
+        call: object = None,
     ) -> None:
         self.variants: dict[Hashable, PlannedGraph] = {}
         self._take: dict[Hashable, Callable[[Sequence[Any]], list[Any]]] = {}
-        self.call: Any = None  # of torch.compile, which lives as long as its graphs
+        self._call = call  # which lives as long as its graphs
         self._key = key_of_sizes(module)
         self._step = step
         self._module = module
