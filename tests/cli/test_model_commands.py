@@ -259,7 +259,6 @@ def test_demo(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
-@pytest.mark.slow
 def test_demo_raises_a_budget_that_is_too_small(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,7 +193,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-SLOW = {("tied", "tight")}  # half a minute of compiling
+SLOW = {("tied", "tight"), ("tied", "75%")}  # half a minute of compiling
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def same_torch(survey: dict[str, Any]) -> None:
         pytest.skip(f"the survey was made with PyTorch {survey['torch']}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ops_that_differ_still_do_and_some_others_do_not(
     survey: dict[str, Any], tools: SimpleNamespace

@@ -12,6 +12,8 @@ from torch import nn
 
 import memfit
 
+SLOW = pytest.mark.slow  # seconds of compiling
+
 
 class Dropped(torch.autograd.Function):
     """The sum of two tensors; the second one gets no gradient."""
@@ -57,7 +59,7 @@ class Net(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("executor", ["eager-graph", "inductor"])
+@pytest.mark.parametrize("executor", ["eager-graph", pytest.param("inductor", marks=SLOW)])
 @pytest.mark.parametrize("inner", [attention, normalised, convolved])
 def test_gradients_are_eagers(inner: Any, executor: str) -> None:
     torch.manual_seed(0)

@@ -107,11 +107,9 @@ CASES = {"resnet": resnet_case, "gpt2": gpt2_case, "lstm": lstm_case}
 def exact_device() -> Iterator[None]:
     """Deterministic kernels, blocks of the size asked for, nothing left over."""
     torch.cuda.memory._set_allocator_settings("expandable_segments:True")
-    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch._dynamo.reset()
-    yield
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
+        torch._dynamo.reset()
+        yield
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -250,11 +248,13 @@ def test_state_of_optimizers_that_count_steps_on_the_device() -> None:
         assert optimizer_state_bytes(plain) == 2 * 4096 + 4
 
 
-def test_cudnns_settings_are_conditions_of_costs_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnns_settings_are_conditions_of_costs_on_cuda() -> None:
     devices = torch.device("cpu"), torch.device("cuda", 0)
-    before = [conditions_digest(device) for device in devices]
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark)
-    after = [conditions_digest(device) for device in devices]
+    found = []
+    for benchmark in (False, True):  # PyTorch's own tests, once imported, let flags be set so only
+        with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark):
+            found.append([conditions_digest(device) for device in devices])
+    before, after = found
     assert after[0] == before[0]
     assert after[1] != before[1]
 
