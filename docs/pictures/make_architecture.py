@@ -36,7 +36,7 @@ class House:
         package: its name.
         layers: names of rooms that stand side by side, layer by layer.
         imports: (importer, imported) and how many of the importer's files do.
-        files, lines: of each room.
+        files: how many each room holds.
         about: what each room says of itself.
     """
 
@@ -44,7 +44,6 @@ class House:
     layers: tuple[tuple[str, ...], ...]
     imports: dict[tuple[str, str], int]
     files: dict[str, int]
-    lines: dict[str, int]
     about: dict[str, str]
 
     @property
@@ -82,17 +81,12 @@ def read_house(
         used = {room_of.get(m) for m in graph.find_modules_directly_imported_by(module)}
         for other in used - {room, None}:
             imports[room, other] = imports.get((room, other), 0) + 1
-    paths = {m: _path(m) for m in room_of}
     return House(
         package,
         layers,
         imports,
         {room: len(held) for room, held in modules.items()},
-        {
-            room: sum(paths[m].read_text(encoding="utf-8").count("\n") for m in held)
-            for room, held in modules.items()
-        },
-        {room: _about(paths[f"{package}.{room}"]) for room in modules},
+        {room: _about(_path(f"{package}.{room}")) for room in modules},
     )
 
 
@@ -145,14 +139,15 @@ def _matrix(house: House, top: int) -> tuple[list[str], int, int]:
     for i, room in enumerate(rooms):
         x, y = left + i * CELL, first + i * CELL
         middle = y + CELL / 2 + 4
-        size = f"{house.files[room]} files, {house.lines[room]} lines"
+        count = house.files[room]
+        held = f"{count} file{'' if count == 1 else 's'}"
         about = house.about[room]
         about = about if len(about) <= 78 else f"{about[:77]}…"
         parts += [
             f'<text class="r" x="{left - 8}" y="{middle:g}">{room}</text>',
             f'<text transform="translate({x + CELL / 2 + 4:g} {first - 8}) rotate(-60)">'
             f"{room}</text>",
-            f'<text class="a" x="{left + side + 10}" y="{middle:g}"><title>{size}</title>'
+            f'<text class="a" x="{left + side + 10}" y="{middle:g}"><title>{held}</title>'
             f"{escape(about)}</text>",
             f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="#9aa5b1"/>',
         ]
