@@ -17,7 +17,7 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.planners.registry import PLANNERS
 from memfit.pytorch.cost.measure import measure_step
-from memfit.pytorch.executors import Executor
+from memfit.pytorch.executors import MakeBackend
 from memfit.pytorch.options import step_options
 from programs.compare import Difference, compare, same_bits
 from programs.exchange import Capture, recording
@@ -249,7 +249,7 @@ class _Check:
         options = step_options(
             "memfit.fit", {"budget": budget, "planner": planner, "cost": self.cost}
         )
-        return Executor.of(trial.model, options).fresh.decide(graph)
+        return MakeBackend.of(trial.model, options).fresh.decide(graph)
 
     def _smallest(self, trial: Trial, graph: TrainingGraph, planner: str) -> Plan:
         try:

@@ -6,25 +6,26 @@ as users call it, and the graphs that another plan is lowered to take the place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
-from memfit.pytorch import executors as settings_module
-from memfit.pytorch.backend import StepBackend
+from memfit.pytorch import executors
 from memfit.pytorch.capture.captured_step import CapturedStep
-from memfit.pytorch.compat.eager import aot_backend, boxed_nop
+from memfit.pytorch.compat.eager import boxed_nop
+from memfit.pytorch.eager_graph import EagerGraph
 from memfit.pytorch.execute.lower import lower
+from memfit.pytorch.pipeline import Made, Modules, Setting, Traced
 from memfit.pytorch.planning.protocol import Draft, Occasion, PlannedStep, Planning
 
 __all__ = ["Capture", "Recorder", "recording"]
 
 Run = Callable[[list[Any]], Any]
-Modules = tuple[fx.GraphModule, fx.GraphModule]
 
 
 class Capture:
@@ -81,41 +82,44 @@ class _Watched:
         return made
 
 
-class Recorder(StepBackend):
-    """The ordinary backend, which remembers what it captures."""
+class Recorder(EagerGraph):
+    """The ordinary executor, which remembers what it captures."""
 
-    def __init__(self, planning: Planning, **arguments: Any) -> None:
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
         self.captures: list[Capture] = []
-        super().__init__(_Watched(planning, self.captures), **arguments)
-        self._aot = aot_backend(
-            self._partition, lambda module, x: self.captures[-1].backward_of(module, x)
+        self._compile_backward = lambda module, x: self.captures[-1].backward_of(module, x)
+
+    def capture(self, joint: fx.GraphModule, forward_outputs: int, traced: Traced) -> CapturedStep:
+        self.captures.append(Capture())
+        return super().capture(joint, forward_outputs, traced)
+
+    def make(
+        self, step: CapturedStep, traced: Traced, planning: Planning, occasion: Occasion
+    ) -> Made:
+        made = super().make(step, traced, _Watched(planning, self.captures), occasion)
+        made.modules[0].forward = self.captures[-1].forward_of(made.modules[0])
+        return made
+
+    def _hand_over(self, made: Made, step: CapturedStep, traced: Traced) -> Modules:
+        hand_over = super()._hand_over
+        self.captures[-1].finish = lambda modules: hand_over(
+            replace(made, modules=modules), step, traced
         )
-
-    def _partition(self, joint: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:
-        capture = Capture()
-        self.captures.append(capture)
-        modules = super()._partition(joint, joint_inputs, **options)
-        modules[0].forward = capture.forward_of(modules[0])
-        return modules
-
-    def _handing_over(self, modules: Modules, *given: Any) -> Modules:
-        hand_over = super()._handing_over
-        self.captures[-1].finish = lambda made: hand_over(made, *given)
-        return hand_over(modules, *given)
+        return hand_over(made, step, traced)
 
 
 @contextmanager
 def recording() -> Iterator[Callable[[nn.Module], list[Capture]]]:
     """Inside, fitted modules can be asked for what they captured."""
-    before = settings_module.StepBackend
-    settings_module.StepBackend = Recorder  # type: ignore[misc]
+    before = executors.EagerGraph
+    executors.EagerGraph = Recorder  # type: ignore[misc]
 
     def captures(fitted: nn.Module) -> list[Capture]:
-        backend = fitted.__dict__["_backend"]
-        made: Mapping[str, Any] = backend.__dict__
-        return [c for c in made["captures"] if c.step is not None and c.finish is not None]
+        made: list[Capture] = fitted.__dict__["_backend"].executor.captures
+        return [c for c in made if c.step is not None and c.finish is not None]
 
     try:
         yield captures
     finally:
-        settings_module.StepBackend = before  # type: ignore[misc]
+        executors.EagerGraph = before  # type: ignore[misc]

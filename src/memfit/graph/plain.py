@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 from memfit.graph.schedule import OpOrder, Schedule, make_schedule
 from memfit.graph.simulator import peak_of_order
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
 __all__ = ["plain_peak_bytes", "store_all_order", "store_all_schedule"]
 
-_PEAK = "plain_peak_bytes"
+_peaks: dict[int, int] = {}  # by the identity of graphs that are alive
 
 
 def store_all_order(graph: TrainingGraph) -> OpOrder:
@@ -25,9 +27,8 @@ def store_all_schedule(graph: TrainingGraph) -> Schedule:
 
 def plain_peak_bytes(graph: TrainingGraph) -> int:
     """Simulated peak of the plain step; found once for each graph."""
-    # Where `cached_property` would keep it. The graph itself knows no simulator.
-    known = vars(graph)
-    if _PEAK not in known:
-        known[_PEAK] = peak_of_order(graph, store_all_order(graph))
-    found: int = known[_PEAK]
-    return found
+    key = id(graph)
+    if key not in _peaks:
+        _peaks[key] = peak_of_order(graph, store_all_order(graph))
+        weakref.finalize(graph, _peaks.pop, key, None).atexit = False
+    return _peaks[key]

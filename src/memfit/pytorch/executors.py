@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,22 +11,25 @@ from torch import nn
 from memfit._core import core_name
 from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.arguments import check_initialised
-from memfit.pytorch.backend import CaptureOnly, StepBackend
+from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture.resident import gradient_bytes, resident_values
-from memfit.pytorch.inductor.backend import InductorBackend
+from memfit.pytorch.eager_graph import EagerGraph
+from memfit.pytorch.inductor.executor import Inductor
 from memfit.pytorch.options import StepOptions
+from memfit.pytorch.pipeline import Executor, Setting
 from memfit.pytorch.planning.by_shape import ByShape
+from memfit.pytorch.planning.capture_only import CaptureOnly
 from memfit.pytorch.planning.fresh import Fresh, digest_of
 from memfit.pytorch.planning.protocol import Planning
 from memfit.pytorch.planning.shared import Shared
 from memfit.pytorch.planning.sizes import ShapeCount
 from memfit.pytorch.ranks.replication import Replication
 
-__all__ = ["Executor", "backend_for"]
+__all__ = ["MakeBackend", "backend_for"]
 
 
 @dataclass(frozen=True)
-class Executor:
+class MakeBackend:
     """Makes the Dynamo backend of one model.
 
     Attributes:
@@ -36,7 +39,7 @@ class Executor:
     fresh: Fresh
 
     @classmethod
-    def of(cls, model: nn.Module, options: StepOptions) -> Executor:
+    def of(cls, model: nn.Module, options: StepOptions) -> MakeBackend:
         """For a model and what was asked for."""
         first = next(iter(model.parameters()), None)
         return cls(Fresh(options, first.device if first is not None else None))
@@ -113,26 +116,20 @@ def backend_for(
         loops: what becomes of `scan` and `while_loop`, as for `fit`.
     """
     options = fresh.options
-    count = ShapeCount(name, options.run.max_shapes)
+    setting = Setting(name, resident, cost=options.capture.cost, progress=options.progress)
+    executor: Executor
     if options.run.executor == "inductor":
-        return InductorBackend(
-            planning,
-            resident=resident,
-            name=name,
-            count=count,
-            cost=options.capture.cost,
-            progress=options.progress,
+        executor = Inductor(
+            setting,
             digest=fresh.digest(optimizer_bytes, held),
             within=fresh.within if options.planning.plan is None else None,
         )
-    return StepBackend(
-        planning,
-        resident=resident,
-        name=name,
-        count=count,
-        cost=options.capture.cost,
-        progress=options.progress,
-        accumulate=options.capture.accumulate,
-        replication=replication,
-        loops=loops,
-    )
+    else:
+        setting = replace(
+            setting,
+            accumulate=options.capture.accumulate,
+            replication=replication or Replication(),
+            loops=loops,
+        )
+        executor = EagerGraph(setting)
+    return StepBackend(planning, executor, setting, ShapeCount(name, options.run.max_shapes))

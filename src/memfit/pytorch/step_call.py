@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from memfit.errors import CaptureError, MemfitError, UsageError
-from memfit.pytorch.backend import CaptureEnds, StepBackend
+from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.capture.given import Given
 from memfit.pytorch.capture.stored_outputs import take_apart
@@ -22,6 +22,7 @@ from memfit.pytorch.compat.eager import why_not_compiled
 from memfit.pytorch.compat.symbols import DependsOnData
 from memfit.pytorch.failures.first_run import FirstRun
 from memfit.pytorch.failures.told import is_own_fault, told
+from memfit.pytorch.planning.capture_only import CaptureEnds
 from memfit.pytorch.planning.sizes import PlannedAhead
 from memfit.pytorch.prepare.batch_norm import has_cumulative_average, traceable_cumulative_average
 from memfit.pytorch.prepare.tracing import trace_settings

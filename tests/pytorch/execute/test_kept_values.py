@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import memfit
 from memfit.graph.schedule import Schedule, make_schedule
-from memfit.pytorch import backend
+from memfit.pytorch import eager_graph
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.execute.lower import lower
 
@@ -54,7 +54,7 @@ def test_only_what_is_read_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         lowered.append(made := lower(step, schedule))
         return made
 
-    monkeypatch.setattr(backend, "lower", lower_all)
+    monkeypatch.setattr(eager_graph, "lower", lower_all)
     torch.manual_seed(0)
     model, x = MadeStatistics(), torch.randn(4, 8)
     plain = copy.deepcopy(model)

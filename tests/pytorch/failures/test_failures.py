@@ -20,6 +20,7 @@ import memfit
 from memfit.errors import CaptureError, ExecutionError, MemfitError
 from memfit.pytorch import backend as backend_module
 from memfit.pytorch.failures.told import failing
+from memfit.pytorch.prepare import for_kernels
 
 _MODULES = (
     torch._dynamo.exc,
@@ -199,12 +200,12 @@ def compiled() -> None:
 def test_errors_while_tracing_behind_other_doors(
     door: Callable[[], Any], every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = backend_module.StepBackend._rewrite_loops
+    begin = backend_module.prepare_module
 
-    def begun(self: Any, module: Any) -> None:
+    def begun(*given: Any) -> Any:
         if "behind Dynamo" in raising:
             raising["fake"] = raising["behind Dynamo"]
-        begin(self, module)
+        return begin(*given)
 
     def call() -> None:
         try:
@@ -212,7 +213,7 @@ def test_errors_while_tracing_behind_other_doors(
         finally:
             raising.pop("fake", None)
 
-    monkeypatch.setattr(backend_module.StepBackend, "_rewrite_loops", begun)
+    monkeypatch.setattr(backend_module, "prepare_module", begun)
     theirs = [k for k in family() if k.__module__ != "builtins" and k not in _FOR_DYNAMO]
     assert wrong("behind Dynamo", call, theirs[::every]) == []
 
@@ -223,7 +224,7 @@ def test_errors_in_memfits_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
     def normalise(*_: Any) -> None:
         fail("own")
 
-    monkeypatch.setattr(backend_module.J, "normalise", normalise)
+    monkeypatch.setattr(for_kernels.J, "normalise", normalise)
     few = [*[k for k in family() if k.__module__ != "builtins"][::16], KeyError, AssertionError]
     assert wrong("own", lambda: net(X), few) == []
 

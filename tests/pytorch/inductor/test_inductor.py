@@ -18,8 +18,8 @@ from torch._dynamo.utils import counters
 import memfit
 from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.inductor import backend as inductor
-from memfit.pytorch.inductor.backend import PlanPartitioner
 from memfit.pytorch.inductor.codegen_patch import laid_out_anew_bytes
+from memfit.pytorch.inductor.executor import PlanPartitioner
 from memfit.pytorch.inductor.fusion import FusedStep
 from memfit.pytorch.inductor.kernel_fusion import PeakExceeded, PlanChoices, PlanOrder
 from memfit.pytorch.planning.fresh import digest_of

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from memfit.pytorch import backend
+from memfit.pytorch import eager_graph
 from programs import exchange
 from programs.check import check
 from programs.draft import OPS, Draft
@@ -111,7 +111,7 @@ def doubled(lower: Any) -> Any:
 
 def test_a_wrong_recomputation_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "lower", doubled(exchange.lower))
-    monkeypatch.setattr(backend, "lower", doubled(backend.lower))
+    monkeypatch.setattr(eager_graph, "lower", doubled(eager_graph.lower))
     made = program("v2 = v1.sin() * v1", "(v3 * v3.cos()).sum()")
     verdict = check(made)
     wrong = next(f for f in verdict.findings if f.kind == "wrong")
@@ -122,7 +122,7 @@ def test_a_wrong_recomputation_is_found_and_shrunk(monkeypatch: pytest.MonkeyPat
 
 def test_a_lost_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     made = program("v2 = v1 * 2", "v3.sum()")
-    kept = exchange.StepBackend._read
+    kept = exchange.EagerGraph.capture
 
     def without(self: Any, *args: Any) -> Any:
         step = kept(self, *args)
@@ -130,7 +130,7 @@ def test_a_lost_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         end.args = ((*end.args[0][:-2], None, *end.args[0][-1:]),)
         return step
 
-    monkeypatch.setattr(exchange.StepBackend, "_read", without)
+    monkeypatch.setattr(exchange.EagerGraph, "capture", without)
     assert any("missing" in f.cause for f in check(made).findings)
 
 

@@ -13,7 +13,7 @@ from memfit.errors import UsageError
 from memfit.graph.plain import plain_peak_bytes
 from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.api.entry import WITHOUT, captured
-from memfit.pytorch.executors import Executor
+from memfit.pytorch.executors import MakeBackend
 from memfit.pytorch.options import StepKeywords, step_options
 
 __all__ = ["bound"]
@@ -67,7 +67,7 @@ def bound(
         if example_inputs is None:
             raise UsageError("example_inputs are missing; give the arguments of one call")
         graph = captured(model, example_inputs, loss_fn, example_kwargs, asked).graph
-        budget_bytes = Executor.of(model, asked).fresh.resolve(graph)
+        budget_bytes = MakeBackend.of(model, asked).fresh.resolve(graph)
     given = asked.planning.time_limit_s
     limit_s = DEFAULT_TIME_LIMIT_S if given is None else given
     return bound_graph(graph, budget_bytes, time_limit_s=limit_s, progress=asked.progress)

@@ -17,7 +17,7 @@ from memfit.pytorch.api.fitted import FittedModule
 from memfit.pytorch.api.training_mode import as_it_trains
 from memfit.pytorch.arguments import Fitted, check_callable, check_inputs, check_module
 from memfit.pytorch.capture.captured_step import CapturedStep
-from memfit.pytorch.executors import Executor
+from memfit.pytorch.executors import MakeBackend
 from memfit.pytorch.options import StepKeywords, StepOptions, step_options
 from memfit.pytorch.planning.sizes import parse_shapes
 from memfit.pytorch.ranks.replication import Parallel, is_sharded
@@ -106,7 +106,7 @@ def fit(
     examples = parse_shapes(run.shapes, run.max_shapes)
     parallel = Parallel(run.overlap, run.same_plan)
     return FittedModule(
-        model, loss_fn, Executor.of(model, asked), parallel, examples, asked.progress
+        model, loss_fn, MakeBackend.of(model, asked), parallel, examples, asked.progress
     )
 
 
@@ -141,7 +141,7 @@ def captured(
     check_inputs(example_inputs, example_kwargs)
     with as_it_trains(model):
         step = StepModule(model, loss_fn)
-        backend = Executor.of(model, options)(model, decide=False)
+        backend = MakeBackend.of(model, options)(model, decide=False)
         return captured_graph(step, backend, tuple(example_inputs), dict(example_kwargs or {}))
 
 
@@ -183,7 +183,7 @@ def plan_step(
     began = time.perf_counter()
     asked = step_options("memfit.plan", options, without=WITHOUT)
     step = captured(model, example_inputs, loss_fn, example_kwargs, asked)
-    fresh = Executor.of(model, asked).fresh
+    fresh = MakeBackend.of(model, asked).fresh
     if step.loops:
         step, made = fresh.plan_loops(step, step.loops)
     else:

@@ -45,6 +45,7 @@ _REMEDY = (
     "fit the model with memfit.fit, or keep that part (nested tensors, for one) out of what is "
     "compiled"
 )
+MAX_EXCHANGES = 4  # of one graph's plan: steps that differ each time must not compile for ever
 MANY_SHAPES = 16  # from here on, a warning
 
 
@@ -88,8 +89,8 @@ class PlannedGraph:
         self.plan: Plan | None = None
         self.line = line
         self.provisional = False
-        self.wanted: Plan | None = None
-        self.exchanges = 0
+        self._wanted: Plan | None = None  # from the next run on
+        self._exchanges = 0
         self.held_peak_bytes = 0
         self.stored = stored_in(module)
         self._call = call  # which lives as long as its graphs
@@ -103,7 +104,13 @@ class PlannedGraph:
         self._static_sizes: dict[int, int] = {}
         self._static_gradients: dict[int, int] = {}
         inputs, _ = self._read(example_inputs)
-        self._compile(example_inputs, lambda graph: step.decide(self, graph, inputs))
+
+        def first_plan(graph: TrainingGraph) -> Plan:
+            decided = step.decide(line, graph, inputs)
+            self.provisional = decided.provisional
+            return decided.plan
+
+        self._compile(example_inputs, first_plan)
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph."""
@@ -115,8 +122,8 @@ class PlannedGraph:
         step.begin()
         if self.stored is not None and self.stored.used and stored_in(self._module):
             self.stored.put_together()
-            self.wanted = self.wanted or self.plan
-        if self.wanted is not None or self._backend.layouts_differ:
+            self._wanted = self._wanted or self.plan
+        if self._wanted is not None or self._backend.layouts_differ:
             self._exchange(args)
         inputs, references = self._read(args)
         result = self._run(*args)
@@ -128,8 +135,17 @@ class PlannedGraph:
         on_backward(result, args, began)
         return result
 
+    def settle(self, plan: Plan) -> None:
+        """See `Part`."""
+        self.provisional = False
+        followed = self._wanted or self.plan
+        same = followed is not None and plan.schedule == followed.schedule
+        if not same and self._exchanges < MAX_EXCHANGES:
+            self._wanted = plan
+            self._exchanges += 1
+
     def _exchange(self, args: Sequence[Any]) -> None:
-        plan, self.wanted = self.wanted or self.plan, None
+        plan, self._wanted = self._wanted or self.plan, None
         assert plan is not None
         others = self._backend.layouts_differ
 

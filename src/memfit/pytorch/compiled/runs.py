@@ -32,9 +32,7 @@ from memfit.pytorch.cost.measure import free_bytes
 from memfit.pytorch.planning.fresh import Fresh
 from memfit.units import format_bytes
 
-__all__ = ["Part", "Running", "StepRuns"]
-
-MAX_EXCHANGES = 4  # of one graph's plan: steps that differ each time must not compile for ever
+__all__ = ["FirstPlan", "Part", "Running", "StepRuns"]
 
 logger = logging.getLogger("memfit")
 
@@ -46,19 +44,41 @@ class Part(Protocol):
         graph, plan: the graph and the plan that it follows; None where it has no backward pass.
         line: source line of the graph break that ends it, None where it ends without one.
         provisional: its plan was made before the step was known.
-        wanted: the plan that it is to follow from its next run on.
-        exchanges: how often its plan was exchanged.
         held_peak_bytes: peak of its plan while `.grad` is there from the start; 0 where gradients
             are added at the end.
     """
 
-    graph: TrainingGraph | None
-    plan: Plan | None
-    line: str | None
+    @property
+    def graph(self) -> TrainingGraph | None: ...
+
+    @property
+    def plan(self) -> Plan | None: ...
+
+    @property
+    def line(self) -> str | None: ...
+
+    @property
+    def provisional(self) -> bool: ...
+
+    @property
+    def held_peak_bytes(self) -> int: ...
+
+    def settle(self, plan: Plan) -> None:
+        """The step is known: this is the plan to follow from the next run on."""
+        ...
+
+
+@dataclass(frozen=True)
+class FirstPlan:
+    """The plan of a graph that was just captured.
+
+    Attributes:
+        plan: the plan.
+        provisional: it was made before the step was known.
+    """
+
+    plan: Plan
     provisional: bool
-    wanted: Plan | None
-    exchanges: int
-    held_peak_bytes: int
 
 
 class _Alive:
@@ -131,8 +151,13 @@ class StepRuns:
 
     # The plan of a graph that was just captured.
 
-    def decide(self, part: Part, graph: TrainingGraph, inputs: GraphRun) -> Plan:
+    def decide(self, line: str | None, graph: TrainingGraph, inputs: GraphRun) -> FirstPlan:
         """A plan for a graph of which it is not known what comes after it.
+
+        Args:
+            line: source line of the graph break that ends it.
+            graph: the graph.
+            inputs: what it is given.
 
         Raises:
             InfeasibleBudgetError: the budget is too small for the graph alone.
@@ -140,19 +165,18 @@ class StepRuns:
         fresh = self.fresh
         if fresh.budget.auto and not self.runs and not self._free_bytes:
             self._free_bytes = free_bytes(fresh.device or torch.device("cpu"))
-        alone = not self.runs and part.line is None
+        alone = not self.runs and line is None
         runs = [*(r.run for r in self.runs), inputs]
         if alone:
-            return fresh.within(graph, self._budget(runs, [graph]))
-        part.provisional = True
+            return FirstPlan(fresh.within(graph, self._budget(runs, [graph])), provisional=False)
         plans = GraphPlans(graph, self._within)
         plan = self._told(plans.modest())
         if fresh.budget.share is not None:
-            return plan  # a share of what is not known yet
+            return FirstPlan(plan, provisional=True)  # a share of what is not known yet
         budget = self._budget(runs, [])
         held = beside(runs)[-1] + sum(_kept(r.part) for r in self.runs)
         if plan.peak_bytes + held <= budget:
-            return plan
+            return FirstPlan(plan, provisional=True)
         least = self._told(plans.smallest()[1])
         need = least.peak_bytes + held
         if need > budget and not self.runs:
@@ -161,9 +185,9 @@ class StepRuns:
             )
             raise noting_estimates(error, graph)
         if need > budget:
-            line = next((r.part.line for r in reversed(self.runs) if r.part.line), part.line)
-            warn_first_step(budget, need, line)
-        return least
+            newest = next((r.part.line for r in reversed(self.runs) if r.part.line), line)
+            warn_first_step(budget, need, newest)
+        return FirstPlan(least, provisional=True)
 
     def _budget(self, runs: Sequence[GraphRun], graphs: Sequence[TrainingGraph]) -> int:
         """The budget of a step in bytes."""
@@ -198,7 +222,7 @@ class StepRuns:
             return
         plans, enough = replan(step, budget, self._within)
         for part, plan in zip(distinct, plans, strict=True):
-            self._want(part, plan)
+            part.settle(self._told(plan))
         need = step.needs(plans)
         if enough > budget:
             worst = max(range(len(need)), key=need.__getitem__)
@@ -228,15 +252,6 @@ class StepRuns:
             eager = self.fresh.options.run.executor == "eager-graph"
             remedy = 'give the options "accumulate": True, which counts them, or ' if eager else ""
             warn_of_gradients(budget, need, remedy)
-
-    def _want(self, part: Part, plan: Plan) -> None:
-        assert part.plan is not None
-        part.provisional = False
-        same = plan.schedule == (part.wanted or part.plan).schedule
-        if same or part.exchanges >= MAX_EXCHANGES:
-            return
-        part.wanted = self._told(plan)
-        part.exchanges += 1
 
     def _within(self, graph: TrainingGraph) -> Callable[[int], Plan]:
         """The plans of a graph for any budget, from one search where the planner can."""

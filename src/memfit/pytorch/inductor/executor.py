@@ -7,7 +7,7 @@ and lowers it to the forward and the backward graph that Inductor generates code
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,9 @@ from torch import fx
 
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
-from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
-from memfit.pytorch.backend import StepBackend
+from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.pytorch.capture import joint as J
-from memfit.pytorch.capture.captured_step import CapturedStep, read_joint
+from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.compat.inductor import (
     CustomPartitionerFn,
     compile_with_inductor,
@@ -44,17 +43,17 @@ from memfit.pytorch.inductor.kernel_fusion import (
     workspace_of,
 )
 from memfit.pytorch.inductor.scheduler_patch import held_by_caller, use_choices
-from memfit.pytorch.planning.protocol import Draft, Planning
+from memfit.pytorch.pipeline import Made, Partition, Setting, Traced, read_step
+from memfit.pytorch.planning.protocol import Draft, Occasion, Planning
 from memfit.pytorch.prepare.for_kernels import prepare
 
-__all__ = ["InductorBackend", "PlanPartitioner"]
+__all__ = ["Inductor", "PlanPartitioner"]
 
 _TRIES = 6
 UNCHECKED = (
     "the compiled kernels came from Inductor's cache; their order was held to the budget when they "
     "were compiled"
 )
-Partition = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 
 
 class PlanPartitioner(CustomPartitionerFn):
@@ -117,56 +116,58 @@ def _tag_new_nodes(joint: fx.GraphModule) -> None:
             node.meta["partitioner_tag"] = "is_backward"
 
 
-class InductorBackend(StepBackend):
-    """A Dynamo backend for one step, compiled by Inductor.
+class Inductor:
+    """Runs what Inductor generates from the lowered graphs; an `Executor`.
 
-    Plans are for fused graphs: `compiled` holds these. Inductor's kernels are held to the budget as
-    well: fusions that would break it are left out, and where no order of the kernels keeps it, the
-    step is planned again with that much less.
+    Plans are for fused graphs. Inductor's kernels are held to the budget as well: fusions that
+    would break it are left out, and where no order of the kernels keeps it, the step is planned
+    again with that much less.
 
     Args:
-        planning: makes the plans, of fused graphs.
+        setting: of the step.
         digest: what the plan depends on beyond the graph.
         within: the plan for a graph and a budget in bytes; None where the plan is given.
-        kwargs: as for `StepBackend`.
     """
-
-    adds_gradients = False
 
     def __init__(
         self,
-        planning: Planning,
+        setting: Setting,
         *,
         digest: str,
         within: Callable[[TrainingGraph, int], Plan] | None = None,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(planning, **kwargs)
+        self._setting = setting
+        self._digest = digest
         self._within = within
-        self._partitioner = PlanPartitioner(digest, self._partition)
         self._kernels = KernelPlan()
         self._order = PlanOrder(digest, self._kernels)
         self._excess_bytes = 0
+        self._plans: list[Plan] = []  # of the attempt that is going on
 
-    def _compile(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+    def compile(
+        self, module: fx.GraphModule, example_inputs: Sequence[Any], partition: Partition
+    ) -> Callable[..., Any]:
+        """See `Executor`.
+
+        Raises:
+            InfeasibleBudgetError: the code that Inductor generates takes more than the budget.
+        """
         self._excess_bytes = 0
+        partitioner = PlanPartitioner(self._digest, partition)
         settings = {"reorder_for_peak_memory": False, "_post_fusion_custom_pass": self._order}
         for attempt in range(_TRIES):
-            known = len(self.compiled)
+            self._plans.clear()
             try:
                 with (
                     use_choices(PlanChoices(self._kernels), lambda: self._kernels.alive),
                     generated_code(workspace_of, self._kernels.generated),
                 ):
-                    made = compile_with_inductor(
-                        module, example_inputs, self._partitioner, settings
-                    )
+                    return compile_with_inductor(module, example_inputs, partitioner, settings)
             except Exception as error:
                 exceeded = PeakExceeded.within(error)
                 if exceeded is None:
                     raise
-                plan = self.compiled[-1].plan
-                del self.compiled[known:]
+                plan = self._plans[-1]
                 # Another plan has other kernels, so that just enough is often not enough; the last
                 # attempt is the smallest plan.
                 if attempt + 2 == _TRIES:
@@ -175,27 +176,22 @@ class InductorBackend(StepBackend):
                     self._excess_bytes += exceeded.excess_bytes << attempt
                 least = plan.peak_bytes <= plan.smallest_feasible_budget_bytes
                 if least or self._within is None or attempt + 1 == _TRIES:
-                    raise self._too_small(plan, exceeded.excess_bytes) from None
-                continue
-            self._tell_peaks()
-            return made
+                    raise _too_small(plan, exceeded.excess_bytes) from None
         raise AssertionError("the last attempt raises or returns")
 
-    def _prepare(self, joint: fx.GraphModule) -> None:
+    def capture(self, joint: fx.GraphModule, forward_outputs: int, traced: Traced) -> CapturedStep:
+        """See `Executor`."""
         merge_equal_nodes(joint)
         _renew_views(joint)
         _tag_new_nodes(joint)
         prepare(joint)
+        return read_step(joint, forward_outputs, traced, self._setting, replay=False)
 
-    def _read_joint(
-        self, joint: fx.GraphModule, forward_outputs: int, kinds: Any, extra: Sequence[Value] = ()
-    ) -> CapturedStep:
-        return read_joint(joint, forward_outputs, kinds, extra, name=self._name, replay=False)
-
-    def _planned(
-        self, step: CapturedStep, parameters: Set[fx.Node]
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        fused, plan = self._plan_fused(fuse(step))
+    def make(
+        self, step: CapturedStep, traced: Traced, planning: Planning, occasion: Occasion
+    ) -> Made:
+        """See `Executor`."""
+        fused, plan = self._planned(fuse(step), planning, occasion)
         budget_bytes = plan.budget_bytes
         if self._excess_bytes and self._within is not None:
             least = plan.smallest_feasible_budget_bytes
@@ -219,12 +215,16 @@ class InductorBackend(StepBackend):
         forward = replace(forward, inputs=_inputs(modules[0]))
         backward = replace(backward, inputs=_inputs(modules[1]))
         self._kernels.begin(codes, forward, backward)
-        self._record(fused.graph, plan)
-        return modules
+        self._plans.append(plan)
+        return Made(fused.graph, plan, modules)
 
-    def _plan_fused(self, fused: FusedStep) -> tuple[FusedStep, Plan]:
-        def priced(fused: FusedStep, times: Mapping[int, int] | None) -> FusedStep:
-            return cost_fused(fused, self._cost, self._report, times)
+    def _planned(
+        self, fused: FusedStep, planning: Planning, occasion: Occasion
+    ) -> tuple[FusedStep, Plan]:
+        setting = self._setting
+
+        def costed(fused: FusedStep, times: Mapping[int, int] | None) -> FusedStep:
+            return cost_fused(fused, setting.cost, setting.progress, times)
 
         def every() -> list[OpCall]:
             return [call_of(node) for node in fused.step.node_of]
@@ -233,35 +233,31 @@ class InductorBackend(StepBackend):
             known = every()
             return [known[op] for op in fused.ops]
 
-        made = self._planning.plan(Draft(fused, priced, calls, every), self._occasion())
+        made = planning.plan(Draft(fused, costed, calls, every), occasion)
         return made.step, made.plan
 
-    def _too_small(self, plan: Plan, excess_bytes: int) -> InfeasibleBudgetError:
-        self.error = InfeasibleBudgetError(
-            budget_bytes=plan.budget_bytes,
-            minimum_bytes=plan.budget_bytes + excess_bytes,
-            binding_op=None,
-            detail="the peak of the code that Inductor generates",
-        )
-        return self.error
-
-    def _tell_peaks(self) -> None:
-        """Say in the plan what was found of the kernels."""
-        if not self.compiled:
-            return
-        last = self.compiled[-1]
-        notes = last.plan.notes
+    def told(self, plan: Plan) -> Plan:
+        """See `Executor`: what was found of the kernels."""
+        notes = plan.notes
         found: dict[str, Any] = {}
         if len(self._kernels.peak_bytes) == 2:
             peak = max(
-                last.plan.budget_bytes - limit.limit_bytes + self._kernels.peak_bytes[backward]
+                plan.budget_bytes - limit.limit_bytes + self._kernels.peak_bytes[backward]
                 for backward, limit in self._kernels.limits.items()
             )
             found = {"kernels_peak_bytes": peak}
         else:
             notes = (*notes, UNCHECKED)
-        plan = replace(last.plan, notes=notes, provenance={**last.plan.provenance, **found})
-        self.compiled[-1] = replace(last, plan=plan)
+        return replace(plan, notes=notes, provenance={**plan.provenance, **found})
+
+
+def _too_small(plan: Plan, excess_bytes: int) -> InfeasibleBudgetError:
+    return InfeasibleBudgetError(
+        budget_bytes=plan.budget_bytes,
+        minimum_bytes=plan.budget_bytes + excess_bytes,
+        binding_op=None,
+        detail="the peak of the code that Inductor generates",
+    )
 
 
 def _limits(fused: FusedStep, plan: Plan, budget_bytes: int) -> tuple[PassLimit, PassLimit]:
