@@ -27,10 +27,10 @@ def every_strategy(line: CutLine) -> Iterator[list[TopStage]]:
 
     @cache
     def trees(i: int, j: int) -> list[Tree]:
-        found: list[Tree] = [(i, j, j, -1, None)]
+        found: list[Tree] = [Tree.leaf(i, j)]
         for k in range(i + 1, j):
             hows = [*range(variants), *trees(i, k)]
-            found += [(i, k, j, how, rest) for how in hows for rest in trees(k, j)]
+            found += [Tree(i, k, j, how, rest) for how in hows for rest in trees(k, j)]
         return found
 
     def passes(i: int) -> Iterator[list[TopStage]]:
@@ -39,7 +39,7 @@ def every_strategy(line: CutLine) -> Iterator[list[TopStage]]:
         for k in range(i + 1, last + 1):
             for rest in passes(k):
                 for how in (*range(variants), *trees(i, k)):
-                    yield [(i, k, how), *rest]
+                    yield [TopStage(i, k, how), *rest]
 
     return passes(0)
 

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import memfit._core._native as _native
-from memfit._core.problem import ChainUnit, Cut, StagedCost, StageProblem, Stretch, TopStage, Tree
+from memfit._core.problem import (
+    ChainUnit,
+    Cut,
+    StagedCost,
+    StageProblem,
+    StageStep,
+    Stretch,
+    TopStage,
+    Tree,
+)
 from memfit._core.slots import MANTISSA_BITS, NOTHING, Front
 from memfit.errors import TooManyLowerSetsError
 
@@ -27,7 +36,6 @@ __all__ = [
 
 COMPILER = _native.compiler
 BlockTable = _native.BlockTable
-StageTable = _native.StageTable
 CanonicalTable = _native.CanonicalTable
 ChainTable = _native.ChainTable
 
@@ -101,6 +109,31 @@ def block_table(
     )
 
 
+class StageTable:
+    """See `memfit._core.reference.stage_dp.StageTable`."""
+
+    def __init__(self, table: _native.StageTable) -> None:
+        self._table = table
+
+    @property
+    def exact(self) -> bool:
+        """Whether no cost was rounded."""
+        return self._table.exact
+
+    def curve(self) -> list[tuple[int, int]]:
+        """(cost, budget): each cost that some budget calls for, ascending, with the least one."""
+        return self._table.curve()
+
+    def smallest_budget(self) -> int:
+        """The smallest budget that some path fits."""
+        return self._table.smallest_budget()
+
+    def path(self, budget_bytes: int) -> list[StageStep] | None:
+        """The stages of least cost within a budget; None if none fit."""
+        found = self._table.path(budget_bytes)
+        return None if found is None else [StageStep(*step) for step in found]
+
+
 def stage_table(
     tables: Sequence[BlockTable],
     base_bytes: Sequence[int],
@@ -110,7 +143,7 @@ def stage_table(
     threads: int = 0,
 ) -> StageTable:
     """See `memfit._core.reference.stage_dp.stage_table`; `threads` 0 means one a CPU core."""
-    return _native.stage_table(tables, base_bytes, total_cost, slots, threads, progress)
+    return StageTable(_native.stage_table(tables, base_bytes, total_cost, slots, threads, progress))
 
 
 class NestedTable:
@@ -144,7 +177,9 @@ class NestedTable:
     def path(self, label: int) -> tuple[list[TopStage], int]:
         """The stages of a label of `front`, and the label of what comes after the block."""
         stages, after = self._table.path(label)
-        return [(i, k, option if option >= 0 else _tree(t)) for i, k, option, t in stages], after
+        return [
+            TopStage(i, k, option if option >= 0 else _tree(t)) for i, k, option, t in stages
+        ], after
 
     def tree(self, label: int) -> Tree:
         """How a label of `reversal_front` reverses the block."""
@@ -158,10 +193,10 @@ def _tree(numbers: Sequence[int]) -> Tree:
     for at in range(len(numbers) - 4, -1, -4):
         i, k, j, option = numbers[at : at + 4]
         if option == -2:
-            done.append((i, j, j, -1, None))
+            done.append(Tree.leaf(i, j))
             continue
         rest = done.pop()
-        done.append((i, k, j, done.pop() if option < 0 else option, rest))
+        done.append(Tree(i, k, j, done.pop() if option < 0 else option, rest))
     return done[0]
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from memfit._core.slots import Front
 
 __all__ = [
     "ChainUnit",
     "Cut",
+    "FirstStep",
+    "IdleValue",
     "PieceCost",
     "StageProblem",
     "StageStep",
     "StagedCost",
     "Stretch",
+    "SweptStep",
     "TopStage",
     "Tree",
     "always_kept",
@@ -279,17 +282,87 @@ def provided(problem: StageProblem, variant: int) -> frozenset[int]:
     return frozenset(problem.interface_below) - frozenset(problem.cached_below[variant])
 
 
-StageStep = tuple[int, int, int, int, int]
-"""A stage: block and cut where it begins, block and cut where it ends, variant."""
+class StageStep(NamedTuple):
+    """A stage: block and cut where it begins, block and cut where it ends, variant."""
+
+    first_block: int
+    first_cut: int
+    last_block: int
+    last_cut: int
+    variant: int
 
 
-Tree = tuple[int, int, int, Union[int, "Tree"], Union["Tree", None]]
-"""(i, k, j, how (i, k) is reversed, how (k, j) is). How (i, k) is: a variant, or a tree. A leaf is
-(i, j, j, -1, None)."""
+class Tree(NamedTuple):
+    """How the stretch between two cuts is reversed.
+
+    Attributes:
+        start, middle, end: cuts; the stretch is computed again up to the middle one.
+        how: the part below the middle is reversed: a variant, or a tree.
+        rest: how the part above it is; None for a leaf, which is reversed at once (`leaf`).
+    """
+
+    start: int
+    middle: int
+    end: int
+    how: int | Tree
+    rest: Tree | None
+
+    @classmethod
+    def leaf(cls, start: int, end: int) -> Tree:
+        """A stretch that is reversed at once."""
+        return cls(start, end, end, -1, None)
 
 
-TopStage = tuple[int, int, int | Tree]
-"""A stage of the first pass: where it begins and ends; a variant, or how it is reversed."""
+class TopStage(NamedTuple):
+    """A stage of the first pass: where it begins and ends; a variant, or how it is reversed."""
+
+    start: int
+    end: int
+    how: int | Tree
+
+
+class SweptStep(NamedTuple):
+    """A stage of one step of a chain, on the way back, its sweep included.
+
+    Attributes:
+        cost: of its recomputations.
+        cached_bytes: bytes that it adds to the cache.
+        backward_bytes, sweep_bytes: its peaks on the way back and in the sweep.
+    """
+
+    cost: int
+    cached_bytes: int
+    backward_bytes: int
+    sweep_bytes: int
+
+
+class FirstStep(NamedTuple):
+    """A stage of one step of a chain in the first pass.
+
+    Attributes:
+        cost: of its recomputations.
+        cached_bytes: bytes that it adds to the cache.
+        forward_bytes, backward_bytes: its peaks on the way forward and on the way back.
+    """
+
+    cost: int
+    cached_bytes: int
+    forward_bytes: int
+    backward_bytes: int
+
+
+class IdleValue(NamedTuple):
+    """A boundary value that need not be held for a while (`sweeps.idle_values`).
+
+    Attributes:
+        made: place where it is made.
+        reader: place of its next reader above.
+        size_bytes: its size.
+    """
+
+    made: int
+    reader: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,10 +376,8 @@ class ChainUnit:
         lent_bytes: the same in the midst of a sweep, with the interface that it starts from.
         first_bytes: peak of the first pass over a step that keeps its interface.
         leaf: costs and needs of reversing one step.
-        staged: for each variant (cost, cached bytes, peak on the way back, peak of the sweep) of
-            a stage of one step, its sweep included.
-        top: for each variant (cost, cached bytes, peak forward, peak on the way back) of such a
-            stage in the first pass.
+        staged: for each variant a stage of one step, its sweep included.
+        top: for each variant such a stage in the first pass.
     """
 
     held_bytes: int
@@ -315,8 +386,8 @@ class ChainUnit:
     lent_bytes: int
     first_bytes: int
     leaf: Front
-    staged: Sequence[tuple[int, int, int, int]] = ()
-    top: Sequence[tuple[int, int, int, int]] = ()
+    staged: Sequence[SweptStep] = ()
+    top: Sequence[FirstStep] = ()
 
 
 class StagedCost(NamedTuple):

@@ -67,13 +67,13 @@ def _reversal(first: int, steps: int, slots: int) -> Tree:
     while todo:
         i, n, s, k = todo.pop()
         if n == 1:
-            done.append((i, i + 1, i + 1, -1, None))
+            done.append(Tree.leaf(i, i + 1))
         elif k == 0:
             k = split(n, s)
             todo += [(i, n, s, k), (i + k, n - k, s - 1, 0), (i, k, s, 0)]
         else:
             rest = done.pop()
-            done.append((i, i + k, i + n, done.pop(), rest))
+            done.append(Tree(i, i + k, i + n, done.pop(), rest))
     return done[0]
 
 
@@ -84,9 +84,9 @@ def revolve_path(line: CutLine, slots: int) -> NestedPath:
     at, free = 0, slots
     while steps - at > 1:
         k = split(steps - at, free)
-        top.append((at, at + k, _reversal(at, k, free)))
+        top.append(TopStage(at, at + k, _reversal(at, k, free)))
         at, free = at + k, free - 1
-    top.append((at, at + 1, 0))
+    top.append(TopStage(at, at + 1, 0))
     return NestedPath(line, top)
 
 

@@ -180,7 +180,7 @@ class NestedTable:
 
     def _idle_bytes(self, i: int, k: int, j: int) -> int:
         """Bytes in the boundary of k, made from i on, that reversing (k, j) can do without."""
-        return sum(size for made, reader, size in self._idle[k] if made >= i and reader >= j)
+        return sum(v.size_bytes for v in self._idle[k] if v.made >= i and v.reader >= j)
 
     def _first_pass(self, i: int) -> list[Label]:
         builder = LabelBuilder(self._bits)
@@ -229,7 +229,7 @@ class NestedTable:
             found = self._top[i][at]
             nested = found.option == _NESTED
             how = self._tree(i, found.k, found.below) if nested else found.option
-            stages.append((i, found.k, how))
+            stages.append(TopStage(i, found.k, how))
             i, at = found.k, found.after
         return stages, at
 
@@ -240,9 +240,9 @@ class NestedTable:
     def _tree(self, i: int, j: int, label: int) -> Tree:
         _, _, k, option, below, after = self._labels[i, j][label]
         if k == j:
-            return (i, j, j, _NESTED, None)
+            return Tree.leaf(i, j)
         how = self._tree(i, k, below) if option == _NESTED else option
-        return (i, k, j, how, self._tree(k, j, after))
+        return Tree(i, k, j, how, self._tree(k, j, after))
 
 
 def nested_table(

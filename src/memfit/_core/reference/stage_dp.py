@@ -279,7 +279,7 @@ class StageTable:
 
     def _front(self, stage: StageStep) -> Front:
         """The front of the state that a stage leads to."""
-        _, _, j, b, _ = stage
+        j, b = stage.last_block, stage.last_cut
         return self._fronts[j + 1][0] if b == self._tables[j].cuts - 1 else self._fronts[j][b]
 
     def _stages(
@@ -298,7 +298,7 @@ class StageTable:
                 piece = table.inner.get((a, b, v))
                 if piece is not None:
                     peak = max(piece.forward_bytes, piece.backward_bytes + base)
-                    yield piece.cost, piece.cached_bytes, peak, (i, a, i, b, v)
+                    yield piece.cost, piece.cached_bytes, peak, StageStep(i, a, i, b, v)
         # By variant and asking, how many blocks in a row have had nothing to offer.
         dull = {(v, asks): 0 for v in self._variants for asks in (False, True)}
         for j in range(i + 1, len(self._tables)):
@@ -319,7 +319,7 @@ class StageTable:
                     top = self._tables[j].top.get((b, v))
                     if top is None or top.asks is not asks:
                         continue
-                    stage = (i, a, j, b, v)
+                    stage = StageStep(i, a, j, b, v)
                     cost, cached, peak = whole.stage(top, self._base_bytes[j])
                     slack = peak >> _SLACK_SHIFT if far else 0
                     if not self._beaten(i, a, cost + self._front(stage)[0][0], peak + slack):
@@ -371,7 +371,7 @@ class StageTable:
         while i < len(self._tables):
             cost, need, stage = self._step(i, a, cost, need)
             path.append(stage)
-            _, _, i, a, _ = stage
+            i, a = stage.last_block, stage.last_cut
             if a == self._tables[i].cuts - 1:
                 i, a = i + 1, 0
         return path

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from memfit._core.problem import (
     Cut,
+    IdleValue,
     StagedCost,
     StageProblem,
     Stretch,
@@ -83,8 +84,8 @@ def sweep(
 
 def idle_values(
     problem: StageProblem, cuts: Sequence[Cut], always: list[bool]
-) -> list[list[tuple[int, int, int]]]:
-    """For each cut, (place where made, place of the next reader above, bytes) of boundary values.
+) -> list[list[IdleValue]]:
+    """For each cut, boundary values that may be out of memory for a while.
 
     Places are numbers of the cuts right below. Such a value need not be held while what lies
     between the cut and that reader is reversed, though it is used below the cut again. Values
@@ -109,7 +110,8 @@ def idle_values(
             used = problem.used_below[s] or any(place < at for place in places)
             above = [place for place in places if place >= at]
             if used and above and min(above) > at:
-                found.append((forward[producer], min(above), problem.value_bytes[s]))
+                size = problem.value_bytes[s]
+                found.append(IdleValue(forward[producer], min(above), size))
         result.append(found)
     return result
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memfit import _core
-from memfit._core.problem import ChainUnit, Cut, TopStage, Tree
+from memfit._core.problem import ChainUnit, Cut, FirstStep, SweptStep, TopStage, Tree
 from memfit._core.slots import NOTHING, Front
 from memfit.cuts.backward import BackwardStages, barred_ends, rank_backward
 from memfit.cuts.blocks import Block, Blocks, blocks_at, cut_graph
@@ -119,7 +119,7 @@ class NestedPlans:
                 how: int | Tree = option
                 if option < 0:
                     how = self._chain_tree(part, unit, count, level)
-                top.append((i, k, how))
+                top.append(TopStage(i, k, how))
                 unit += count
             label = after
         return NestedPath(self.line, top)
@@ -150,24 +150,23 @@ class NestedPlans:
                 rest = done.pop()
                 how = done.pop() if option < 0 else option
                 middle, top = starts[part.first + u + k], starts[part.first + u + n]
-                done.append((at, middle, top, how, rest))
+                done.append(Tree(at, middle, top, how, rest))
         return done[0]
 
 
 def _shift(tree: Tree, by: int) -> Tree:
-    i, k, j, how, rest = tree
-    return (
-        i + by,
-        k + by,
-        j + by,
-        how if isinstance(how, int) else _shift(how, by),
-        None if rest is None else _shift(rest, by),
+    return Tree(
+        tree.start + by,
+        tree.middle + by,
+        tree.end + by,
+        tree.how if isinstance(tree.how, int) else _shift(tree.how, by),
+        None if tree.rest is None else _shift(tree.rest, by),
     )
 
 
 def _shift_stage(stage: TopStage, by: int) -> TopStage:
-    i, k, how = stage
-    return (i + by, k + by, how if isinstance(how, int) else _shift(how, by))
+    how = stage.how if isinstance(stage.how, int) else _shift(stage.how, by)
+    return TopStage(stage.start + by, stage.end + by, how)
 
 
 @dataclass(frozen=True)
@@ -419,8 +418,8 @@ class _Builder:
 
 def _dearest(unit: ChainUnit) -> int:
     """The largest cost of a step of a chain."""
-    stages = [stage[0] for stage in (*unit.staged, *unit.top)]
-    return max(unit.sweep_cost, unit.leaf[0][-1], *stages, 0)
+    costs = [*(step.cost for step in unit.staged), *(step.cost for step in unit.top)]
+    return max(unit.sweep_cost, unit.leaf[0][-1], *costs, 0)
 
 
 def _chain_unit(table: _core.NestedTable, base: int, own_base: int) -> ChainUnit:
@@ -442,11 +441,11 @@ def _chain_unit(table: _core.NestedTable, base: int, own_base: int) -> ChainUnit
         first_bytes=whole.first_bytes,
         leaf=(costs, [need - always + own_base for need in needs]),
         staged=[
-            (again + cost, cached - always, max(0, back - always + own_base), sweep + base)
+            SweptStep(again + cost, cached - always, max(0, back - always + own_base), sweep + base)
             for cost, cached, _, back, again, sweep in whole.staged
         ],
         top=[
-            (cost, cached - always, forward, max(0, back - always + own_base))
+            FirstStep(cost, cached - always, forward, max(0, back - always + own_base))
             for cost, cached, forward, back, _, _ in whole.staged
         ],
     )
