@@ -11,8 +11,10 @@ BLOCKED = """
 import sys
 
 class Blocked:
+    names = {names!r}
+
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {names!r}:
+        if name.split(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocked())
@@ -38,29 +40,42 @@ def test_memfit_and_the_package_of_adapters_need_none_of_them() -> None:
     assert "memfit.integrations.transformers" not in out
 
 
-@pytest.mark.parametrize(
-    ("adapter", "blocked", "missing"),
-    [
-        ("lightning", ("lightning", "pytorch_lightning"), "lightning"),
-        ("transformers", ("transformers",), "transformers"),
-        ("transformers", ("accelerate",), "accelerate"),
-    ],
-)
-def test_the_error_names_the_extra(adapter: str, blocked: tuple[str, ...], missing: str) -> None:
-    if adapter == "transformers" and missing == "transformers":
-        pytest.importorskip("accelerate", reason="accelerate is asked for first")
+CASES = [
+    ("lightning", ("lightning", "pytorch_lightning"), "lightning"),
+    ("transformers", ("accelerate",), "accelerate"),
+    ("transformers", ("transformers",), "transformers"),
+]
+
+
+@pytest.fixture(scope="module")
+def errors() -> list[str]:
+    """What is said in each case, by one Python that forgets in between what it has imported."""
     code = f"""
 import memfit
-try:
-    memfit.integrations.{adapter}
-except memfit.UsageError as error:
-    assert isinstance(error, ImportError)
-    print(error)
+for adapter, names, _ in {CASES!r}:
+    Blocked.names = names
+    for known in list(sys.modules):
+        if known.split(".")[0] in names or known == f"memfit.integrations.{{adapter}}":
+            del sys.modules[known]
+    try:
+        getattr(memfit.integrations, adapter)
+    except memfit.UsageError as error:
+        assert isinstance(error, ImportError)
+        print(error)
+    else:
+        print("imported")
 """
-    out = run(code, *blocked)
-    assert f"needs {missing}" in out
-    assert "which is not installed" in out
-    assert out.endswith(f"run: pip install 'memfit[{adapter}]'")
+    return run(code).splitlines()
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{a}-{m}" for a, _, m in CASES])
+def test_the_error_names_the_extra(case: int, errors: list[str]) -> None:
+    adapter, _, missing = CASES[case]
+    if adapter == "transformers" and missing == "transformers":
+        pytest.importorskip("accelerate", reason="accelerate is asked for first")
+    assert f"needs {missing}" in errors[case]
+    assert "which is not installed" in errors[case]
+    assert errors[case].endswith(f"run: pip install 'memfit[{adapter}]'")
 
 
 def test_an_unknown_adapter() -> None:

@@ -53,8 +53,9 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"{compiler} has no runtime for -fsanitize={SANITIZERS}")
 
     # Kept between runs, so that only what has changed is built again.
-    folder = REPOSITORY / "build" / "fuzz"
-    configure = (cmake, "-S", REPOSITORY / "native" / "fuzz", "-B", folder)
+    folder = REPOSITORY / "build" / "fuzz-test"
+    source = REPOSITORY / "native" / "fuzz"
+    configure = (cmake, "-S", source, "-B", folder, "-DMEMFIT_OPTIMIZATION=-Og")
     configured = run(*configure)
     if configured.returncode != 0:
         # It may have been made by another compiler or for another place.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from memfit._core.problem import Cut, StageProblem, bits, piece_keep
+from memfit._core.problem import Cut, StageProblem, bits, needed_ops, piece_keep
 from memfit.cuts.backward import BackwardRanks, rank_backward
 from memfit.cuts.choose import choose_cuts
 from memfit.graph.training_graph import TrainingGraph, ValueKind
@@ -118,14 +118,7 @@ class Block:
 
     def closure(self, ops: Sequence[int]) -> int:
         """Forward ops of the block (numbered in it) with all that they need in it."""
-        mask = 0
-        stack = list(ops)
-        while stack:
-            v = stack.pop()
-            if not mask >> v & 1:
-                mask |= 1 << v
-                stack.extend(self.predecessors[v])
-        return mask
+        return sum(1 << v for v in needed_ops(ops, int, self.predecessors.__getitem__))
 
     def ids(self, lower: int) -> list[int]:
         """Ids of the forward ops of a lower set of the block."""

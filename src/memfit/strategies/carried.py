@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from memfit._core.problem import bits
+from memfit._core.problem import bits, needed_ops
 from memfit.graph.schedule import Compute, Schedule
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 
@@ -152,16 +152,13 @@ class CarriedValues:
         missing = want & ~have
         if not missing:
             return []
-        producer = self.graph.producer
-        todo: set[int] = set()
-        while missing:
-            low = missing & -missing
-            op = producer[low.bit_length() - 1]
-            missing ^= low
-            if op is not None and op not in todo:
-                todo.add(op)
-                have |= self.outputs[op]
-                missing = (missing | self.inputs[op]) & ~have
+        ops, producer = self.graph.ops, self.graph.producer
+        there = have | ~self.made
+        todo = needed_ops(
+            bits(missing),
+            lambda value: None if there >> value & 1 else producer[value],
+            lambda op: ops[op].inputs,
+        )
         return sorted(todo, key=self.place.__getitem__)
 
     def rows(self, carried: Mapping[int, int]) -> list[Row]:

@@ -69,15 +69,8 @@ def near(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], tolerance:
         assert gap <= tolerance * float(value.abs().max()), name
 
 
-QUICK = {("fp32", "two-outputs")}
 CELLS = [
-    pytest.param(
-        precision,
-        name,
-        budget,
-        id=f"{precision}-{name}-{budget}",
-        marks=[] if budget == "tight" and (precision, name) in QUICK else [pytest.mark.slow],
-    )
+    pytest.param(precision, name, budget, id=f"{precision}-{name}-{budget}", marks=pytest.mark.slow)
     for precision in PRECISIONS
     for name in MODELS
     for budget in ("tight", "loose")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,26 +18,7 @@ from torch import nn
 
 import memfit
 from memfit.pytorch.api.fitted import FittedModule
-
-
-class Net(nn.Module):
-    """Linear layers with GELU, dropout, batch norm."""
-
-    def __init__(self, width: int = 32, depth: int = 4) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.norm = nn.BatchNorm1d(width)
-        self.head = nn.Linear(width, width)
-
-    def trunk(self, x: torch.Tensor) -> torch.Tensor:
-        """All but the head."""
-        for layer in self.layers:
-            x = F.dropout(F.gelu(layer(x)), 0.1, self.training)
-        return self.norm(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The head's output."""
-        return self.head(self.trunk(x))
+from support.small_net import Net, assert_equal, made, mean_square, tight
 
 
 class Autocast(Net):
@@ -103,10 +83,6 @@ class LoRALinear(nn.Module):
         )
 
 
-def mean_square(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return (y.float() - target).square().mean()
-
-
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
     torch._dynamo.reset()
@@ -116,24 +92,6 @@ def fresh_compiler() -> None:
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     return torch.randn(64, 32), torch.randn(64, 32)
-
-
-def made(kind: Callable[..., nn.Module], *args: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return kind(*args)
-
-
-def tight(
-    model: nn.Module,
-    args: Sequence[Any],
-    loss: Callable[..., Any] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-) -> FittedModule:
-    """The model fitted at its smallest feasible budget."""
-    plan = memfit.plan(
-        model, args, loss, budget=2**50, cost="analytic", example_kwargs=dict(kwargs or {})
-    )
-    return memfit.fit(model, loss, budget=plan.smallest_feasible_budget_bytes, cost="analytic")
 
 
 Run = Callable[[nn.Module, Callable[..., Any]], Any]
@@ -151,16 +109,6 @@ def compare(plain: nn.Module, fitted: FittedModule, plain_call: Any, run: Run) -
     assert fitted.plan.overhead > 0
     for ours, theirs in zip(ends[1], ends[0], strict=True):
         assert_equal(ours, theirs)
-
-
-def assert_equal(ours: Any, theirs: Any) -> None:
-    a, b = torch.utils._pytree.tree_leaves(ours), torch.utils._pytree.tree_leaves(theirs)
-    for x, y in zip(a, b, strict=True):
-        assert type(x) is type(y)
-        if isinstance(x, torch.Tensor):
-            torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
-        else:
-            assert x == y
 
 
 def with_loss(model: nn.Module) -> Callable[..., torch.Tensor]:
@@ -434,91 +382,6 @@ def test_evaluation_between_steps(batch: Any) -> None:
 
     fitted = tight(model, batch, mean_square)
     compare(plain, fitted, with_loss(plain), run)
-
-
-# Copies and files
-
-
-def train(module: nn.Module, call: Callable[..., Any], optimizer: Any, steps: int) -> None:
-    torch.manual_seed(7)
-    batches = [(torch.randn(64, 32), torch.randn(64, 32)) for _ in range(steps)]
-    for x, target in batches:
-        optimizer.zero_grad()
-        call(x, target).backward()
-        optimizer.step()
-
-
-def adam(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(module.parameters(), lr=1e-2)
-
-
-def test_a_deep_copy_trains_by_itself(batch: Any) -> None:
-    fitted = tight(made(Net), batch, mean_square)
-    train(fitted, fitted, adam(fitted), 1)
-    before = copy.deepcopy(fitted.state_dict())
-    twin = copy.deepcopy(fitted)
-    train(twin, twin, adam(twin), 2)
-    assert_equal(dict(fitted.state_dict()), dict(before))
-    train(fitted, fitted, adam(fitted), 2)
-    assert_equal(dict(twin.state_dict()), dict(fitted.state_dict()))
-    assert twin.plan is not None
-    assert twin.plan.overhead > 0
-
-
-@pytest.mark.parametrize("way", ["state", "module"])
-def test_training_resumed_from_a_checkpoint(batch: Any, way: str) -> None:
-    fitted = tight(made(Net), batch, mean_square)
-    optimizer = adam(fitted)
-    train(fitted, fitted, optimizer, 2)
-    file = io.BytesIO()
-    what = fitted.state_dict() if way == "state" else fitted
-    torch.save({"model": what, "optimizer": optimizer.state_dict()}, file)
-    train(fitted, fitted, optimizer, 3)
-
-    torch._dynamo.reset()
-    file.seek(0)
-    saved = torch.load(file, weights_only=way == "state")
-    if way == "state":
-        resumed = tight(made(Net), batch, mean_square)
-        resumed.load_state_dict(saved["model"])
-    else:
-        resumed = saved["model"]
-        assert isinstance(resumed, FittedModule)
-    optimizer = adam(resumed)
-    optimizer.load_state_dict(saved["optimizer"])
-    train(resumed, resumed, optimizer, 3)
-    assert_equal(dict(resumed.state_dict()), dict(fitted.state_dict()))
-    assert resumed.plan is not None
-    assert resumed.plan.overhead > 0
-
-
-def test_a_plain_model_reads_what_a_fitted_one_wrote(batch: Any) -> None:
-    fitted = tight(made(Net), batch, mean_square)
-    train(fitted, fitted, adam(fitted), 1)
-    plain = Net()
-    plain.load_state_dict(fitted.state_dict())
-    fitted.eval()
-    with torch.no_grad():
-        assert torch.equal(plain.eval()(batch[0]), fitted._model(batch[0]))
-
-
-def test_a_fitted_module_with_an_optimizer_is_saved_without_it(batch: Any) -> None:
-    model = made(Net)
-    optimizer = adam(model)
-    fitted = memfit.fit(model, mean_square, budget="100%", cost="analytic", optimizer=optimizer)
-    train(fitted, fitted, optimizer, 1)
-    assert fitted.plan is not None
-    counted = fitted.plan.peak_parts["optimizer_state"]
-    twin = copy.deepcopy(fitted)
-    train(twin, twin, adam(twin), 1)
-    assert twin.plan is not None
-    assert twin.plan.peak_parts["optimizer_state"] == counted > 0
-    sizes = []
-    for what in (model, fitted):
-        file = io.BytesIO()
-        torch.save(what, file)
-        sizes.append(file.tell())
-    assert sizes[1] - sizes[0] < counted / 4
 
 
 class Turned(nn.Module):
