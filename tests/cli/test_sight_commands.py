@@ -175,6 +175,40 @@ def test_inspect_says_where_it_needed_memory(run: Any) -> None:
     assert "built with memory" in found["notes"][0]
 
 
+# --- gradients that are accumulated ---------------------------------------------------------------
+
+GRADIENTS = 8 * 4 * (8 * 8 * 9 + 8)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_inspect_counts_gradients_that_are_there_already(run: Any, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    _, once, _ = run("inspect", *NET, "--device", device)
+    _, found, _ = run("inspect", *NET, "--device", device, "--accumulate")
+    held = GRADIENTS if device == "cpu" else 8 * (2560 + 512)  # in blocks of 512 bytes
+    assert found["parts"]["parameter_gradients"] == held
+    assert once["peak_bytes"] < found["peak_bytes"] <= once["peak_bytes"] + held
+
+
+def test_accumulated_gradients_are_in_every_budget(run: Any) -> None:
+    words = (*NET, *ANALYTIC, "--accumulate")
+    _, swept, _ = run("sweep", *words, "--no-peers")
+    smallest = swept["smallest_feasible_budget"]
+    _, planned, _ = run("plan", *words, "--budget", "100%")
+    assert planned["peak_parts"]["parameter_gradients"] == GRADIENTS
+    assert planned["smallest_feasible_budget_bytes"] >= smallest
+    code, found, _ = run("explain", *words, "--budget", str(smallest))
+    assert code == 0
+    code, found, _ = run("explain", *words, "--budget", str(smallest - GRADIENTS // 2))
+    assert code == 3
+    words = ("max-batch", "sight_models:with_inputs", "--budget", "20KB")
+    _, without, _ = run(*words)
+    _, found, _ = run(*words, "--accumulate", "--verify")
+    assert found["batch"] < without["batch"]
+    assert found["verified"]["within_budget"]
+
+
 # --- max-batch ------------------------------------------------------------------------------------
 
 

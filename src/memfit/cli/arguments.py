@@ -13,7 +13,7 @@ from memfit.planners import DEFAULT_PLANNER, PLANNERS, get_planner
 
 __all__ = [
     "OPTIMIZERS",
-    "add_optimizer_argument",
+    "add_held_arguments",
     "add_output_arguments",
     "add_planning_arguments",
     "add_time_limit_argument",
@@ -68,17 +68,7 @@ def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
         help="time and workspace of each op: measured once on this machine and kept on disk, or "
         "estimated from sizes (default: %(default)s)",
     )
-    parser.add_argument(
-        "--optimizer",
-        choices=tuple(OPTIMIZERS),
-        help="count this optimizer's state into the budget (default: none)",
-    )
-    parser.add_argument(
-        "--accumulate",
-        action="store_true",
-        help="gradients are accumulated over several steps: the budget holds every .grad from the "
-        "start",
-    )
+    add_held_arguments(parser, "the budget")
     parser.add_argument(
         "--loops",
         default="auto",
@@ -133,12 +123,23 @@ def make_optimizer(name: str | None, model: nn.Module) -> torch.optim.Optimizer 
     return made
 
 
-def add_optimizer_argument(parser: ArgumentParser) -> None:
-    """`--optimizer`."""
+def add_held_arguments(parser: ArgumentParser, what: str = "the step") -> None:
+    """What is alive all through a step beside parameters: `--optimizer`, `--accumulate`.
+
+    Args:
+        parser: takes them.
+        what: they are counted into.
+    """
     parser.add_argument(
         "--optimizer",
         choices=tuple(OPTIMIZERS),
-        help="count this optimizer's state into the step (default: none)",
+        help=f"count this optimizer's state into {what} (default: none)",
+    )
+    parser.add_argument(
+        "--accumulate",
+        action="store_true",
+        help=f"gradients are accumulated over several steps: {what} holds every .grad from the "
+        "start",
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memfit.cli.arguments import add_optimizer_argument, make_optimizer
+from memfit.cli.arguments import add_held_arguments, make_optimizer
 from memfit.cli.output import foreign_prints_to_stderr
 from memfit.cli.target import (
     TrainingCase,
@@ -87,7 +87,7 @@ def add_graph_arguments(parser: ArgumentParser) -> None:
         "estimated from sizes, which gives the model no memory and needs no device (default: "
         "%(default)s)",
     )
-    add_optimizer_argument(parser)
+    add_held_arguments(parser)
 
 
 def is_graph_file(target: str) -> bool:
@@ -111,6 +111,7 @@ def check_graph_arguments(args: Namespace) -> None:
             ("--arg", args.arg),
             ("--target", args.target),
             ("--optimizer", args.optimizer),
+            ("--accumulate", args.accumulate),
         )
         if value
     ]
@@ -144,6 +145,7 @@ def load_graph(args: Namespace, progress: Progress | None) -> GraphCase:
             case.loss_fn,
             cost=args.cost,
             optimizer=make_optimizer(args.optimizer, case.model),
+            accumulate=args.accumulate,
             loops="unroll",
             progress=progress,
         )
@@ -163,6 +165,7 @@ def capture_unallocated(
             case.inputs,
             case.loss_fn,
             optimizer=optimizer,
+            accumulate=args.accumulate,
             likely=likely,
             progress=progress,
         )

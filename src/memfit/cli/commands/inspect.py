@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from memfit.budget import parse_bytes
-from memfit.cli.arguments import add_optimizer_argument, add_output_arguments
+from memfit.cli.arguments import add_held_arguments, add_output_arguments
 from memfit.cli.graph_case import capture_unallocated, load_unallocated
 from memfit.cli.output import (
     foreign_prints_to_stderr,
@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_target_arguments(parser)
-    add_optimizer_argument(parser)
+    add_held_arguments(parser)
     parser.add_argument(
         "--memory",
         metavar="BYTES",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.budget import parse_budget
 from memfit.cli.arguments import (
-    add_optimizer_argument,
+    add_held_arguments,
     add_output_arguments,
     add_time_limit_argument,
     make_optimizer,
@@ -115,7 +115,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_target_arguments(parser)
-    add_optimizer_argument(parser)
+    add_held_arguments(parser)
     parser.add_argument(
         "--budget",
         required=True,
@@ -270,6 +270,7 @@ def _verified(args: argparse.Namespace, batch: int, search: _Search) -> VerifyRe
             budget=search.budget_bytes,
             planner=args.planner,
             optimizer=make_optimizer(args.optimizer, case.model),
+            accumulate=args.accumulate,
             rounds=1,
             progress=search.report,
         )

@@ -25,6 +25,7 @@ from memfit.pytorch.compat.eager import tree_map, tree_map_only
 from memfit.pytorch.compat.fake import FakeTensor, FakeTensorMode, fake_mode, said_to_be_on
 from memfit.pytorch.cost.cost_step import cost_step
 from memfit.pytorch.cost.likely_workspace import with_likely_workspace
+from memfit.pytorch.execute.accumulate import hold_gradients
 
 __all__ = [
     "Unallocated",
@@ -109,13 +110,14 @@ class Unallocated:
         loss_fn: Callable[..., Any] | None = None,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        accumulate: bool = False,
         likely: bool = False,
         progress: Progress | None = None,
     ) -> CapturedStep:
         """The step as a graph with analytic costs; see `memfit.pytorch.api.entry.capture`.
 
         Args:
-            model, inputs, loss_fn, optimizer, progress: as for `capture`.
+            model, inputs, loss_fn, optimizer, accumulate, progress: as for `capture`.
             likely: estimate workspaces as they most likely are (to predict a peak), not from above
                 (to plan within a budget).
 
@@ -130,6 +132,7 @@ class Unallocated:
                 loss_fn,
                 cost="analytic",
                 optimizer=optimizer,
+                accumulate=accumulate,
                 loops="unroll",
                 progress=progress,
             )
@@ -163,10 +166,14 @@ def _as_on(step: CapturedStep, device: torch.device) -> CapturedStep:
     extra = [
         Value(v.name, block_bytes(v.size_bytes, device), v.kind)
         for i, v in enumerate(values)
-        if v.kind.resident and i not in seen
+        if v.kind.resident and v.kind is not ValueKind.ACCUMULATED and i not in seen
     ]
     for node in step.joint.graph.nodes:
         if "val" in node.meta:
             node.meta["val"] = tree_map(lambda leaf: said_to_be_on(leaf, device), node.meta["val"])
     made = read_joint(step.joint, step.forward_outputs, kinds, extra, name=step.graph.name)
+    held = [v.size_bytes for v in values if v.kind is ValueKind.ACCUMULATED]
+    if held:
+        parameters = {node for node, kind in kinds.items() if kind is ValueKind.PARAMETER}
+        made = hold_gradients(made, parameters, held_bytes=sum(held))
     return cost_step(made, "analytic")
