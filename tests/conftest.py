@@ -11,6 +11,9 @@ from random import Random
 import pytest
 from hypothesis import settings
 
+# Inductor else compiles a program for each instruction set to see whether it can.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 from memfit import _core
 from memfit.graph.published import bare_graph
 from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKind

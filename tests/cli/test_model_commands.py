@@ -229,6 +229,7 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_command, "ROUNDS", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 def test_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path

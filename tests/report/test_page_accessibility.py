@@ -111,8 +111,15 @@ def test_tables_have_headers(open_page: Any, blocks: int) -> None:
         assert table.get_by_role("rowheader").count() == rows - 1, table.inner_text()[:80]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1280, "light"),
+        (400, "dark"),
+        pytest.param(1280, "dark", marks=pytest.mark.slow),
+        pytest.param(400, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_the_keyboard_reaches_everything_and_the_focus_is_seen(
     open_page: Any, width: int, theme: str
 ) -> None:
