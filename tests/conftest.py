@@ -25,16 +25,20 @@ MakeGraph = Callable[[Random, int], TrainingGraph]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _short_collections() -> Iterator[None]:
-    """Garbage collections pass over what was there before.
+def _collections() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _short_collections(_collections: None) -> None:
+    """Garbage collections pass over what was there before, until the tests of a file are through.
 
     PyTorch's modules alone are over a million objects, and a step that is captured or measured
     collects garbage each time.
     """
-    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

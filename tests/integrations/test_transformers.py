@@ -131,6 +131,7 @@ def test_trains_as_without_memfit_within_the_budget(tmp_path: Path, accumulated:
     assert trainer.peak.peak_bytes + graph.resident_bytes <= plan.budget_bytes
 
 
+@pytest.mark.slow
 def test_evaluation_saving_and_resuming(tmp_path: Path) -> None:
     arguments = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps"}
     arguments["eval_steps"] = 2
@@ -295,6 +296,7 @@ def test_training_that_bypasses_the_plan_is_an_error(tmp_path: Path) -> None:
         make_trainer(tmp_path, MemFitCallback(budget="60%"), kind=Bypass).train()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_of_peft(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")

@@ -193,17 +193,9 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-SLOW = {("images", "tight"), ("tied", "tight"), ("tied", "75%")}  # half a minute of compiling
-
-
-@pytest.mark.parametrize(
-    ("name", "budget"),
-    [
-        pytest.param(name, budget, marks=[pytest.mark.slow] if (name, budget) in SLOW else [])
-        for name in CASES
-        for budget in ("tight", "75%")
-    ],
-)
+@pytest.mark.slow  # of compiling
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("budget", ["tight", "75%"])
 def test_measured_peak_is_within_the_budget(name: str, budget: str) -> None:
     """Convolutions that copy their weights; sums of products far apart; kernels in the way."""
     build, inputs, loss = CASES[name]

@@ -171,6 +171,7 @@ def test_fsdp2_with_a_plan_for_each_block(found: dict[str, Ranks], case: str) ->
         assert fitted["within"]
 
 
+@pytest.mark.slow
 def test_the_example_runs_under_torchrun(tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(EXAMPLE)]
     process = start(command, tmp_path)

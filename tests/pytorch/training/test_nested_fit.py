@@ -119,6 +119,7 @@ def test_gradients_are_eagers_and_peaks_as_predicted(name: str) -> None:
     assert measured == pytest.approx(plan.peak_bytes - resident, rel=0.005)
 
 
+@pytest.mark.slow
 def test_the_least_memory_of_an_lstm_does_not_grow_with_its_length() -> None:
     """Beside what is resident: no value is kept at every step, not even the cell's state."""
     least = []
