@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memfit.units import format_bytes
 
 __all__ = [
@@ -54,7 +56,14 @@ class PlanMismatchError(UsageError):
 
 
 class CaptureError(UsageError):
-    """A model that cannot be captured as one forward and backward graph."""
+    """A model that cannot be captured as one forward and backward graph.
+
+    Attributes:
+        frames: file and line of each function that led there, the innermost last; empty where that
+            is not known.
+    """
+
+    frames: Sequence[tuple[str, int]] = ()
 
 
 class UnsupportedTorchError(UsageError):

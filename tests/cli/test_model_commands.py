@@ -159,8 +159,8 @@ def test_an_infeasible_budget_names_one_that_succeeds(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("Branching", "--budget", "90%"), "command_models.py:"),
-        (("Branching", "--budget", "90%"), "torch.where"),
+        (("Branching", "--budget", "90%", "--fullgraph"), "command_models.py:"),
+        (("Branching", "--budget", "90%", "--fullgraph"), "torch.where"),
         (("Frozen", "--budget", "90%"), "requires_grad"),
         (("Frozen", "--budget", "90%", "--optimizer", "sgd"), "leave it out"),
         (("Net", "--budget", "90%", "-o", "no-such-folder/plan.json"), "no-such-folder"),

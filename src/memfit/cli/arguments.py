@@ -76,6 +76,11 @@ def add_planning_arguments(parser: argparse.ArgumentParser) -> None:
         help="what becomes of scan and while_loop: planned op by op, or as a loop; auto rolls the "
         "long ones (default: %(default)s)",
     )
+    parser.add_argument(
+        "--fullgraph",
+        action="store_true",
+        help="refuse a model with modules that cannot be traced; by default each runs as one op",
+    )
     add_time_limit_argument(parser)
 
 
@@ -91,6 +96,7 @@ def planning_keywords(
         "optimizer": make_optimizer(args.optimizer, model),
         "accumulate": args.accumulate,
         "loops": args.loops,
+        "fullgraph": args.fullgraph,
         "time_limit_s": args.time_limit,
         "progress": progress,
     }

@@ -77,6 +77,7 @@ class StepBackend:
             the right shapes.
         takes_apart: whether what forward stores is planned without a gradient.
         executor: runs the plans.
+        budget_bytes: the budget, where it is known in bytes; None where the graph decides.
 
     Args:
         planning: makes the plans.
@@ -101,6 +102,7 @@ class StepBackend:
         self.traced: set[CodeType] = set()
         self.sample: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         self.takes_apart = True
+        self.budget_bytes: int | None = None
         self._planning = planning
         self._setting = setting
         self._all_stored: list[StoredOutputs] = []
@@ -184,7 +186,9 @@ class StepBackend:
             step = self.executor.capture(joint, num_fwd_outputs, traced)
             count.captured()
             self._asked = True
-            occasion = Occasion(shapes, count.capture_s, count.ahead, count.step_s)
+            occasion = Occasion(
+                shapes, count.capture_s, count.ahead, count.step_s, self.budget_bytes
+            )
             made.append(self.executor.make(step, traced, self._planning, occasion))
         except CaptureEnds:
             raise
@@ -199,6 +203,11 @@ class StepBackend:
         record = Compiled(made.graph, plan, made.held_peak_bytes, self.given.plain_bytes)
         self.compiled.append(record)
         return record
+
+    @property
+    def fullgraph(self) -> bool:
+        """Whether what cannot be traced is an error."""
+        return self._setting.fullgraph
 
     @property
     def stored_were_used(self) -> bool:

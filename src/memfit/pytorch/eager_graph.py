@@ -21,6 +21,7 @@ from memfit.pytorch.execute.accumulate import accumulate_when_ready, hold_gradie
 from memfit.pytorch.execute.lower import lower
 from memfit.pytorch.layouts.as_traced import believed
 from memfit.pytorch.loops.opaque import with_opaque_notes
+from memfit.pytorch.opaque.notes import with_units_noted
 from memfit.pytorch.pipeline import (
     Made,
     Modules,
@@ -72,7 +73,7 @@ class EagerGraph:
         planned = planning.plan(draft, occasion)
         step, plan = planned.step, planned.plan
         plan.check_graph(step.graph)
-        plan = with_opaque_notes(plan, step.node_of)
+        plan = with_units_noted(with_opaque_notes(plan, step.node_of), step)
         made = Made(
             step.graph,
             plan,

@@ -130,6 +130,7 @@ def backend_for(
             accumulate=options.capture.accumulate,
             replication=replication or Replication(),
             loops=loops,
+            fullgraph=options.capture.fullgraph,
         )
         executor = EagerGraph(setting)
     return StepBackend(planning, executor, setting, ShapeCount(name, options.run.max_shapes))

@@ -64,6 +64,7 @@ class StepKeywords(TypedDict, total=False):
     optimizer_bytes: str | int
     accumulate: bool
     loops: str
+    fullgraph: bool
     executor: str
     overlap: bool | None
     same_plan: bool | None
@@ -82,6 +83,7 @@ class CaptureOptions:
         optimizer_bytes: size of that state, where no optimizer is given.
         accumulate: every `.grad` is there from the start of the step.
         loops: what becomes of `scan` and `while_loop`.
+        fullgraph: what cannot be traced is an error; else modules that cannot be run as one op.
 
     Raises:
         UsageError: one of them is wrong, or both optimizer and its size are given.
@@ -92,12 +94,14 @@ class CaptureOptions:
     optimizer_bytes: int = 0
     accumulate: bool = False
     loops: str = "auto"
+    fullgraph: bool = False
 
     def __post_init__(self) -> None:
         check_choice("cost", self.cost, COSTS)
         check_optimizer(self.optimizer)
         object.__setattr__(self, "optimizer_bytes", _size(self.optimizer_bytes))
         check_flag("accumulate", self.accumulate)
+        check_flag("fullgraph", self.fullgraph)
         if not isinstance(self.loops, str) or self.loops not in LOOPS:
             raise UsageError(f"unknown loops {short(self.loops)}; write one of {', '.join(LOOPS)}")
         if self.optimizer is not None and self.optimizer_bytes:

@@ -62,6 +62,7 @@ class Setting:
         accumulate: every `.grad` is there from the start.
         replication: how the module runs on several devices.
         loops: what becomes of `scan` and `while_loop`.
+        fullgraph: what cannot be traced is an error, not an opaque op.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Setting:
     accumulate: bool = False
     replication: Replication = field(default_factory=Replication)
     loops: str = "unroll"
+    fullgraph: bool = True
 
 
 @dataclass(frozen=True)

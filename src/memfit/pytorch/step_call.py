@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from memfit.errors import CaptureError, MemfitError, UsageError
+from memfit.errors import CaptureError, InfeasibleBudgetError, MemfitError, UsageError
 from memfit.pytorch.backend import StepBackend
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.capture.given import Given
@@ -22,6 +22,7 @@ from memfit.pytorch.compat.eager import why_not_compiled
 from memfit.pytorch.compat.symbols import DependsOnData
 from memfit.pytorch.failures.first_run import FirstRun
 from memfit.pytorch.failures.told import is_own_fault, told
+from memfit.pytorch.opaque.ladder import Ladder
 from memfit.pytorch.planning.capture_only import CaptureEnds
 from memfit.pytorch.planning.sizes import PlannedAhead
 from memfit.pytorch.prepare.batch_norm import has_cumulative_average, traceable_cumulative_average
@@ -46,13 +47,22 @@ class StepModule(nn.Module):
         return self.loss_fn(self.model(*args[:-1], **kwargs), args[-1])
 
 
-def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
-    """`step`, compiled by `backend` at its first call, with memfit's errors unwrapped."""
+def compile_step(
+    step: StepModule, backend: StepBackend, *, thrifty: bool = False
+) -> Callable[..., Any]:
+    """`step`, compiled by `backend` at its first call, with memfit's errors unwrapped.
+
+    Args:
+        step: the step.
+        backend: plans and runs it.
+        thrifty: opaque modules compute their blocks again.
+    """
     compiled: dict[int, Callable[..., Any]] = {}  # for each state of what Dynamo does not guard
     unguarded = Unguarded(step.model, step.loss_fn)
     averages = has_cumulative_average(step.model)
     first_run = FirstRun(step)
     constants: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ladder = Ladder(step, thrifty=thrifty)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal averages, constants
@@ -65,7 +75,8 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
             if state not in compiled:
                 compiled[state] = _compiled(step, backend)
             settings = trace_settings(backend.count.most)
-            with settings, averaging, constants(), no_leaf_warnings(args, kwargs):
+            opaque = ladder.installed()
+            with settings, averaging, constants(), no_leaf_warnings(args, kwargs), opaque:
                 result = compiled[state](*args, **kwargs)
             backend.called(given)
         except PlannedAhead:
@@ -82,6 +93,13 @@ def compile_step(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
                 return call(*args, **kwargs)
             sample = backend.sample or (args, kwargs)
             if backend.error is None and first_run.prepares(error, *sample):
+                return call(*args, **kwargs)
+            cause = backend.error or error
+            refused = isinstance(cause, MemfitError) and not isinstance(cause, CaptureError)
+            if not (backend.fullgraph or refused) and ladder.climb(cause, *sample):
+                return call(*args, **kwargs)
+            if isinstance(cause, InfeasibleBudgetError) and ladder.save(*sample):
+                backend.budget_bytes = cause.budget_bytes  # a share of the plain step stays that
                 return call(*args, **kwargs)
             taken = args if step.loss_fn is None else args[:-1]
             cause = told(step.model, error, backend.error, taken, kwargs)
@@ -133,9 +151,14 @@ def no_leaf_warnings(*given: Any) -> Iterator[None]:
 
 
 def captured_graph(
-    step: StepModule, backend: StepBackend, args: Sequence[Any], kwargs: Mapping[str, Any]
+    step: StepModule,
+    backend: StepBackend,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    thrifty: bool = False,
 ) -> CapturedStep:
-    """The step as captured, without running it.
+    """The step as captured, without running it; see `compile_step`.
 
     Raises:
         CaptureError: the model cannot be captured as one graph, or has nothing to train.
@@ -146,7 +169,7 @@ def captured_graph(
     captured: CapturedStep | None = None
     try:
         with torch.enable_grad():
-            compile_step(step, backend)(*args, **kwargs)
+            compile_step(step, backend, thrifty=thrifty)(*args, **kwargs)
     except CaptureEnds as ended:
         captured = ended.step
     if captured is None:

@@ -264,7 +264,11 @@ def test_a_plan_file_that_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [_plan, lambda model: memfit.fit(model, budget="90%", cost="analytic")(X)]
+    "call",
+    [
+        lambda model: _plan(model, fullgraph=True),
+        lambda model: memfit.fit(model, budget="90%", cost="analytic", fullgraph=True)(X),
+    ],
 )
 def test_a_branch_on_data(call: Callable[[nn.Module], Any]) -> None:
     with pytest.raises(CaptureError) as caught:
@@ -276,7 +280,7 @@ def test_a_branch_on_data(call: Callable[[nn.Module], Any]) -> None:
 
 def test_a_shape_that_depends_on_data() -> None:
     with pytest.raises(CaptureError) as caught:
-        _plan(DataShape())
+        _plan(DataShape(), fullgraph=True)
     assert "independent of its data" in _message(caught)
 
 

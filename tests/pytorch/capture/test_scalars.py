@@ -224,4 +224,4 @@ def test_a_size_that_does_depend_on_data_is_refused() -> None:
         return _loss(net.trunk(x)[: int(y[0])])
 
     with pytest.raises(CaptureError, match=r"depends on the data .* \(test_scalars.py:\d+\)"):
-        memfit.plan(_net(step), _inputs(1), budget=AMPLE, cost="analytic")
+        memfit.plan(_net(step), _inputs(1), budget=AMPLE, cost="analytic", fullgraph=True)

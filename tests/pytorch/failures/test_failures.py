@@ -112,7 +112,9 @@ X = torch.ones(3, 2)
 
 
 def fitted(model: nn.Module | None = None) -> nn.Module:
-    return memfit.fit(model or Net(), budget="1GiB", cost="analytic", max_shapes=10_000)
+    return memfit.fit(
+        model or Net(), budget="1GiB", cost="analytic", max_shapes=10_000, fullgraph=True
+    )
 
 
 def check(error: BaseException, *parts: str) -> None:
@@ -175,11 +177,11 @@ def test_errors_while_tracing() -> None:
 
 
 def plan() -> None:
-    memfit.plan(Net(), (X,), budget="1GiB", cost="analytic")
+    memfit.plan(Net(), (X,), budget="1GiB", cost="analytic", fullgraph=True)
 
 
 def verify() -> None:
-    memfit.verify(Net(), (X,), budget="1GiB", cost="analytic", rounds=1)
+    memfit.verify(Net(), (X,), budget="1GiB", cost="analytic", rounds=1, fullgraph=True)
 
 
 def compiled() -> None:

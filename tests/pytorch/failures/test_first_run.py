@@ -132,7 +132,7 @@ def test_what_a_first_run_changes_for_good_is_not_undone() -> None:
     with torch.no_grad():
         plain(x)
     torch.manual_seed(1)
-    fitted = memfit.fit(model, budget=AMPLE, cost="analytic")
+    fitted = memfit.fit(model, budget=AMPLE, cost="analytic", fullgraph=True)
     with pytest.raises(CaptureError, match="lock"):
         fitted(x)
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
@@ -148,5 +148,5 @@ def test_a_branch_on_data_runs_nothing() -> None:
             return super().forward(x) if x.sum() > 0 else super().forward(-x)
 
     with pytest.raises(CaptureError, match="data-dependent"):
-        memfit.fit(Branch(), budget=AMPLE, cost="analytic")(torch.randn(64, 16))
+        memfit.fit(Branch(), budget=AMPLE, cost="analytic", fullgraph=True)(torch.randn(64, 16))
     assert not runs

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from memfit.errors import UsageError
+from memfit.errors import InfeasibleBudgetError, UsageError
 from memfit.graph.plan import Plan
 from memfit.planners.base import TradeOff
 from memfit.planners.registry import get_curve
@@ -18,6 +18,7 @@ from memfit.pytorch.api.training_mode import as_it_trains
 from memfit.pytorch.arguments import Fitted, check_callable, check_inputs, check_module
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.executors import MakeBackend
+from memfit.pytorch.opaque.notes import is_opaque
 from memfit.pytorch.options import StepKeywords, StepOptions, step_options
 from memfit.pytorch.planning.sizes import parse_shapes
 from memfit.pytorch.ranks.replication import Parallel, is_sharded
@@ -77,6 +78,9 @@ def fit(
         loops (str): what becomes of `scan` and `while_loop` in the model: `"unroll"` plans every op
             of every step, `"roll"` plans the loop as a chain of equal steps and runs it as a loop,
             whatever its length; `"auto"` rolls the long ones.
+        fullgraph (bool): refuse a model of which a part cannot be traced. By default the smallest
+            module around that part runs as one op, whose saved tensors are kept or whose forward
+            pass is run again, as the plan says; a warning names it (docs/any-model.md).
         overlap (bool | None): hand each parameter's gradient over as soon as it is final, instead
             of all at the end of the backward pass. By default where the fitted module is wrapped in
             `DistributedDataParallel`, which then reduces gradients while the backward pass runs.
@@ -121,7 +125,7 @@ def capture(
     """The training step as a graph with costs, without running it.
 
     Arguments are those of `plan`, without what says how it is planned: `cost`, `optimizer`,
-    `optimizer_bytes`, `accumulate`, `loops`, `progress`.
+    `optimizer_bytes`, `accumulate`, `loops`, `fullgraph`, `progress`.
     """
     without = (*WITHOUT, "budget", "planner", "mode", "time_limit_s")
     asked = step_options("capture", options, without=without, budget=False)
@@ -134,15 +138,18 @@ def captured(
     loss_fn: Callable[..., Any] | None,
     example_kwargs: Mapping[str, Any] | None,
     options: StepOptions,
+    *,
+    thrifty: bool = False,
 ) -> CapturedStep:
-    """`capture`, of options that are checked."""
+    """`capture`, of options that are checked; for `thrifty` see `step_call.compile_step`."""
     check_model(model)
     check_callable("loss_fn", loss_fn, LOSS)
     check_inputs(example_inputs, example_kwargs)
     with as_it_trains(model):
         step = StepModule(model, loss_fn)
         backend = MakeBackend.of(model, options)(model, decide=False)
-        return captured_graph(step, backend, tuple(example_inputs), dict(example_kwargs or {}))
+        kwargs = dict(example_kwargs or {})
+        return captured_graph(step, backend, tuple(example_inputs), kwargs, thrifty=thrifty)
 
 
 def plan(
@@ -156,7 +163,8 @@ def plan(
     """The plan that `fit` would make, without training anything.
 
     Arguments that are not listed here are those of `fit`: `budget` (required), `planner`, `mode`,
-    `cost`, `optimizer`, `optimizer_bytes`, `accumulate`, `loops`, `time_limit_s`, `progress`.
+    `cost`, `optimizer`, `optimizer_bytes`, `accumulate`, `loops`, `fullgraph`, `time_limit_s`,
+    `progress`.
 
     Args:
         example_inputs: the positional arguments of one call of the fitted module: the model's
@@ -187,7 +195,13 @@ def plan_step(
     if step.loops:
         step, made = fresh.plan_loops(step, step.loops)
     else:
-        made = fresh.decide(step.graph)
+        try:
+            made = fresh.decide(step.graph)
+        except InfeasibleBudgetError as error:
+            if not is_opaque(step.graph):
+                raise
+            step = captured(model, example_inputs, loss_fn, example_kwargs, asked, thrifty=True)
+            made = fresh.decide(step.graph, error.budget_bytes)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return step, replace(made, provenance={**made.provenance, **seconds})
 

@@ -9,6 +9,7 @@ import torch
 
 from memfit.errors import UsageError
 from memfit.pytorch.compat.eager import is_marked_effectful
+from memfit.pytorch.python_ops import runs_as, runs_once
 
 __all__ = [
     "allow_recompute",
@@ -70,6 +71,8 @@ def may_have_effect(target: Any) -> bool:
         return False
     if not isinstance(target, torch._ops.OpOverload):
         return True
+    if runs_once(target):
+        return True
     return bool(target._schema.is_mutable) or not _is_known(target) or is_marked_effectful(target)
 
 
@@ -96,6 +99,7 @@ def may_be_measured(target: Any) -> bool:
         and _is_known(target)
         and not is_marked_effectful(target)
         and not str(target._schema.name).startswith("memfit::loop_")  # 100,000 steps, perhaps
+        and runs_as(target) is target
     )
 
 

@@ -69,9 +69,12 @@ def storages(node: fx.Node) -> dict[int, int]:
     result: dict[int, int] = {}
     for position, tensor in enumerate(tensors(node)):
         if tensor.layout is not torch.strided:
-            raise CaptureError(
-                f"{node.name} yields a {str(tensor.layout).removeprefix('torch.')} tensor, whose "
-                "memory is not planned; use dense tensors and gradients (sparse=False)"
+            raise _told_of(
+                node,
+                CaptureError(
+                    f"{node.name} yields a {str(tensor.layout).removeprefix('torch.')} tensor, "
+                    "whose memory is not planned; use dense tensors and gradients (sparse=False)"
+                ),
             )
         storage = tensor.untyped_storage()._cdata
         try:
@@ -80,8 +83,15 @@ def storages(node: fx.Node) -> dict[int, int]:
             where = source_of(node)
             head, _, remedy = str(error).partition("; ")
             made = f" (made by {where})" if where else ""
-            raise type(error)(f"{head}{made}; {remedy}") from None
+            raise _told_of(node, type(error)(f"{head}{made}; {remedy}")) from None
     return result
+
+
+def _told_of(node: fx.Node, error: CaptureError) -> CaptureError:
+    """An error about a node, with the lines of code that it stems from."""
+    found = _FRAME.findall(node.meta.get("stack_trace") or "")
+    error.frames = [(file, int(line)) for file, line, _ in found]
+    return error
 
 
 def is_random(node: fx.Node) -> bool:

@@ -19,6 +19,7 @@ from memfit.pytorch.compat.autograd import compiled_nodes, notes_of_running_node
 from memfit.pytorch.compat.descriptions import output_of_tangent
 
 __all__ = [
+    "ABSENT",
     "is_missing",
     "leave_out",
     "missing_now",
@@ -26,6 +27,9 @@ __all__ = [
     "outputs_behind",
     "while_missing",
 ]
+
+ABSENT = "memfit_absent"
+"""Attribute of a gradient of zeros that stands for one that does not exist."""
 
 _NOTE = "memfit_missing"
 _stage = threading.local()

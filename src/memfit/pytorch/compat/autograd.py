@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["accumulating_leaf", "compiled_nodes", "notes_of_running_node", "wrap_backward"]
+__all__ = [
+    "accumulating_leaf",
+    "compiled_nodes",
+    "leaves_behind",
+    "notes_of_running_node",
+    "wrap_backward",
+]
 
 
 def accumulating_leaf(position: int, count: int) -> torch.Tensor | None:
@@ -83,3 +89,25 @@ def notes_of_running_node() -> dict[str, Any]:
     """A dict that belongs to the autograd node that is running, or about to; empty without one."""
     node = torch._C._current_autograd_node()
     return {} if node is None else node.metadata
+
+
+def leaves_behind(tensors: Iterable[torch.Tensor], ends: str = "") -> list[torch.Tensor]:
+    """The leaves that tensors are computed from, as far as gradients reach, in order of discovery.
+
+    Args:
+        tensors: each has a `grad_fn`, or is a leaf.
+        ends: name of nodes behind which nothing is looked at.
+    """
+    todo = [x.grad_fn for x in tensors if x.grad_fn is not None]
+    found = [x for x in tensors if x.grad_fn is None and x.requires_grad]
+    seen: set[Any] = set()
+    while todo:
+        node = todo.pop()
+        if node in seen or (ends and node.name() == ends):
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, torch.Tensor) and not any(variable is x for x in found):
+            found.append(variable)
+        todo += [before for before, _ in node.next_functions if before is not None]
+    return found

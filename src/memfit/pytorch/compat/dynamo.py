@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dynamo.exc import (
     InternalTorchDynamoError,
@@ -21,6 +22,8 @@ from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.tensor import TensorVariable
 from torch._guards import TracingContext
 
+from memfit.errors import CaptureError
+
 __all__ = [
     "arguments_traced",
     "code_not_traced",
@@ -28,10 +31,12 @@ __all__ = [
     "ending_break",
     "error_of_traced_code",
     "is_meant_for_dynamo",
+    "not_traced",
     "register_backend",
     "shown_by_dynamo",
     "stored_outputs",
     "traced_code",
+    "user_frames",
     "with_fixed_scalars",
     "without_dropped_writes",
 ]
@@ -96,6 +101,23 @@ def error_of_traced_code(text: str) -> tuple[str, str] | None:
     """
     found = _RAISED.search(text)
     return (found[1], found[3]) if found else None
+
+
+def not_traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as Dynamo puts it into a graph without looking inside; AOTAutograd does."""
+    made: Callable[..., Any] = torch._dynamo.nonstrict_trace(function)
+    return made
+
+
+def user_frames(error: BaseException) -> list[tuple[str, int]]:
+    """File and line of each function that was being traced when an error came up, innermost last.
+
+    Empty where Dynamo does not say.
+    """
+    if isinstance(error, CaptureError):
+        return list(error.frames)
+    stack = getattr(error, "real_stack", None) or getattr(error, "user_stack", None) or ()
+    return [(frame.filename, frame.lineno or 0) for frame in stack]
 
 
 def code_not_traced(error: Exception) -> bool:

@@ -112,11 +112,18 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
             optimize_ddp=False,
             skip_nnmodule_hook_guards=False,
             skip_no_tensor_aliasing_guards_on_parameters=False,
+            **_GRADIENTS_INSIDE,
         ),
         config_values(torch._functorch.config, backward_pass_autocast="off"),
         numbers_inside_ops(),
     ):
         yield
+
+
+# Gradients that a forward pass computes become a part of the graph; older releases cannot.
+_GRADIENTS_INSIDE: dict[str, Any] = (
+    {"trace_autograd_ops": True} if hasattr(torch._dynamo.config, "trace_autograd_ops") else {}
+)
 
 
 def why_not_compiled() -> str | None:

@@ -31,7 +31,7 @@ from memfit.pytorch.planning.fresh import Fresh
 
 __all__ = ["memfit_backend", "plans", "register"]
 
-_WITHOUT = ("plan", "loops", "overlap", "same_plan", "shapes", "max_shapes")
+_WITHOUT = ("plan", "loops", "fullgraph", "overlap", "same_plan", "shapes", "max_shapes")
 
 
 @dataclass

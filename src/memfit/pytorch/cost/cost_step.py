@@ -17,6 +17,7 @@ from memfit.pytorch.cost.on_disk import open_cost_cache
 from memfit.pytorch.cost.op_calls import OpCall
 from memfit.pytorch.cost.profile import DEFAULT_TIME_BUDGET_S, profile_calls
 from memfit.pytorch.layouts.as_traced import forms_of
+from memfit.pytorch.python_ops import known_cost
 
 __all__ = ["call_of", "cost_step"]
 
@@ -76,6 +77,10 @@ def cost_step(
     costs = [(0, 0)] * len(step.graph.ops)
     estimates: dict[int, Estimate] = {}
     for i, one in zip(ids, found, strict=True):
+        known = known_cost(step.node_of[i])
+        if known is not None:
+            costs[i] = known
+            continue
         if not one.workspace_known:
             estimates[i] = unmeasured
         planned = sum(step.graph.values[v].size_bytes for v in step.graph.ops[i].outputs)

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep
-from memfit.pytorch.capture.missing import is_missing
+from memfit.pytorch.capture.missing import ABSENT, is_missing
 from memfit.pytorch.compat.autograd import accumulating_leaf
 
 __all__ = [
@@ -51,7 +51,7 @@ def accumulate(
         handle in its ordinary way: when there is no `.grad` yet, when a hook wants to see the
         gradient, and when it is not to be accumulated at all.
     """
-    if is_missing(outputs):
+    if is_missing(outputs) or getattr(gradient, ABSENT, False):
         return None
     leaf = accumulating_leaf(position, count)
     if leaf is None or not _simply_added(leaf, gradient):

@@ -18,6 +18,7 @@ from memfit.pytorch.capture.rng import device_of, read_state, replay
 from memfit.pytorch.capture.scalars import is_number
 from memfit.pytorch.compat.eager import saved_output_description
 from memfit.pytorch.layouts.as_traced import forms_of, run_as_traced
+from memfit.pytorch.python_ops import runs_as
 
 __all__ = ["lower"]
 
@@ -116,7 +117,7 @@ class _Emitter:
             args = fx.node.map_arg(node.args, arg)
             kwargs = fx.node.map_arg(node.kwargs, arg)
             state = self.states[self.step.state_of[op_id]]
-            called = self._called(node)
+            called = self._called(node, again=True)
             run = replay if len(called) == 1 else _replay_as_traced
             made = self.graph.call_function(
                 run, (state, device_of(node), *called[-2:], *args), dict(kwargs)
@@ -124,7 +125,7 @@ class _Emitter:
             made.meta = dict(node.meta)
         elif again and first_run_outputs(node):
             made = run_again(self.graph, node, arg)
-        elif len(called := self._called(node)) > 1:
+        elif len(called := self._called(node, again=again)) > 1 or called[0] is not node.target:
             args = fx.node.map_arg(node.args, arg)
             kwargs = fx.node.map_arg(node.kwargs, arg)
             made = self.graph.call_function(called[0], (*called[1:], *args), dict(kwargs))
@@ -137,10 +138,10 @@ class _Emitter:
                 continue
             self.env[item, compute.copy] = self.graph.node_copy(item, lambda _: made)
 
-    def _called(self, node: fx.Node) -> tuple[Any, ...]:
+    def _called(self, node: fx.Node, *, again: bool) -> tuple[Any, ...]:
         """What to call for a node, and what goes before its arguments."""
         forms = forms_of(node) if self._look else ()
-        return (run_as_traced, node.target, forms) if forms else (node.target,)
+        return (run_as_traced, node.target, forms) if forms else (runs_as(node.target, again),)
 
 
 def _replay_as_traced(

@@ -26,7 +26,13 @@ from memfit.pytorch.compat.dynamo import code_not_traced
 from memfit.pytorch.compat.eager import plain_mode, tree_leaves
 from memfit.pytorch.compat.fake import FakeTensor
 
-__all__ = ["FirstRun"]
+__all__ = [
+    "FirstRun",
+    "RandomStates",
+    "random_states",
+    "random_states_kept",
+    "set_random_states",
+]
 
 
 class FirstRun:
@@ -78,7 +84,7 @@ def _runs_alike(model: nn.Module, run: Callable[[], Any]) -> bool:
     parameters = _content(list(model.parameters()))
 
     def seen() -> _Seen:
-        with torch.no_grad(), _random_states_kept():
+        with torch.no_grad(), random_states_kept():
             results = _content(run())
         held = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)]
         return _Seen(results, _content([*buffers, *model.buffers()]), _content(held))
@@ -132,23 +138,58 @@ def _close(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Put back the states of PyTorch's, Python's and NumPy's default generators."""
+@dataclass(frozen=True)
+class RandomStates:
+    """States of Python's, NumPy's and PyTorch's default generators."""
+
+    states: Mapping[str, Any]
+
+    def differs(self, other: RandomStates) -> set[str]:
+        """Those that are in another state: `python`, `numpy` or a device."""
+        return {
+            name
+            for name, state in self.states.items()
+            if not _same_state(state, other.states.get(name))
+        }
+
+
+def _same_state(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return repr(a) == repr(b)
+
+
+def random_states() -> RandomStates:
+    """The states as they are."""
     numpy = getattr(sys.modules.get("numpy"), "random", None)
-    python = random.getstate()
-    arrays = numpy.get_state() if numpy is not None else None
     with plain_mode():
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        cpu = torch.get_rng_state()
-        cuda = [torch.cuda.get_rng_state(d) for d in devices]
+        found: dict[str, Any] = {"python": random.getstate(), "cpu": torch.get_rng_state()}
+        if numpy is not None:
+            found["numpy"] = numpy.get_state()
+        for d in range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ():
+            found[f"cuda:{d}"] = torch.cuda.get_rng_state(d)
+    return RandomStates(found)
+
+
+def set_random_states(known: RandomStates) -> None:
+    """Make them what they were."""
+    with plain_mode():
+        for name, state in known.states.items():
+            if name == "python":
+                random.setstate(state)
+            elif name == "numpy":
+                sys.modules["numpy"].random.set_state(state)
+            elif name == "cpu":
+                torch.set_rng_state(state)
+            else:
+                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda:")))
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Put back the states of PyTorch's, Python's and NumPy's default generators."""
+    before = random_states()
     try:
         yield
     finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.set_state(arrays)
-        with plain_mode():
-            torch.set_rng_state(cpu)
-            for d, state in zip(devices, cuda, strict=True):
-                torch.cuda.set_rng_state(state, d)
+        set_random_states(before)

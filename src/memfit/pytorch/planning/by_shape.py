@@ -131,7 +131,7 @@ class ByShape:
         self, graph: TrainingGraph, shapes: Sequence[_Known], occasion: Occasion
     ) -> tuple[Plan, str, bool]:
         """A plan, how it came about, and whether more time would give the same."""
-        budget_bytes = self._fresh.resolve(graph)
+        budget_bytes = occasion.budget_bytes or self._fresh.resolve(graph)
         if not shapes:
             fresh = self._fresh.within(graph, budget_bytes)
             return fresh, "planned", fresh.complete

@@ -81,7 +81,7 @@ class Fresh:
         """See `Planning`."""
         step = draft.priced()
         if not draft.programs:
-            return PlannedStep(step, self.decide(step.graph))
+            return PlannedStep(step, self.decide(step.graph, occasion.budget_bytes))
         return PlannedStep(*self.plan_loops(step, draft.programs))
 
     def plan_loops(
@@ -98,8 +98,12 @@ class Fresh:
 
         return plan_loops(step, programs, decide, self.options.planning.plan)
 
-    def decide(self, graph: TrainingGraph) -> Plan:
+    def decide(self, graph: TrainingGraph, budget_bytes: int | None = None) -> Plan:
         """The plan for a captured graph, or the one that was given.
+
+        Args:
+            graph: the graph.
+            budget_bytes: the budget, where it is known in bytes.
 
         Raises:
             InfeasibleBudgetError: no plan fits.
@@ -109,7 +113,7 @@ class Fresh:
         if given is not None:
             given.check_schedule(graph)
             return given
-        return self.within(graph, self.resolve(graph))
+        return self.within(graph, budget_bytes or self.resolve(graph))
 
     def resolve(self, graph: TrainingGraph) -> int:
         """The budget in bytes, of a step that is this graph."""

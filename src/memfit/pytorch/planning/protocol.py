@@ -70,12 +70,14 @@ class Occasion:
         capture_s: seconds that capturing the step took.
         ahead: nobody waits for it: there is no time limit but the user's.
         step_s: seconds that a training step takes; None where none has run yet.
+        budget_bytes: the budget, where it is known; else the step's graph decides.
     """
 
     inputs: str = ""
     capture_s: float = 0.0
     ahead: bool = False
     step_s: float | None = None
+    budget_bytes: int | None = None
 
 
 class Planning(Protocol):

@@ -1,0 +1,1 @@
+"""Modules that cannot be traced, as one op each: kept, or run again from their inputs."""

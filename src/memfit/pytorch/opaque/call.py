@@ -1,0 +1,295 @@
+"""One call of a module that runs as one op: what it takes, gives and keeps, and how it is run."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from memfit.errors import ExecutionError
+from memfit.pytorch.capture.missing import ABSENT
+from memfit.pytorch.compat.eager import tree_flatten, tree_unflatten
+from memfit.pytorch.opaque.module_state import held_tensors, kept
+from memfit.pytorch.opaque.record import (
+    Recording,
+    autocast_state,
+    gate,
+    handle_of,
+    record_of,
+    under_autocast,
+)
+
+__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered", "parted"]
+
+logger = logging.getLogger("memfit")
+Tensors = Sequence[torch.Tensor]
+MaybeTensors = Sequence[torch.Tensor | None]
+_keys = itertools.count()
+_calls: WeakValueDictionary[int, OpaqueCall] = WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor is laid out."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Form:
+        """Of a tensor; what is expanded or overlaps is made dense."""
+        dense = torch.empty_like(tensor.detach(), device="meta")
+        return cls(tuple(tensor.shape), dense.stride(), tensor.dtype, tensor.device)
+
+    def empty(self) -> torch.Tensor:
+        """Such a tensor, or a fake one in a fake mode."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run of a call takes.
+
+    Attributes:
+        saved_bytes: what autograd keeps of it, beside operands and outputs.
+        workspace_bytes, times_ns: of the forward and the backward pass.
+        read: places of the operands, and of the outputs, that the backward pass reads.
+    """
+
+    saved_bytes: int = 0
+    workspace_bytes: tuple[int, int] = (0, 0)
+    times_ns: tuple[int, int] = (0, 0)
+    read: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+
+    def most(self, other: Taken) -> Taken:
+        """The most of both."""
+        (a, b), (c, d) = self.workspace_bytes, other.workspace_bytes
+        (e, f), (g, h) = self.times_ns, other.times_ns
+        return Taken(
+            max(self.saved_bytes, other.saved_bytes),
+            (max(a, c), max(b, d)),
+            (max(e, g), max(f, h)),
+            (self.read[0] | other.read[0], self.read[1] | other.read[1]),
+        )
+
+
+def parted(tree: Any) -> tuple[list[torch.Tensor], Any, tuple[Any, ...]]:
+    """The tensors of a tree; its structure; its other leaves, with None for tensors."""
+    leaves, spec = tree_flatten(tree)
+    tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+    return tensors, spec, tuple(None if isinstance(x, torch.Tensor) else x for x in leaves)
+
+
+def _filled(spec: Any, others: Sequence[Any], places: Sequence[int], tensors: Tensors) -> Any:
+    leaves = list(others)
+    for place, tensor in zip(places, tensors, strict=True):
+        leaves[place] = tensor
+    return tree_unflatten(leaves, spec)
+
+
+class OpaqueCall:
+    """A module called with arguments of one form.
+
+    Attributes:
+        name: of the module, for people.
+        key: names it in graphs.
+        leaves: the parameters that the call reads, the first of its operands.
+        outputs: forms of its tensor outputs.
+        with_gradient: which of them have a gradient.
+        operands: forms of the operands.
+        taken: the most that a run took.
+        draws: whether it draws random numbers.
+        once: whether it must not run again.
+
+    Args:
+        name: of the module.
+        run: the module's own forward.
+        arguments: of the call, as an example.
+        module: the module.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[..., Any],
+        arguments: tuple[Sequence[Any], Mapping[str, Any]],
+        module: nn.Module,
+    ) -> None:
+        self.name = name
+        self.key = next(_keys)
+        self._module = module
+        tensors, self._spec, self._others = parted((tuple(arguments[0]), dict(arguments[1])))
+        leaves, _ = tree_flatten((tuple(arguments[0]), dict(arguments[1])))
+        self._places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+        self._run = run
+        self._autocast = autocast_state({"cpu", *(x.device.type for x in tensors)})
+        self.leaves: tuple[torch.Tensor, ...] = ()
+        self.outputs: tuple[Form, ...] = ()
+        self.with_gradient: frozenset[int] = frozenset()
+        self.operands: tuple[Form, ...] = ()
+        self.taken = Taken()
+        self.draws = False
+        self.once = False
+        self._result: tuple[Any, Sequence[Any], Sequence[int]] = (None, (), ())
+        self._told = False
+        _calls[self.key] = self
+
+    def run(
+        self, arguments: Tensors, gated: Sequence[bool], recording: Recording | None = None
+    ) -> tuple[Any, list[GradientEdge]]:
+        """The module on some arguments; the edges of those that are gated.
+
+        Args:
+            arguments: the tensors that it is given.
+            gated: which of them get gradients.
+            recording: sees what autograd saves.
+        """
+        given = [gate(x) if g else x.detach() for x, g in zip(arguments, gated, strict=True)]
+        edges = [get_gradient_edge(x) for x, g in zip(given, gated, strict=True) if g]
+        args, kwargs = _filled(self._spec, self._others, self._places, given)
+        seen = recording.recording() if recording is not None else nullcontext()
+        with under_autocast(self._autocast), seen:
+            return self._run(*args, **kwargs), edges
+
+    def learn(self, result: Any, outputs: Tensors) -> None:
+        """What the call gives, from a first run."""
+        leaves, spec = tree_flatten(result)
+        places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+        self._result = (spec, parted(result)[2], places)
+        self.outputs = tuple(map(Form.of, outputs))
+        self.with_gradient = frozenset(
+            i for i, x in enumerate(outputs) if x.is_floating_point() or x.is_complex()
+        )
+
+    def add_leaves(self, found: Iterable[torch.Tensor]) -> None:
+        """What is trained and read by the call, though the module does not hold it."""
+        known = {id(x) for x in self.leaves}
+        self.leaves = (*self.leaves, *(x for x in found if id(x) not in known))
+
+    def take(self, taken: Taken) -> None:
+        """Another run of the call took so much."""
+        self.taken = self.taken.most(taken)
+
+    def join(self, other: OpaqueCall) -> None:
+        """Another call of the same form runs as this one, too."""
+        self.add_leaves(other.leaves)
+        self.take(other.taken)
+        self.draws |= other.draws
+        self.once |= other.once
+
+    def result(self, outputs: Tensors) -> Any:
+        """Outputs in the structure in which the module gives them."""
+        return _filled(*self._result, outputs)
+
+    def forward(
+        self, operands: Tensors, wanted: Sequence[int], *, again: bool = False
+    ) -> list[torch.Tensor]:
+        """Run the module: its outputs, and a handle of what autograd keeps.
+
+        Args:
+            operands: leaves and tensor arguments.
+            wanted: places of those whose gradients are asked for.
+            again: it has run in this step before.
+        """
+        count = len(self.leaves)
+        arguments = operands[count:]
+        gated = [count + i in wanted for i in range(len(arguments))]
+        recording = Recording(operands, held_tensors(self._module), self.taken.read)
+        with torch.enable_grad(), kept(self._module) if again else nullcontext():
+            result, edges = self.run(arguments, gated, recording)
+        made, spec, others = parted(result)
+        del result
+        if spec != self._result[0] or others != self._result[1]:
+            raise ExecutionError(
+                f"{self.name}, which runs as one op, returns something else than when it was "
+                "traced; return tensors of fixed shapes, or keep it out of what is fitted"
+            )
+        record = recording.record()
+        record.inputs = [x for i, x in enumerate(self.leaves) if i in wanted]
+        record.inputs += edges
+        record.close(made)
+        outputs = self._own([x.detach() for x in made], operands)
+        del made
+        self._tell(recording.finish(outputs))
+        return [*outputs, handle_of(record)]
+
+    def backward(
+        self,
+        operands: MaybeTensors,
+        outputs: MaybeTensors,
+        handle: torch.Tensor,
+        given: MaybeTensors,
+        wanted: Sequence[int],
+    ) -> list[torch.Tensor]:
+        """Gradients of the operands that are asked for.
+
+        Args:
+            operands: those that are read, None in the place of others.
+            outputs: likewise.
+            handle: of what autograd kept.
+            given: gradients of the outputs, as far as there are some.
+            wanted: places of the operands that are asked for.
+        """
+        with torch.enable_grad(), under_autocast(()):
+            found = record_of(handle).backward(operands, outputs, given)
+        made = []
+        for i, gradient in zip(wanted, found, strict=True):
+            if gradient is None:
+                form = self.operands[i]
+                gradient = torch.zeros(form.shape, dtype=form.dtype, device=form.device)
+                setattr(gradient, ABSENT, True)  # accumulation leaves `.grad` as it is
+            made.append(gradient.contiguous())
+        return made
+
+    def _own(self, outputs: list[torch.Tensor], operands: Tensors) -> list[torch.Tensor]:
+        """The outputs as traced: in memory of their own, laid out as in the first run."""
+        taken = {x.untyped_storage()._cdata for x in operands}
+        for i, (x, form) in enumerate(zip(outputs, self.outputs, strict=True)):
+            if tuple(x.shape) != form.shape or x.dtype != form.dtype:
+                raise ExecutionError(
+                    f"{self.name}, which runs as one op, returns a tensor of shape "
+                    f"{tuple(x.shape)}, {x.dtype}, and was traced with {form.shape}, "
+                    f"{form.dtype}; return tensors of fixed shapes, or keep it out of what is "
+                    "fitted"
+                )
+            storage = x.untyped_storage()._cdata
+            if storage in taken or x.stride() != form.stride:
+                outputs[i] = form.empty().copy_(x)
+            taken.add(outputs[i].untyped_storage()._cdata)
+        return outputs
+
+    def _tell(self, held: int) -> None:
+        if held > self.taken.saved_bytes and not self._told:
+            self._told = True
+            logger.warning(
+                "%s, which runs as one op, keeps %d bytes for its backward pass, %d more than when "
+                "the step was planned: the step may be over its budget by that",
+                self.name,
+                held,
+                held - self.taken.saved_bytes,
+            )
+
+
+def call_numbered(key: int) -> OpaqueCall:
+    """The call that a graph names.
+
+    Raises:
+        ExecutionError: it is gone.
+    """
+    call = _calls.get(key)
+    if call is None:
+        raise ExecutionError(
+            f"opaque call {key} is gone: the fitted module that it belongs to was deleted; keep "
+            "the module until its backward pass has run"
+        )
+    return call

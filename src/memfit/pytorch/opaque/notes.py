@@ -1,0 +1,38 @@
+"""What a plan says of modules that run as one op."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from memfit.graph.plan import Plan
+from memfit.graph.training_graph import TrainingGraph
+from memfit.pytorch.capture.captured_step import CapturedStep
+from memfit.pytorch.opaque.call import call_numbered
+from memfit.pytorch.opaque.ops import FORWARD_OPS
+from memfit.units import format_bytes
+
+__all__ = ["is_opaque", "with_units_noted"]
+
+_TARGETS = frozenset(map(str, FORWARD_OPS))
+
+
+def is_opaque(graph: TrainingGraph) -> bool:
+    """Whether a module runs as one op."""
+    return any(op.target in _TARGETS for op in graph.ops)
+
+
+def with_units_noted(plan: Plan, step: CapturedStep) -> Plan:
+    """The plan, its notes with one on each module that runs as one op."""
+    again = set(plan.schedule.recomputed_ops)
+    notes = []
+    for i, node in enumerate(step.node_of):
+        if node.target not in FORWARD_OPS or i in step.state_ops:
+            continue
+        call = call_numbered(int(str(node.args[-1])))
+        how = "run again" if i in again else "kept"
+        once = "; it must run once only" if call.once else ""
+        notes.append(
+            f"{call.name} cannot be traced and runs as one op, {how}: "
+            f"{format_bytes(call.taken.saved_bytes)} for its backward pass{once}"
+        )
+    return replace(plan, notes=(*plan.notes, *dict.fromkeys(notes))) if notes else plan

@@ -1,0 +1,248 @@
+"""A module that runs as one op, and what a plain run shows of its calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from memfit.pytorch.compat.autograd import leaves_behind
+from memfit.pytorch.compat.dynamo import not_traced
+from memfit.pytorch.compat.eager import profiler_active
+from memfit.pytorch.cost.measure import measure_step
+from memfit.pytorch.failures.first_run import random_states, set_random_states
+from memfit.pytorch.opaque import ops
+from memfit.pytorch.opaque.blocks import blocks_of, computed_again
+from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken, parted
+from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
+from memfit.pytorch.opaque.record import GATE, Recording
+
+__all__ = ["CannotBeOpaque", "Unit"]
+
+_MORE_RUNS = 4
+_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+class CannotBeOpaque(Exception):
+    """A module does what one op cannot stand for."""
+
+
+class Unit:
+    """A module that runs as one op.
+
+    Attributes:
+        name: for people.
+        module: the module.
+        calls: those that a plain run has shown, by what they were given.
+        observing: whether calls are looked at.
+        unseen: tracing has met a call that no plain run has shown.
+
+    Args:
+        name: for people.
+        module: the module.
+        thrifty: its blocks are computed again in its backward pass.
+    """
+
+    def __init__(self, name: str, module: nn.Module, *, thrifty: bool = False) -> None:
+        self.name = name
+        self.module = module
+        self.calls: list[tuple[Any, OpaqueCall]] = []
+        self._own: Callable[..., Any] = module.forward
+        self._replaced = "forward" in vars(module)
+        self._traced = not_traced(self._trace)
+        self.observing = self.unseen = False
+        self._blocks = blocks_of(module) if thrifty else []
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        with computed_again(self._blocks):
+            return self._own(*args, **kwargs)
+
+    def install(self) -> None:
+        """From here on, tracing meets an op where the module is called."""
+        unit, own, traced = self, self._own, self._traced
+        leaves = tuple(self.leaves)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_dynamo_compiling():
+                return traced(leaves, args, kwargs)
+            if unit.observing:
+                return unit.observe(args, kwargs)
+            return own(*args, **kwargs)
+
+        vars(self.module)["forward"] = forward
+
+    def remove(self) -> None:
+        """The module is itself again."""
+        vars(self.module).pop("forward", None)
+        if self._replaced:
+            vars(self.module)["forward"] = self._own
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        """The parameters that some call reads."""
+        found = {id(x): x for _, call in self.calls for x in call.leaves}
+        return list(found.values())
+
+    def _trace(
+        self, leaves: Sequence[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        form = _form(args, kwargs)
+        call = next((call for known, call in self.calls if known == form), None)
+        if call is None:
+            self.unseen = True
+            raise CannotBeOpaque(f"{self.name} is called in another way than it was seen to be")
+        read = {id(x) for x in call.leaves}
+        taken = [x for real, x in zip(self.leaves, leaves, strict=True) if id(real) in read]
+        tensors, _, _ = parted((tuple(args), dict(kwargs)))
+        return call.result(ops.apply(call.key, [*taken, *tensors]))
+
+    # A plain run.
+
+    def observe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the module, and learn what the call takes, gives and keeps.
+
+        Raises:
+            CannotBeOpaque: it writes to what it is given, or has gradients that are not dense.
+        """
+        self.observing = False  # what is inside belongs to it
+        try:
+            return self._observed(args, kwargs)
+        finally:
+            self.observing = True
+
+    def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        form = _form(args, kwargs)
+        tensors, _, _ = parted((tuple(args), dict(kwargs)))
+        device = str(next((x.device for x in tensors), torch.device("cpu")))
+        drawn, state = random_states(), ModuleState(self.module)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        call = OpaqueCall(self.name, self._run, (args, kwargs), self.module)
+        call.leaves = tuple(trained)
+        outputs = self._look(call, tensors)
+        drew = random_states().differs(drawn)
+        call.draws = device in drew
+        call.once = bool(drew - {device})
+        for _ in range(_MORE_RUNS if drew else 0):  # it may keep more when other numbers are drawn
+            state.put_back()
+            self._look(call, tensors)
+        if not self._runs_alike(call, tensors, outputs, drawn, state):
+            raise CannotBeOpaque(f"{self.name} gives something else when it is run again")
+        # From what the first run has left, as a plan would run it again.
+        after = ModuleState(self.module)
+        call.once |= not self._runs_alike(call, tensors, outputs, drawn, after)
+        after.put_back()
+        known = next((c for f, c in self.calls if f == form), None)
+        if known is None:
+            self.calls.append((form, call))
+        else:
+            known.join(call)
+        return call.result(outputs)
+
+    def _look(self, call: OpaqueCall, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run a call forward and backward; the call learns what it takes and keeps."""
+        versions = [x._version for x in tensors]
+        recording = Recording(tensors, held_tensors(self.module))
+        gated = [x.is_floating_point() or x.is_complex() for x in tensors]
+        results: list[Any] = []
+
+        def run() -> None:
+            with torch.enable_grad():
+                results.append(call.run(tensors, gated, recording))
+
+        peak, forward_ns = _measured(run, tensors)
+        result, edges = results.pop()
+        if [x._version for x in tensors] != versions:
+            raise CannotBeOpaque(f"{self.name} writes to what it is given")
+        made, _, others = parted(result)
+        if not all(isinstance(x, _CONSTANTS) for x in others):
+            raise CannotBeOpaque(f"{self.name} returns what is neither a tensor nor a constant")
+        call.learn(result, made)
+        call.add_leaves(leaves_behind([x for x in made if x.requires_grad], GATE))
+        outputs = [x.detach().clone() for x in made]
+        recording.add_given(call.leaves)
+        saved_bytes = recording.finish([x.detach() for x in made])
+        own = sum(x.untyped_storage().nbytes() for x in made)
+        record = recording.record()
+        record.inputs = [*call.leaves, *edges]
+        record.close(made)
+        made = [x.detach() for x in made]
+        del result, edges
+        gradients = [
+            torch.ones_like(x) if i in call.with_gradient else None for i, x in enumerate(made)
+        ]
+        found: list[torch.Tensor | None] = []
+        operands = [*call.leaves, *tensors]
+        back, backward_ns = _measured(
+            lambda: found.extend(record.backward(operands, made, gradients)), tensors
+        )
+        if any(x is not None and x.layout is not torch.strided for x in found):
+            raise CannotBeOpaque(f"{self.name} has gradients that are not dense (sparse=True)")
+        gradient_bytes = sum(x.untyped_storage().nbytes() for x in found if x is not None)
+        call.take(
+            Taken(
+                saved_bytes=saved_bytes,
+                workspace_bytes=(
+                    max(0, peak - own - saved_bytes),
+                    max(0, back - gradient_bytes),
+                ),
+                times_ns=(forward_ns, backward_ns),
+                read=(frozenset(recording.read[0]), frozenset(recording.read[1])),
+            )
+        )
+        call.operands = tuple(map(Form.of, operands))
+        return outputs
+
+    def _runs_alike(
+        self,
+        call: OpaqueCall,
+        tensors: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        drawn: Any,
+        state: ModuleState,
+    ) -> bool:
+        """Whether running it once more from a state gives the same, with the same random numbers.
+
+        Rounding aside: sums of scattered values round otherwise in each run on a GPU.
+        """
+        state.put_back()
+        set_random_states(drawn)
+        with torch.enable_grad():  # it may ask for gradients itself
+            result, _ = call.run(tensors, [False] * len(tensors))
+        made, _, _ = parted(result)
+        return len(made) == len(outputs) and all(
+            a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
+            for a, b in zip(made, outputs, strict=True)
+        )
+
+
+def _form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    tensors, spec, others = parted((tuple(args), dict(kwargs)))
+    for x in tensors:
+        if type(x) not in (torch.Tensor, nn.Parameter) and not _is_traced(x):
+            raise CannotBeOpaque(f"a {type(x).__name__} is given")
+    if not all(isinstance(x, _CONSTANTS) for x in others):
+        raise CannotBeOpaque("what is given is neither a tensor nor a constant")
+    return [(tuple(x.shape), x.dtype, x.device) for x in tensors], spec, others
+
+
+def _is_traced(tensor: torch.Tensor) -> bool:
+    return "Functional" in type(tensor).__name__ or "Fake" in type(tensor).__name__
+
+
+def _measured(run: Callable[[], object], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """Peak in bytes and time in ns of one run."""
+    device = next((x.device for x in tensors), torch.device("cpu"))
+    took: list[int] = []
+
+    def timed() -> None:
+        began = time.perf_counter_ns()
+        run()
+        took.append(time.perf_counter_ns() - began)
+
+    if device.type == "cpu" and profiler_active():
+        timed()
+        return 0, took[0]
+    return measure_step(timed, device=device, warmup=0).peak_bytes, took[0]
