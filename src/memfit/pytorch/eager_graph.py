@@ -21,7 +21,7 @@ from memfit.pytorch.execute.accumulate import accumulate_when_ready, hold_gradie
 from memfit.pytorch.execute.lower import lower
 from memfit.pytorch.layouts.as_traced import believed
 from memfit.pytorch.loops.opaque import with_opaque_notes
-from memfit.pytorch.opaque.notes import with_units_noted
+from memfit.pytorch.opaque.notes import keep_calls, with_units_noted
 from memfit.pytorch.pipeline import (
     Made,
     Modules,
@@ -54,6 +54,7 @@ class EagerGraph:
     def capture(self, joint: fx.GraphModule, forward_outputs: int, traced: Traced) -> CapturedStep:
         """See `Executor`."""
         prepare_for_kernels(joint)
+        keep_calls(joint)
         step = read_step(joint, forward_outputs, traced, self._setting)
         if self._setting.replication.bucket_view:
             step = hand_over_gradients(step, parameters_of(joint, traced))

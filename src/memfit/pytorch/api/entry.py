@@ -18,7 +18,7 @@ from memfit.pytorch.api.training_mode import as_it_trains
 from memfit.pytorch.arguments import Fitted, check_callable, check_inputs, check_module
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.executors import MakeBackend
-from memfit.pytorch.opaque.notes import is_opaque
+from memfit.pytorch.opaque.notes import is_opaque, with_units_noted
 from memfit.pytorch.options import StepKeywords, StepOptions, step_options
 from memfit.pytorch.planning.sizes import parse_shapes
 from memfit.pytorch.ranks.replication import Parallel, is_sharded
@@ -202,6 +202,7 @@ def plan_step(
                 raise
             step = captured(model, example_inputs, loss_fn, example_kwargs, asked, thrifty=True)
             made = fresh.decide(step.graph, error.budget_bytes)
+    made = with_units_noted(made, step)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return step, replace(made, provenance={**made.provenance, **seconds})
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import fx
+
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.opaque.call import call_numbered
-from memfit.pytorch.opaque.ops import FORWARD_OPS
+from memfit.pytorch.opaque.ops import FORWARD_OPS, OPAQUE_OPS
 from memfit.units import format_bytes
 
-__all__ = ["is_opaque", "with_units_noted"]
+__all__ = ["is_opaque", "keep_calls", "with_units_noted"]
 
 _TARGETS = frozenset(map(str, FORWARD_OPS))
+
+
+def keep_calls(joint: fx.GraphModule) -> None:
+    """Keep the calls alive that a joint graph, or one that is lowered from it, names."""
+    for node in joint.graph.nodes:
+        if node.target in OPAQUE_OPS:
+            node.meta["memfit_call"] = call_numbered(int(str(node.args[-1])))
 
 
 def is_opaque(graph: TrainingGraph) -> bool:
