@@ -121,13 +121,24 @@ class Unit:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         call = OpaqueCall(self.name, self._run, (args, kwargs), self.module)
         call.leaves = tuple(trained)
-        outputs = self._look(call, tensors)
+        gated = [x.is_floating_point() or x.is_complex() for x in tensors]
+        try:
+            outputs = self._look(call, tensors, gated)
+        except CannotBeOpaque:
+            raise
+        except RuntimeError:  # it may want a leaf, to set its requires_grad
+            state.put_back()
+            set_random_states(drawn)
+            gated = [x.requires_grad for x in tensors]
+            outputs = self._look(call, tensors, gated)
         drew = random_states().differs(drawn)
         call.draws = device in drew
         call.once = bool(drew - {device})
         for _ in range(_MORE_RUNS if drew else 0):  # it may keep more when other numbers are drawn
             state.put_back()
-            self._look(call, tensors)
+            if self._saved_bytes(call, tensors, gated) != call.taken.saved_bytes:
+                state.put_back()
+                self._look(call, tensors, gated)
         if not self._runs_alike(call, tensors, outputs, drawn, state):
             raise CannotBeOpaque(f"{self.name} gives something else when it is run again")
         # From what the first run has left, as a plan would run it again.
@@ -141,11 +152,22 @@ class Unit:
             known.join(call)
         return call.result(outputs)
 
-    def _look(self, call: OpaqueCall, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _saved_bytes(
+        self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
+    ) -> int:
+        """What autograd keeps of one more run."""
+        recording = Recording(tensors, held_tensors(self.module))
+        with torch.enable_grad():
+            result, _ = call.run(tensors, gated, recording)
+        recording.add_given(call.leaves)
+        return recording.finish([x.detach() for x in parted(result)[0]])
+
+    def _look(
+        self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
+    ) -> list[torch.Tensor]:
         """Run a call forward and backward; the call learns what it takes and keeps."""
         versions = [x._version for x in tensors]
         recording = Recording(tensors, held_tensors(self.module))
-        gated = [x.is_floating_point() or x.is_complex() for x in tensors]
         results: list[Any] = []
 
         def run() -> None:
