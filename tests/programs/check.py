@@ -173,6 +173,7 @@ class _Check:
                 budget="100%",
                 planner="auto",
                 cost=self.cost,
+                fullgraph=True,
                 accumulate=self.program.accumulate,
             )
             try:
@@ -382,7 +383,8 @@ class _Check:
         given: str | int = 1 if budget == SMALLEST else budget
         for _ in range(2):
             fitted = memfit.fit(trial.model, trial.loss, budget=given, planner=planner,
-                                cost=self.cost, accumulate=self.program.accumulate)  # fmt: skip
+                                cost=self.cost, accumulate=self.program.accumulate,
+                                fullgraph=True)  # fmt: skip
             try:
                 seen = trial.run(fitted)
             except InfeasibleBudgetError as error:
@@ -410,7 +412,12 @@ def _right_in_float64(program: Program) -> bool:
         return True  # it does not run in this type; what rounding hides stays hidden
     trial = Trial(program)
     fitted = memfit.fit(
-        trial.model, trial.loss, budget="100%", cost="analytic", accumulate=program.accumulate
+        trial.model,
+        trial.loss,
+        budget="100%",
+        cost="analytic",
+        accumulate=program.accumulate,
+        fullgraph=True,
     )
     try:
         seen = trial.run(fitted)

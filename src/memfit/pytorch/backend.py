@@ -206,8 +206,11 @@ class StepBackend:
 
     @property
     def fullgraph(self) -> bool:
-        """Whether what cannot be traced is an error."""
-        return self._setting.fullgraph
+        """Whether what cannot be traced is an error.
+
+        It is where ranks share a plan: what an opaque module keeps may differ from rank to rank.
+        """
+        return self._setting.fullgraph or self._setting.replication.share
 
     @property
     def stored_were_used(self) -> bool:

@@ -183,8 +183,19 @@ def x() -> torch.Tensor:
     return torch.randn(256, WIDTH)
 
 
-@pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("tight", [False, True], ids=["ample", "tight"])
+@pytest.mark.parametrize(
+    ("name", "tight"),
+    [
+        pytest.param(
+            name,
+            tight,
+            id=f"{name}-{'tight' if tight else 'ample'}",
+            marks=[] if tight or name == "a counter" else pytest.mark.slow,
+        )
+        for name in STEPS
+        for tight in (False, True)
+    ],
+)
 def test_trains_as_in_plain_pytorch(name: str, tight: bool, x: torch.Tensor) -> None:
     model = Net(STEPS[name])
     plain = copy.deepcopy(model)
@@ -201,7 +212,13 @@ def test_trains_as_in_plain_pytorch(name: str, tight: bool, x: torch.Tensor) -> 
         assert "forward" not in vars(ours)
 
 
-@pytest.mark.parametrize("name", ["a check", "packed sequences", "a force"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a check",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("packed sequences", "a force")),
+    ],
+)
 def test_the_measured_peak_is_the_planned_one(name: str, x: torch.Tensor) -> None:
     model = Net(STEPS[name], parts=3)
     least = memfit.plan(model, (x,), budget="1GiB").smallest_feasible_budget_bytes

@@ -205,7 +205,8 @@ class OpaqueCall:
         arguments = operands[count:]
         gated = [count + i in wanted for i in range(len(arguments))]
         recording = Recording(operands, held_tensors(self._module), self.taken.read)
-        with torch.enable_grad(), kept(self._module) if again else nullcontext():
+        state = recording.putting_back(kept(self._module)) if again else nullcontext()
+        with torch.enable_grad(), state:
             result, edges = self.run(arguments, gated, recording)
         made, spec, others = parted(result)
         del result
@@ -269,7 +270,8 @@ class OpaqueCall:
         return outputs
 
     def _tell(self, held: int) -> None:
-        if held > self.taken.saved_bytes and not self._told:
+        seen = self.taken.saved_bytes
+        if held - seen > max(4096, seen // 100) and not self._told:
             self._told = True
             logger.warning(
                 "%s, which runs as one op, keeps %d bytes for its backward pass, %d more than when "

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memfit.errors import MemfitError
 from memfit.pytorch.compat.dynamo import user_frames
 from memfit.pytorch.failures.first_run import random_states_kept
 from memfit.pytorch.failures.told import first_line
@@ -85,6 +86,8 @@ class Ladder:
         if any(_backward_hooks(m) for m in self._step.modules()):
             return False  # seeing what a module does would call them
         frames = user_frames(error)
+        if isinstance(error, MemfitError) and not frames:
+            return False
         unseen = [unit for unit in self._units.values() if unit.unseen]
         if unseen:  # Dynamo does not pass on what it was told
             known = sum(len(unit.calls) for unit in unseen)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -61,6 +61,7 @@ class _Saved:
     """A tensor that autograd saves: itself, or a view of what is given again."""
 
     tensor: torch.Tensor | None
+    version: int
     place: tuple[str, int] | None = None
     view: tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype] | None = None
 
@@ -82,6 +83,11 @@ class _Again:
         """A saved tensor."""
         if saved.place is None or saved.view is None:
             assert saved.tensor is not None
+            if saved.tensor._version != saved.version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    "inplace operation"
+                )
             return saved.tensor
         where, i = saved.place
         shape, stride, offset, dtype = saved.view
@@ -199,7 +205,7 @@ class Recording:
             self._tensors = ()
 
     def _pack(self, tensor: torch.Tensor) -> _Saved:
-        saved = _Saved(tensor.detach())
+        saved = _Saved(tensor.detach(), tensor._version)
         place = self._given.get(_storage(tensor)) if _plain(tensor) else None
         if place is not None:
             saved.leave_out(("given", place))
@@ -207,6 +213,17 @@ class Recording:
         else:
             self._saved.append(saved)
         return saved
+
+    @contextmanager
+    def putting_back(self, state: AbstractContextManager[Any]) -> Iterator[None]:
+        """Inside, a run that `state` takes back: what is put back counts as not changed."""
+        with state:
+            yield
+            held = [s for s in self._saved if s.tensor is not None]
+            same = [s for s in held if s.tensor is not None and s.tensor._version == s.version]
+        for saved in same:
+            if saved.tensor is not None:
+                saved.version = saved.tensor._version
 
     def add_given(self, more: Tensors) -> None:
         """What turns out to be given as well, before everything else (parameters)."""
