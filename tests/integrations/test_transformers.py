@@ -164,6 +164,7 @@ def test_evaluation_saving_and_resuming(tmp_path: Path) -> None:
     assert_same(without.model, whole.model)
 
 
+@pytest.mark.slow
 def test_the_model_is_itself_again_afterwards(tmp_path: Path) -> None:
     copies: list[Any] = []
 

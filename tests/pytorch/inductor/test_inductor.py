@@ -283,6 +283,7 @@ class Pooled(nn.Module):
         return self.head(F.relu(self.second(h)).mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_the_peak_read_off_the_generated_code_is_the_measured_one() -> None:
     """Casts of weights, kept values that are read in part, gradients with their channels last."""
     torch.manual_seed(0)

@@ -249,6 +249,7 @@ def test_lora(batch: Any) -> None:
     compare(plain, tight(model, batch, mean_square), with_loss(plain), run)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_lora_of_peft() -> None:
     peft = pytest.importorskip("peft")
