@@ -132,6 +132,9 @@ STEPS: dict[str, Step] = {
 }
 
 
+SMALLEST_IS_PLAIN = {"layers left out", "a force"}  # nothing that is computed again lowers the peak
+
+
 @dataclass
 class Trained:
     """Some steps of a model: what they gave and left."""
@@ -142,11 +145,15 @@ class Trained:
     numbers: tuple[float, float, float]
 
 
+def seed(number: int) -> None:
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
+
+
 def trained(call: Callable[..., torch.Tensor], model: nn.Module, x: torch.Tensor) -> Trained:
     """Three steps, gradients added up over the last two."""
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    seed(1)
     losses = []
     for i in range(3):
         if i < 2:
@@ -179,7 +186,7 @@ def fresh_compiler() -> None:
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    torch.manual_seed(0)
+    seed(0)
     return torch.randn(256, WIDTH)
 
 
@@ -199,6 +206,7 @@ def x() -> torch.Tensor:
 def test_trains_as_in_plain_pytorch(name: str, tight: bool, x: torch.Tensor) -> None:
     model = Net(STEPS[name])
     plain = copy.deepcopy(model)
+    seed(1)  # what a part keeps may depend on what it draws
     made = memfit.plan(model, (x,), budget="1GiB", cost="analytic")
     budget = made.smallest_feasible_budget_bytes if tight else "100%"
     fitted = memfit.fit(model, budget=budget, cost="analytic")
@@ -206,7 +214,7 @@ def test_trains_as_in_plain_pytorch(name: str, tight: bool, x: torch.Tensor) -> 
     rounding = 1e-6 if name == "a mask" else 0.0
     assert_same(trained(fitted, model, x), trained(plain, plain, x), rounding)
     assert fitted.plan is not None
-    assert fitted.plan.overhead == 0 or tight
+    assert (fitted.plan.overhead > 0) == (tight and name not in SMALLEST_IS_PLAIN)
     for ours, theirs in zip(model.parts, plain.parts, strict=True):
         assert (ours.calls, ours.seen) == (theirs.calls, theirs.seen)
         assert "forward" not in vars(ours)
