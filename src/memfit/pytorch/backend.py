@@ -210,7 +210,12 @@ class StepBackend:
 
         It is where ranks share a plan: what an opaque module keeps may differ from rank to rank.
         """
-        return self._setting.fullgraph or self._setting.replication.share
+        return self._setting.fullgraph or self.shared
+
+    @property
+    def shared(self) -> bool:
+        """Whether ranks share a plan."""
+        return self._setting.replication.share
 
     @property
     def stored_were_used(self) -> bool:

@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +14,22 @@ from torch import fx, nn
 
 from memfit.errors import CaptureError, InfeasibleBudgetError, MemfitError, UsageError
 from memfit.pytorch.backend import StepBackend
+from memfit.pytorch.branches.ops import OtherOutcome
+from memfit.pytorch.branches.outcomes import Outcomes, Restart, Way
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.capture.given import Given
 from memfit.pytorch.capture.stored_outputs import take_apart
 from memfit.pytorch.compat.constants import constants_known
-from memfit.pytorch.compat.dynamo import depends_on_data, stored_outputs, without_dropped_writes
+from memfit.pytorch.compat.dynamo import (
+    code_not_traced,
+    depends_on_data,
+    stored_outputs,
+    without_dropped_writes,
+)
 from memfit.pytorch.compat.eager import why_not_compiled
 from memfit.pytorch.compat.symbols import DependsOnData
 from memfit.pytorch.failures.first_run import FirstRun
-from memfit.pytorch.failures.told import is_own_fault, told
+from memfit.pytorch.failures.told import failing, is_own_fault, told
 from memfit.pytorch.opaque.ladder import Ladder
 from memfit.pytorch.planning.capture_only import CaptureEnds
 from memfit.pytorch.planning.sizes import PlannedAhead
@@ -57,60 +65,99 @@ def compile_step(
         backend: plans and runs it.
         thrifty: opaque modules compute their blocks again.
     """
-    compiled: dict[int, Callable[..., Any]] = {}  # for each state of what Dynamo does not guard
-    unguarded = Unguarded(step.model, step.loss_fn)
+    compiled: dict[tuple[int, Way | None], Callable[..., Any]] = {}
+    unguarded = Unguarded(step.model, step.loss_fn)  # for each state of what Dynamo does not guard
     averages = has_cumulative_average(step.model)
     first_run = FirstRun(step)
     constants: Callable[[], AbstractContextManager[Any]] = nullcontext
     ladder = Ladder(step, thrifty=thrifty)
+    outcomes = Outcomes(step, type(step.model).__name__)
+    outgrown: OtherOutcome | None = None  # a branch that goes too many ways
+
+    def run(way: Way | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        averaging = traceable_cumulative_average() if averages else nullcontext()
+        given = Given(step.model, args, kwargs)
+        backend.compiling(given)
+        place = unguarded.state(), way
+        if place not in compiled:
+            compiled[place] = _compiled(step, backend, partial(outcomes.paused, way))
+        settings = trace_settings(backend.count.most)
+        branches = outcomes.known(way)
+        opaque = ladder.installed()
+        with settings, averaging, constants(), branches, no_leaf_warnings(args, kwargs), opaque:
+            result = compiled[place](*args, **kwargs)
+        backend.called(given)
+        return result
+
+    def mended(error: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether there is another way to trace a step than that which ended in an error."""
+        nonlocal averages, constants
+        if backend.error is None and not averages and has_cumulative_average(step.model):
+            averages = True  # since the last time
+            return True
+        reads_data = _reads_data(backend.error or error)
+        if constants is nullcontext and reads_data:
+            constants = constants_known
+            return True
+        sample = backend.sample or (args, kwargs)
+        if backend.error is None and first_run.prepares(error, *sample):
+            return True
+        cause = backend.error or error
+        by_numbers = reads_data or (outcomes.may_pin and code_not_traced(error))
+        if by_numbers and not backend.shared and outcomes.learn(cause, args, kwargs, sample):
+            return True
+        refused = isinstance(cause, MemfitError) and not isinstance(cause, CaptureError)
+        if not (backend.fullgraph or refused) and ladder.climb(cause, *sample):
+            return True
+        if isinstance(cause, InfeasibleBudgetError) and ladder.save(*sample):
+            backend.budget_bytes = cause.budget_bytes  # a share of the plain step stays that
+            return True
+        return False
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal averages, constants
+        nonlocal outgrown
+        if outgrown is not None:
+            if not backend.fullgraph and ladder.climb(outcomes.error_of(outgrown), args, kwargs):
+                compiled.clear()
+                outcomes.forget()
+            outgrown = None
         before = len(backend.compiled)
-        averaging = traceable_cumulative_average() if averages else nullcontext()
-        try:
-            given = Given(step.model, args, kwargs)
-            backend.compiling(given)
-            state = unguarded.state()
-            if state not in compiled:
-                compiled[state] = _compiled(step, backend)
-            settings = trace_settings(backend.count.most)
-            opaque = ladder.installed()
-            with settings, averaging, constants(), no_leaf_warnings(args, kwargs), opaque:
-                result = compiled[state](*args, **kwargs)
-            backend.called(given)
-        except PlannedAhead:
-            raise
-        except Exception as error:
-            inner = getattr(error, "inner_exception", error)
-            if isinstance(inner, CaptureEnds):
-                raise CaptureEnds(inner.step) from None
-            if backend.error is None and not averages and has_cumulative_average(step.model):
-                averages = True  # since the last time
-                return call(*args, **kwargs)
-            if constants is nullcontext and _reads_data(backend.error or error):
-                constants = constants_known
-                return call(*args, **kwargs)
-            sample = backend.sample or (args, kwargs)
-            if backend.error is None and first_run.prepares(error, *sample):
-                return call(*args, **kwargs)
-            cause = backend.error or error
-            refused = isinstance(cause, MemfitError) and not isinstance(cause, CaptureError)
-            if not (backend.fullgraph or refused) and ladder.climb(cause, *sample):
-                return call(*args, **kwargs)
-            if isinstance(cause, InfeasibleBudgetError) and ladder.save(*sample):
-                backend.budget_bytes = cause.budget_bytes  # a share of the plain step stays that
-                return call(*args, **kwargs)
-            taken = args if step.loss_fn is None else args[:-1]
-            cause = told(step.model, error, backend.error, taken, kwargs)
-            backend.failed(cause)
-            if cause is error:
+        other: OtherOutcome | None = None
+        for way in outcomes.ways(args, kwargs):
+            restart = Restart(ladder.modules) if way is not None else None
+            try:
+                result = run(way, args, kwargs)
+            except PlannedAhead:
                 raise
-            raise cause from (error if is_own_fault(cause) else None)
-        finally:
-            backend.given = Given()
-        if len(backend.compiled) > before:
-            unguarded.look_again(backend.traced)
+            except Exception as error:
+                inner = getattr(error, "inner_exception", error)
+                if isinstance(inner, CaptureEnds):
+                    raise CaptureEnds(inner.step) from None
+                if restart is not None and isinstance(error, OtherOutcome):
+                    other = error
+                    restart.back()
+                    continue
+                if isinstance(error, OtherOutcome):
+                    with failing(type(step.model).__name__, "forward"):
+                        raise RuntimeError(error.where) from None
+                if mended(error, args, kwargs):
+                    return call(*args, **kwargs)
+                taken = args if step.loss_fn is None else args[:-1]
+                cause = told(step.model, error, backend.error, taken, kwargs)
+                backend.failed(cause)
+                if cause is error:
+                    raise
+                raise cause from (error if is_own_fault(cause) else None)
+            finally:
+                backend.given = Given()
+            if way is not None:
+                outcomes.went(way, args, kwargs)
+            if len(backend.compiled) > before:
+                unguarded.look_again(backend.traced)
+            return result
+        assert other is not None
+        result, full = outcomes.plainly(other, args, kwargs)
+        outgrown = other if full else None
         return result
 
     return call
@@ -122,7 +169,9 @@ def _reads_data(error: Exception) -> bool:
     return depends_on_data(error)
 
 
-def _compiled(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
+def _compiled(
+    step: StepModule, backend: StepBackend, paused: Callable[[], AbstractContextManager[None]]
+) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         return step(*args, **kwargs)
 
@@ -133,7 +182,8 @@ def _compiled(step: StepModule, backend: StepBackend) -> Callable[..., Any]:
         without_dropped_writes()
         if backend.takes_apart:
             take_apart(module, stored_outputs(module))
-        return backend(module, example_inputs)
+        with paused():
+            return backend(module, example_inputs)
 
     return torch.compile(run, backend=compile_graph, fullgraph=True, dynamic=False)
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from memfit.pytorch.compat.config_values import config_values
 from memfit.pytorch.compat.symbols import SYMBOLIC
 
-__all__ = ["MOST_ELEMENTS", "constants_known"]
+__all__ = ["MOST_ELEMENTS", "constants_known", "decides"]
 
 MOST_ELEMENTS = 4096
 """Elements of a tensor above which its content is not looked at."""
@@ -86,7 +86,7 @@ def _dispatch(
 def _pop(self: Any) -> Any:
     value = _plain_pop(self)
     instruction = getattr(self, "current_instruction", None)
-    if instruction is None or not _decides(instruction.opname) or not value.is_tensor():
+    if instruction is None or not decides(instruction.opname) or not value.is_tensor():
         return value
     content = _content(value)
     if content is None or content.numel() != 1:
@@ -95,8 +95,11 @@ def _pop(self: Any) -> Any:
         return ConstantVariable.create(bool(content.item()))
 
 
-def _decides(opname: str) -> bool:
-    return opname == "TO_BOOL" or ("JUMP" in opname and "IF_" in opname and "NONE" not in opname)
+def decides(opname: str) -> bool:
+    """Whether an instruction takes what is on the stack for a truth value."""
+    return opname in ("TO_BOOL", "UNARY_NOT") or (
+        "JUMP" in opname and "IF_" in opname and "NONE" not in opname
+    )
 
 
 def _asked(plain: Callable[..., Any]) -> Callable[..., Any]:

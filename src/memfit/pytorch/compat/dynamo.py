@@ -127,6 +127,7 @@ def code_not_traced(error: Exception) -> bool:
         isinstance(error, (Unsupported, InternalTorchDynamoError))
         and error_of_traced_code(text) is None
         and "data-dependent" not in text.lower()
+        and "data dependent" not in text.lower()
     )
 
 
@@ -138,6 +139,7 @@ def depends_on_data(error: Exception) -> bool:
 
 _ON_DATA = (
     "data-dependent",
+    "data dependent",
     "output shape depends on input tensor data",
     "tolist() with non-integer tensor",
 )

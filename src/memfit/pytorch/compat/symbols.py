@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.fx.experimental import _config
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from memfit.errors import CaptureError
 from memfit.pytorch.compat.config_values import config_values
@@ -20,6 +21,7 @@ __all__ = [
     "constant_value",
     "numbers_inside_ops",
     "size_hint",
+    "sizes_depend_on_data",
     "stand_in",
 ]
 
@@ -42,6 +44,16 @@ def constant_value(number: Any) -> bool | int | float | None:
 
 class DependsOnData(CaptureError):
     """A size that depends on data was met."""
+
+
+def sizes_depend_on_data(op: Any, args: Sequence[Any]) -> bool:
+    """Whether the sizes of what an op makes depend on the content of what it is given."""
+    if torch.Tag.dynamic_output_shape in op.tags:
+        return True
+    if op is not torch.ops.aten.index.Tensor:
+        return False
+    masks = (torch.bool, torch.uint8)
+    return any(isinstance(x, torch.Tensor) and x.dtype in masks for x in args[1])
 
 
 @contextmanager
@@ -67,21 +79,38 @@ def numbers_inside_ops() -> Iterator[None]:
 def size_hint(value: Any) -> Any:
     """A number as it is, a symbolic number as its hint; asking for the hint adds no guard.
 
+    A number that depends on data has no hint: what it is at most stands for it.
+
     Raises:
-        DependsOnData: the number depends on data and has no hint.
+        DependsOnData: it has no bound either.
     """
     if not isinstance(value, SYMBOLIC):
         return value
-    hint = value.node.hint
+    hint = None if free_unbacked_symbols(value) else value.node.hint
     if hint is None:
         hint = constant_value(value)
     if hint is None:
+        hint = _at_most(value)
+    if hint is None:
         raise DependsOnData(
-            f"size {value} depends on the data and has no known value; make the model's shapes "
-            "independent of its data, by torch.where or a product instead of x[mask], nonzero or "
-            f"unique, {WITH_BREAKS}"
+            f"size {value} depends on the data and has no known bound; say what it is at most "
+            "where the model computes it, n = memfit.bound_size(n, most), or make the model's "
+            "shapes independent of its data, by torch.where or a product instead of x[mask], "
+            f"nonzero or unique, {WITH_BREAKS}"
         )
     return hint
+
+
+def _at_most(value: Any) -> int | None:
+    """The largest value of a whole number that depends on data; None where that is not known."""
+    if not isinstance(value, torch.SymInt):
+        return None
+    upper = value.node.shape_env.bound_sympy(value.node.expr).upper
+    return int(upper) if upper.is_number and upper < _ENDLESS else None
+
+
+_ENDLESS = 2**48
+"""Sizes from which on a bound is none."""
 
 
 def stand_in(value: Any, unknown: int = 1) -> Any:

@@ -62,6 +62,11 @@ class Ladder:
         self._newest: type[nn.Module] | None = None
         self._rungs = 0
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that are opaque."""
+        return list(self._units)
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Inside, tracing meets an op for each opaque module."""

@@ -1,0 +1,1 @@
+"""Branches on data: traced as they went once, checked in every step."""
