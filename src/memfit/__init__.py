@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from memfit.pytorch.api.entry import fit, plan, trade_off
     from memfit.pytorch.api.fit_blocks import fit_blocks
     from memfit.pytorch.api.verify import verify
+    from memfit.pytorch.branches.bound_size import bound_size
     from memfit.pytorch.capture.effects import allow_recompute
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "allow_recompute",
     "bound",
+    "bound_size",
     "build_info",
     "fit",
     "fit_blocks",
@@ -70,6 +72,7 @@ _HOME = {
     "TradeOff": "memfit.planners.base",
     "build_info": "memfit._core",
     "allow_recompute": "memfit.pytorch.capture.effects",
+    "bound_size": "memfit.pytorch.branches.bound_size",
     "bound": "memfit.pytorch.api.bound",
     "fit": "memfit.pytorch.api.entry",
     "fit_blocks": "memfit.pytorch.api.fit_blocks",

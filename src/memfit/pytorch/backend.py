@@ -15,6 +15,7 @@ from torch import fx, nn
 from memfit.errors import MemfitError
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph
+from memfit.pytorch.branches.notes import is_checked
 from memfit.pytorch.capture.given import Given
 from memfit.pytorch.capture.missing import note_missing
 from memfit.pytorch.capture.progress import CAPTURING, TRACING
@@ -77,6 +78,7 @@ class StepBackend:
             the right shapes.
         takes_apart: whether what forward stores is planned without a gradient.
         executor: runs the plans.
+        checked: some step may end because a branch on data goes another way than it was traced.
         budget_bytes: the budget, where it is known in bytes; None where the graph decides.
 
     Args:
@@ -103,6 +105,7 @@ class StepBackend:
         self.sample: tuple[Sequence[Any], Mapping[str, Any]] | None = None
         self.takes_apart = True
         self.budget_bytes: int | None = None
+        self.checked = False
         self._planning = planning
         self._setting = setting
         self._all_stored: list[StoredOutputs] = []
@@ -184,6 +187,7 @@ class StepBackend:
         count = self.count
         try:
             step = self.executor.capture(joint, num_fwd_outputs, traced)
+            self.checked |= is_checked(joint)
             count.captured()
             self._asked = True
             occasion = Occasion(

@@ -11,6 +11,7 @@ from torch import fx
 from memfit.graph.plan import Plan
 from memfit.graph.simulator import simulate
 from memfit.graph.training_graph import ValueKind
+from memfit.pytorch.branches.notes import with_branches_noted
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.capture.missing import leave_out, outputs_behind
@@ -75,6 +76,7 @@ class EagerGraph:
         step, plan = planned.step, planned.plan
         plan.check_graph(step.graph)
         plan = with_units_noted(with_opaque_notes(plan, step.node_of), step)
+        plan = with_branches_noted(plan, step.joint)
         made = Made(
             step.graph,
             plan,

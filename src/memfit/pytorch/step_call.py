@@ -29,7 +29,7 @@ from memfit.pytorch.compat.dynamo import (
 from memfit.pytorch.compat.eager import why_not_compiled
 from memfit.pytorch.compat.symbols import DependsOnData
 from memfit.pytorch.failures.first_run import FirstRun
-from memfit.pytorch.failures.told import failing, is_own_fault, told
+from memfit.pytorch.failures.told import is_own_fault, told
 from memfit.pytorch.opaque.ladder import Ladder
 from memfit.pytorch.planning.capture_only import CaptureEnds
 from memfit.pytorch.planning.sizes import PlannedAhead
@@ -124,7 +124,8 @@ def compile_step(
         before = len(backend.compiled)
         other: OtherOutcome | None = None
         for way in outcomes.ways(args, kwargs):
-            restart = Restart(ladder.modules) if way is not None else None
+            may_end_early = backend.checked or not backend.compiled
+            restart = Restart(ladder.modules) if may_end_early else None
             try:
                 result = run(way, args, kwargs)
             except PlannedAhead:
@@ -133,13 +134,11 @@ def compile_step(
                 inner = getattr(error, "inner_exception", error)
                 if isinstance(inner, CaptureEnds):
                     raise CaptureEnds(inner.step) from None
-                if restart is not None and isinstance(error, OtherOutcome):
-                    other = error
-                    restart.back()
-                    continue
                 if isinstance(error, OtherOutcome):
-                    with failing(type(step.model).__name__, "forward"):
-                        raise RuntimeError(error.where) from None
+                    other = error
+                    if restart is not None:
+                        restart.back()
+                    continue
                 if mended(error, args, kwargs):
                     return call(*args, **kwargs)
                 taken = args if step.loss_fn is None else args[:-1]

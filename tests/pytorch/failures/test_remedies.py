@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
@@ -88,6 +87,10 @@ def tried(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
         return h
 
 
+def compared(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
+    return h if torch.equal(torch.rand(1), torch.rand(1)) else -h
+
+
 def repeated(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
     for i in x[:, 0].gt(0).nonzero().flatten():
         h = h + x[i]
@@ -121,14 +124,17 @@ def of_mixed_devices(net: Net, h: torch.Tensor, x: torch.Tensor) -> Any:
 
 
 CASES: dict[str, tuple[Layer, str, str]] = {
-    "a branch": (lambda n, h, x: h if h.sum() > 0 else -h, "ata-dependent", "torch.where, which"),
-    "a comparison": (lambda n, h, x: h if torch.equal(x, x + 1) else -h, "equal", "== b).all()"),
-    "a loop over data": (repeated, "ata-dependent", "sizes, loops and branches"),
-    "a mask": (lambda n, h, x: h[x > 0], "depends on the data", "a product instead of x[mask]"),
-    "a loss that looks at data": (
-        lambda n, h, x: F.gaussian_nll_loss(h, x, torch.ones_like(x)),
+    "a branch": (
+        lambda n, h, x: h if torch.rand([]) > 0.5 else -h,
         "ata-dependent",
-        "can stay outside",
+        "torch.where, which",
+    ),
+    "a comparison": (compared, "equal", "== b).all()"),
+    "a loop over data": (repeated, "ata-dependent", "sizes, loops and branches"),
+    "a size": (
+        lambda n, h, x: h.repeat_interleave(x[:, 0].gt(0).long(), dim=0),
+        "depends on the data",
+        "memfit.bound_size",
     ),
     "a print": (told, "print", "leave printing"),
     "a warning": (warned, "warn", "is_compiling()"),
@@ -178,7 +184,7 @@ X = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 
 SHORT = {
     "a branch", "a comparison", "a loop over data", "a print", "Python's random", "a custom op",
-    "a formula", "a mask", "a try", "devices", "another error",
+    "a formula", "a size", "a try", "devices", "another error",
 }  # fmt: skip
 
 
@@ -222,16 +228,19 @@ def test_what_breaks_a_graph_is_planned_around_as_the_remedy_says() -> None:
     compiled = torch.compile(
         copy.deepcopy(plain), backend="memfit", options={"budget": "1GiB", "cost": "analytic"}
     )
-    assert torch.equal(compiled(X), plain(X))
+    torch.manual_seed(0)
+    ours = compiled(X)
+    torch.manual_seed(0)
+    assert torch.equal(ours, plain(X))
 
 
 def test_the_command_line_says_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cannot_be_captured.py").write_text(
-        "from torch import nn\n\n\nclass Net(nn.Linear):\n    def __init__(self):\n"
-        "        super().__init__(8, 8)\n\n    def forward(self, x):\n"
-        "        return x if super().forward(x).sum() > 0 else -x\n"
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(8, 8)\n\n    def forward(self, x):\n"
+        "        return super().forward(x) if torch.rand([]) > 0.5 else -x\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
@@ -239,7 +248,7 @@ def test_the_command_line_says_the_same(
     assert main(["plan", *words, "--budget", "100%"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert re.search(r"Net cannot be captured .*cannot_be_captured\.py:9: .*; choose by", said)
+    assert re.search(r"Net cannot be captured .*cannot_be_captured\.py:10: .*; choose by", said)
 
 
 def test_whose_file_it_is() -> None:

@@ -242,7 +242,7 @@ def test_the_measured_peak_is_the_planned_one(name: str, x: torch.Tensor) -> Non
 
 
 def test_it_is_told_once_and_in_the_plan(x: torch.Tensor, caplog: pytest.LogCaptureFixture) -> None:
-    fitted = memfit.fit(Net(_check), budget="100%", cost="analytic")
+    fitted = memfit.fit(Net(_layer_drop), budget="100%", cost="analytic")
     with caplog.at_level(logging.WARNING, "memfit"):
         for _ in range(3):
             fitted.zero_grad()
@@ -257,9 +257,9 @@ def test_it_is_told_once_and_in_the_plan(x: torch.Tensor, caplog: pytest.LogCapt
 
 def test_fullgraph_refuses_it(x: torch.Tensor) -> None:
     with pytest.raises(CaptureError, match=r"test_opaque\.py:\d+"):
-        memfit.fit(Net(_check), budget="100%", cost="analytic", fullgraph=True)(x)
+        memfit.fit(Net(_layer_drop), budget="100%", cost="analytic", fullgraph=True)(x)
     with pytest.raises(memfit.UsageError, match="fullgraph"):
-        memfit.fit(Net(_check), budget="100%", fullgraph="yes")  # type: ignore[arg-type]
+        memfit.fit(Net(_layer_drop), budget="100%", fullgraph="yes")  # type: ignore[arg-type]
 
 
 def test_a_new_shape_is_seen_before_it_is_planned(x: torch.Tensor) -> None:

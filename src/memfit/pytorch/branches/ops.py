@@ -1,8 +1,9 @@
 """The checks in a graph that its branches on data go the way they were traced.
 
-`memfit::outcome` and `memfit::numbers` are this module's; `aten::_assert_scalar` is what PyTorch
-puts into a graph for the comparisons of numbers that it has decided. Where one of them fails, the
-step ends before it has changed anything, and can be run in another way.
+`memfit::outcome` and `memfit::numbers` are this module's; `aten::_assert_scalar` and
+`aten::_assert_async` are what PyTorch puts into a graph for the comparisons of numbers that it has
+decided, and for assertions. Where one of them fails, the step ends before it has changed anything,
+and can be run in another way: as plain PyTorch, which raises what the model's own code raises.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import fx
 from memfit.errors import MemfitError
 from memfit.pytorch.python_ops import run_instead
 
-__all__ = ["ASSERTION", "CHECKS", "NUMBERS", "OUTCOME", "OtherOutcome", "frames_text"]
+__all__ = ["ASSERTION", "CHECKS", "NUMBERS", "OUTCOME", "OtherOutcome", "frames_text", "is_branch"]
 
 
 class OtherOutcome(MemfitError):
@@ -45,12 +46,18 @@ _LIBRARY.define("numbers(Tensor content, int[] expected, str where) -> ()")
 OUTCOME = torch.ops.memfit.outcome.default
 NUMBERS = torch.ops.memfit.numbers.default
 ASSERTION = torch.ops.aten._assert_scalar.default
-CHECKS = frozenset({OUTCOME, NUMBERS})
+_ASSERT = torch.ops.aten._assert_async
+CHECKS = frozenset({OUTCOME, NUMBERS, ASSERTION, _ASSERT.default, _ASSERT.msg})
 
 
 def frames_text(frames: Sequence[tuple[str, int]]) -> str:
     """Where a branch is, as an argument of the ops."""
     return _MARK + json.dumps(list(frames))
+
+
+def is_branch(where: str) -> bool:
+    """Whether a check is of a branch that this module has decided, not of PyTorch's own."""
+    return where.startswith(_MARK)
 
 
 def _outcome(condition: torch.Tensor, expected: bool, where: str) -> None:
@@ -63,8 +70,8 @@ def _numbers(content: torch.Tensor, expected: Sequence[int], where: str) -> None
         raise OtherOutcome(where)
 
 
-def _assertion(holds: Any, where: str) -> None:
-    if not holds:
+def _assertion(holds: Any, where: str = "an assertion fails") -> None:
+    if not bool(holds):
         raise OtherOutcome(where)
 
 
@@ -80,6 +87,8 @@ _RUNS: dict[Any, Callable[..., None]] = {
     OUTCOME: _outcome,
     NUMBERS: _numbers,
     ASSERTION: _assertion,
+    _ASSERT.default: _assertion,  # how tracing writes the `assert` of a tensor
+    _ASSERT.msg: _assertion,
 }
 for _name, _op in (("outcome", OUTCOME), ("numbers", NUMBERS)):
     _LIBRARY.impl(_name, _RUNS[_op], "CompositeExplicitAutograd")

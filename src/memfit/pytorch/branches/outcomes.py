@@ -147,6 +147,9 @@ class Outcomes:
         Returns:
             What it gives, and whether there are too many ways.
         """
+        if not self.met:
+            self._tell(other, "so do all like it")
+            return self._step(*args, **kwargs), False
         known = self._ways.setdefault(_form(args, kwargs), [])
         with recorded() as seen:
             result = self._step(*args, **kwargs)
@@ -154,19 +157,15 @@ class Outcomes:
         full = len(known) >= MOST_WAYS or not new
         if not full:
             known.insert(0, Way(dict(seen), self._pinned))
-        self._tell(other, full)
+        then = f"so do all that go another way than the {MOST_WAYS} that are planned"
+        self._tell(other, then if full else "the next one like it has a plan of its own")
         return result, full
 
-    def _tell(self, other: OtherOutcome, full: bool) -> None:
+    def _tell(self, other: OtherOutcome, then: str) -> None:
         where = _where(other)
         text = (
             "a step of %s goes another way%s than it was planned for, and runs as plain PyTorch, "
             "without a plan; %s"
-        )
-        then = (
-            f"so do all that go another way than the {MOST_WAYS} that are planned"
-            if full
-            else "the next one like it has a plan of its own"
         )
         if where + then not in self._told:
             self._told.add(where + then)

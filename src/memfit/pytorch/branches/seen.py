@@ -13,9 +13,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from memfit.pytorch.compat.eager import tree_leaves
+from memfit.pytorch.compat.eager import TorchDispatchMode, tree_leaves
 from memfit.pytorch.compat.symbols import sizes_depend_on_data
 from memfit.pytorch.failures.source_files import is_users
 

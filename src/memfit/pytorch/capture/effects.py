@@ -79,11 +79,11 @@ def may_have_effect(target: Any) -> bool:
 def is_harmless(target: Any) -> bool:
     """Whether an op writes nothing that the caller sees, and may run again although it is marked.
 
-    PyTorch's checks and assertions are marked to have an effect.
+    Checks and assertions are marked to have an effect; others than PyTorch's return nothing.
     """
     return (
         isinstance(target, torch._ops.OpOverload)
-        and target.namespace == "aten"
+        and (target.namespace == "aten" or not target._schema.returns)
         and not target._schema.is_mutable
     )
 

@@ -328,9 +328,8 @@ def _elements(variable: Any) -> int | None:
 
 
 def _give(shape_env: Any, number: Any, value: Any) -> None:
-    symbols = free_unbacked_symbols(number) if isinstance(number, SYMBOLIC) else ()
-    if len(symbols) == 1:
-        (symbol,) = symbols
+    symbols = list(free_unbacked_symbols(number)) if isinstance(number, SYMBOLIC) else []
+    for symbol in symbols if len(symbols) == 1 else ():
         shape_env.set_real_tensor_prop_unbacked_vals(
             symbol, int(value) if isinstance(value, bool) else value
         )

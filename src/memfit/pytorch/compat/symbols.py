@@ -21,6 +21,7 @@ __all__ = [
     "constant_value",
     "numbers_inside_ops",
     "size_hint",
+    "sized_by_data",
     "sizes_depend_on_data",
     "stand_in",
 ]
@@ -99,6 +100,13 @@ def size_hint(value: Any) -> Any:
             f"nonzero or unique, {WITH_BREAKS}"
         )
     return hint
+
+
+def sized_by_data(value: Any) -> bool:
+    """Whether a value is a tensor with a size that depends on data."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return any(isinstance(n, SYMBOLIC) and free_unbacked_symbols(n) for n in value.shape)
 
 
 def _at_most(value: Any) -> int | None:
