@@ -16,7 +16,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from memfit.errors import ExecutionError
 from memfit.pytorch.capture.missing import ABSENT
-from memfit.pytorch.compat.eager import tree_flatten, tree_unflatten
 from memfit.pytorch.opaque.module_state import held_tensors, kept
 from memfit.pytorch.opaque.record import (
     Recording,
@@ -26,8 +25,9 @@ from memfit.pytorch.opaque.record import (
     record_of,
     under_autocast,
 )
+from memfit.pytorch.opaque.structure import parted, together
 
-__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered", "parted"]
+__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered"]
 
 logger = logging.getLogger("memfit")
 Tensors = Sequence[torch.Tensor]
@@ -83,20 +83,6 @@ class Taken:
         )
 
 
-def parted(tree: Any) -> tuple[list[torch.Tensor], Any, tuple[Any, ...]]:
-    """The tensors of a tree; its structure; its other leaves, with None for tensors."""
-    leaves, spec = tree_flatten(tree)
-    tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
-    return tensors, spec, tuple(None if isinstance(x, torch.Tensor) else x for x in leaves)
-
-
-def _filled(spec: Any, others: Sequence[Any], places: Sequence[int], tensors: Tensors) -> Any:
-    leaves = list(others)
-    for place, tensor in zip(places, tensors, strict=True):
-        leaves[place] = tensor
-    return tree_unflatten(leaves, spec)
-
-
 class OpaqueCall:
     """A module called with arguments of one form.
 
@@ -107,6 +93,7 @@ class OpaqueCall:
         outputs: forms of its tensor outputs.
         with_gradient: which of them have a gradient.
         operands: forms of the operands.
+        result: structure in which the outputs are returned.
         taken: the most that a run took.
         draws: whether it draws random numbers.
         once: whether it must not run again.
@@ -128,9 +115,7 @@ class OpaqueCall:
         self.name = name
         self.key = next(_keys)
         self._module = module
-        tensors, self._spec, self._others = parted((tuple(arguments[0]), dict(arguments[1])))
-        leaves, _ = tree_flatten((tuple(arguments[0]), dict(arguments[1])))
-        self._places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
+        tensors, self._arguments = parted((tuple(arguments[0]), dict(arguments[1])))
         self._run = run
         self._autocast = autocast_state({"cpu", *(x.device.type for x in tensors)})
         self.leaves: tuple[torch.Tensor, ...] = ()
@@ -140,7 +125,7 @@ class OpaqueCall:
         self.taken = Taken()
         self.draws = False
         self.once = False
-        self._result: tuple[Any, Sequence[Any], Sequence[int]] = (None, (), ())
+        self.result: Any = None
         self._told = False
         _calls[self.key] = self
 
@@ -156,16 +141,14 @@ class OpaqueCall:
         """
         given = [gate(x) if g else x.detach() for x, g in zip(arguments, gated, strict=True)]
         edges = [get_gradient_edge(x) for x, g in zip(given, gated, strict=True) if g]
-        args, kwargs = _filled(self._spec, self._others, self._places, given)
+        args, kwargs = together(self._arguments, given)
         seen = recording.recording() if recording is not None else nullcontext()
         with under_autocast(self._autocast), seen:
             return self._run(*args, **kwargs), edges
 
     def learn(self, result: Any, outputs: Tensors) -> None:
-        """What the call gives, from a first run."""
-        leaves, spec = tree_flatten(result)
-        places = [i for i, x in enumerate(leaves) if isinstance(x, torch.Tensor)]
-        self._result = (spec, parted(result)[2], places)
+        """What the call gives, from a first run: its structure, and the tensors in it."""
+        self.result = result
         self.outputs = tuple(map(Form.of, outputs))
         self.with_gradient = frozenset(
             i for i, x in enumerate(outputs) if x.is_floating_point() or x.is_complex()
@@ -187,10 +170,6 @@ class OpaqueCall:
         self.draws |= other.draws
         self.once |= other.once
 
-    def result(self, outputs: Tensors) -> Any:
-        """Outputs in the structure in which the module gives them."""
-        return _filled(*self._result, outputs)
-
     def forward(
         self, operands: Tensors, wanted: Sequence[int], *, again: bool = False
     ) -> list[torch.Tensor]:
@@ -208,9 +187,9 @@ class OpaqueCall:
         state = recording.putting_back(kept(self._module)) if again else nullcontext()
         with torch.enable_grad(), state:
             result, edges = self.run(arguments, gated, recording)
-        made, spec, others = parted(result)
+        made, structure = parted(result)
         del result
-        if spec != self._result[0] or others != self._result[1]:
+        if structure != self.result:
             raise ExecutionError(
                 f"{self.name}, which runs as one op, returns something else than when it was "
                 "traced; return tensors of fixed shapes, or keep it out of what is fitted"

@@ -19,6 +19,7 @@ from memfit.pytorch.failures.first_run import random_states_kept
 from memfit.pytorch.failures.told import first_line
 from memfit.pytorch.opaque.blocks import blocks_of
 from memfit.pytorch.opaque.module_state import ModuleState
+from memfit.pytorch.opaque.structure import __file__ as structure_file
 from memfit.pytorch.opaque.unit import CannotBeOpaque, Unit
 from memfit.pytorch.opaque.unit import __file__ as unit_file
 
@@ -100,7 +101,7 @@ class Ladder:
             for unit in unseen:
                 unit.unseen = False
             return self._observed(args, kwargs) and sum(len(u.calls) for u in unseen) > known
-        if frames and frames[-1][0] == unit_file:
+        if frames and frames[-1][0] in (unit_file, structure_file):
             self._refuse(self._newest)  # it is called in a way that is not taken
         while self._rungs < MOST_RUNGS:
             self._rungs += 1

@@ -16,14 +16,14 @@ from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.failures.first_run import random_states, set_random_states
 from memfit.pytorch.opaque import ops
 from memfit.pytorch.opaque.blocks import blocks_of, computed_again
-from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken, parted
+from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
 from memfit.pytorch.opaque.record import GATE, Recording
+from memfit.pytorch.opaque.structure import CannotBeParted, parted, together
 
 __all__ = ["CannotBeOpaque", "Unit"]
 
 _MORE_RUNS = 4
-_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 class CannotBeOpaque(Exception):
@@ -64,15 +64,27 @@ class Unit:
         """From here on, tracing meets an op where the module is called."""
         unit, own, traced = self, self._own, self._traced
         leaves = tuple(self.leaves)
+        given = tuple({structure: None for (structure, _), _ in self.calls})
+        returned = tuple(self._returned(structure) for structure in given)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():
-                return traced(leaves, args, kwargs)
+                tensors, structure = parted((args, kwargs))
+                place = -1
+                for i, known in enumerate(given):
+                    if known == structure:
+                        place = i
+                made = traced(leaves, tensors, place)
+                return together(returned[place], made)
             if unit.observing:
                 return unit.observe(args, kwargs)
             return own(*args, **kwargs)
 
         vars(self.module)["forward"] = forward
+
+    def _returned(self, given: Any) -> Any:
+        """In which structure a call returns its outputs that is given some structure."""
+        return next(call.result for (structure, _), call in self.calls if structure == given)
 
     def remove(self) -> None:
         """The module is itself again."""
@@ -87,17 +99,17 @@ class Unit:
         return list(found.values())
 
     def _trace(
-        self, leaves: Sequence[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, leaves: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], place: int
     ) -> Any:
-        form = _form(args, kwargs)
+        given = list({structure: None for (structure, _), _ in self.calls})
+        form = (given[place], _forms(tensors)) if place >= 0 else None
         call = next((call for known, call in self.calls if known == form), None)
-        if call is None:
+        if call is None or call.result != self._returned(given[place]):
             self.unseen = True
             raise CannotBeOpaque(f"{self.name} is called in another way than it was seen to be")
         read = {id(x) for x in call.leaves}
         taken = [x for real, x in zip(self.leaves, leaves, strict=True) if id(real) in read]
-        tensors, _, _ = parted((tuple(args), dict(kwargs)))
-        return call.result(ops.apply(call.key, [*taken, *tensors]))
+        return list(ops.apply(call.key, [*taken, *tensors]))
 
     # A plain run.
 
@@ -114,8 +126,8 @@ class Unit:
             self.observing = True
 
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        form = _form(args, kwargs)
-        tensors, _, _ = parted((tuple(args), dict(kwargs)))
+        tensors, structure = _parted((tuple(args), dict(kwargs)))
+        form = structure, _forms(tensors)
         device = str(next((x.device for x in tensors), torch.device("cpu")))
         drawn, state = random_states(), ModuleState(self.module)
         trained = [p for p in self.module.parameters() if p.requires_grad]
@@ -150,7 +162,7 @@ class Unit:
             self.calls.append((form, call))
         else:
             known.join(call)
-        return call.result(outputs)
+        return together(call.result, outputs)
 
     def _saved_bytes(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
@@ -160,7 +172,7 @@ class Unit:
         with torch.enable_grad():
             result, _ = call.run(tensors, gated, recording)
         recording.add_given(call.leaves)
-        return recording.finish([x.detach() for x in parted(result)[0]])
+        return recording.finish([x.detach() for x in _parted(result)[0]])
 
     def _look(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
@@ -178,10 +190,8 @@ class Unit:
         result, edges = results.pop()
         if [x._version for x in tensors] != versions:
             raise CannotBeOpaque(f"{self.name} writes to what it is given")
-        made, _, others = parted(result)
-        if not all(isinstance(x, _CONSTANTS) for x in others):
-            raise CannotBeOpaque(f"{self.name} returns what is neither a tensor nor a constant")
-        call.learn(result, made)
+        made, structure = _parted(result)
+        call.learn(structure, made)
         call.add_leaves(leaves_behind([x for x in made if x.requires_grad], GATE))
         outputs = [x.detach().clone() for x in made]
         recording.add_given(call.leaves)
@@ -233,21 +243,25 @@ class Unit:
         set_random_states(drawn)
         with torch.enable_grad():  # it may ask for gradients itself
             result, _ = call.run(tensors, [False] * len(tensors))
-        made, _, _ = parted(result)
+        made, _ = _parted(result)
         return len(made) == len(outputs) and all(
             a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
             for a, b in zip(made, outputs, strict=True)
         )
 
 
-def _form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    tensors, spec, others = parted((tuple(args), dict(kwargs)))
+def _parted(value: Any) -> tuple[list[torch.Tensor], Any]:
+    try:
+        return parted(value)
+    except CannotBeParted as error:
+        raise CannotBeOpaque(f"there is {error}") from None
+
+
+def _forms(tensors: Sequence[torch.Tensor]) -> Any:
     for x in tensors:
         if type(x) not in (torch.Tensor, nn.Parameter) and not _is_traced(x):
             raise CannotBeOpaque(f"a {type(x).__name__} is given")
-    if not all(isinstance(x, _CONSTANTS) for x in others):
-        raise CannotBeOpaque("what is given is neither a tensor nor a constant")
-    return [(tuple(x.shape), x.dtype, x.device) for x in tensors], spec, others
+    return tuple((tuple(x.shape), x.dtype, x.device) for x in tensors)
 
 
 def _is_traced(tensor: torch.Tensor) -> bool:
