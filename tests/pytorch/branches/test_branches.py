@@ -126,6 +126,12 @@ def _indexed(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(x, y)
 
 
+def _never(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if torch.rand([]) < 0.0 or torch.rand(1).item() >= 1:
+        return x.sum()
+    return F.cross_entropy(net.mixed(x), y)
+
+
 BODIES: dict[str, Body] = {
     "a check of labels": _labels,
     "a check of values": _finite,
@@ -139,6 +145,7 @@ BODIES: dict[str, Body] = {
     "a loop until something holds": _until,
     "numbers that sizes are made of": _numbers,
     "modules chosen by an index": _indexed,
+    "layers that are left out with probability 0": _never,
 }
 
 

@@ -88,6 +88,11 @@ def _numpys_random(part: Part, x: torch.Tensor) -> torch.Tensor:
     return part.mixed(x * np.random.beta(1.0, 1.0))  # noqa: NPY002
 
 
+def _transformed(part: Part, x: torch.Tensor) -> torch.Tensor:
+    random.random()
+    return part.mixed(torch.fft.irfft(torch.fft.rfft(x, dim=0) * (1 + 1j), n=len(x), dim=0))
+
+
 def _masked(part: Part, x: torch.Tensor) -> torch.Tensor:
     y = part.mixed(x)
     return x * y[y > 0].mean()
@@ -124,6 +129,7 @@ STEPS: dict[str, Step] = {
     "layers left out": _layer_drop,
     "Python's random": _pythons_random,
     "NumPy's random": _numpys_random,
+    "a Fourier transform": _transformed,  # its gradient is laid out in another way
     "a mask": _masked,
     "experts": _experts,
     "packed sequences": _packed,
@@ -224,6 +230,7 @@ def test_trains_as_in_plain_pytorch(name: str, tight: bool, x: torch.Tensor) -> 
     "name",
     [
         "a check",
+        "a Fourier transform",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("packed sequences", "a force")),
     ],
 )

@@ -178,7 +178,7 @@ class _Known:
                 made = self._compared(tx, _COMPARISONS[name], [variable, *args], kwargs)
             if made is not None:
                 return made
-            self._undecided = name == "item" and _is_drawn(variable)
+            self._undecided = name == "item" and _is_whole(variable.dtype) and _is_drawn(variable)
             try:
                 return plain(variable, tx, name, args, kwargs)
             finally:
@@ -220,7 +220,7 @@ class _Known:
                 return plain(variable, output_graph)
             except Exception:
                 value = _value(variable.sym_num)
-                if value is None:
+                if value is None or _is_drawn(variable):
                     raise
             tx = InstructionTranslator.current_tx()
             holds = variable.as_proxy()
@@ -353,18 +353,44 @@ def _only_whole_numbers(shape_env: Any, expression: Any, _: Any) -> None:
 
 
 def _is_drawn(variable: Any) -> bool:
-    """Whether a tensor is made of numbers of one element, one of which is a random one."""
+    """Whether a tensor is made of numbers of one element, one of which is a random one.
+
+    Not a uniform number below 0, or up to 1: layers that are left out with probability 0 never are.
+    """
     seen: set[fx.Node] = set()
     following = [variable.as_proxy().node]
     while following:
         node = following.pop()
+        if _is_certain(node):
+            continue
         example = node.meta.get("example_value")
-        count = example.numel() if isinstance(example, torch.Tensor) else 0
+        count = example.numel() if isinstance(example, torch.Tensor) else int(_is_symbolic(example))
         if node in seen or not isinstance(count, int) or count != 1:
             continue
         seen.add(node)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if node.op != "placeholder" and str(name).startswith(_DRAW):
+        if node.op != "placeholder" and _name(node).startswith(_DRAW):
             return True
         following.extend(node.all_input_nodes)
     return False
+
+
+def _is_symbolic(value: Any) -> bool:
+    return isinstance(value, SYMBOLIC)
+
+
+def _name(node: fx.Node) -> str:
+    found = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(found)
+
+
+def _is_certain(node: fx.Node) -> bool:
+    """Whether a node compares a number of [0, 1) with one that it is always, or never, below."""
+    if _name(node) not in ("lt", "le", "gt", "ge") or len(node.args) != 2:
+        return False
+    drawn, other = node.args
+    while isinstance(drawn, fx.Node) and _name(drawn) == "item":
+        drawn = drawn.args[0]
+    uniform = isinstance(drawn, fx.Node) and drawn.op != "placeholder" and _name(drawn) == "rand"
+    if not uniform or not isinstance(other, (int, float)):
+        return False
+    return other >= 1 or other < 0 or (other == 0 and _name(node) in ("lt", "ge"))

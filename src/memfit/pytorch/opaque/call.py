@@ -27,7 +27,7 @@ from memfit.pytorch.opaque.record import (
 )
 from memfit.pytorch.opaque.structure import parted, together
 
-__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered"]
+__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered", "contiguous"]
 
 logger = logging.getLogger("memfit")
 Tensors = Sequence[torch.Tensor]
@@ -221,14 +221,14 @@ class OpaqueCall:
             wanted: places of the operands that are asked for.
         """
         with torch.enable_grad(), under_autocast(()):
-            found = record_of(handle).backward(operands, outputs, given)
+            found = contiguous(record_of(handle).backward(operands, outputs, given))
         made = []
         for i, gradient in zip(wanted, found, strict=True):
             if gradient is None:
                 form = self.operands[i]
                 gradient = torch.zeros(form.shape, dtype=form.dtype, device=form.device)
                 setattr(gradient, ABSENT, True)  # accumulation leaves `.grad` as it is
-            made.append(gradient.contiguous())
+            made.append(gradient)
         return made
 
     def _own(self, outputs: list[torch.Tensor], operands: Tensors) -> list[torch.Tensor]:
@@ -259,6 +259,14 @@ class OpaqueCall:
                 held,
                 held - self.taken.saved_bytes,
             )
+
+
+def contiguous(found: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Tensors as tracing was told that they lie; each is copied where it does not, and let go."""
+    for i, x in enumerate(found):
+        if x is not None:
+            found[i] = x.contiguous()
+    return found
 
 
 def call_numbered(key: int) -> OpaqueCall:

@@ -16,7 +16,7 @@ from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.failures.first_run import random_states, set_random_states
 from memfit.pytorch.opaque import ops
 from memfit.pytorch.opaque.blocks import blocks_of, computed_again
-from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
+from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken, contiguous
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
 from memfit.pytorch.opaque.record import GATE, Recording
 from memfit.pytorch.opaque.structure import CannotBeParted, parted, together
@@ -206,12 +206,16 @@ class Unit:
             torch.ones_like(x) if i in call.with_gradient else None for i, x in enumerate(made)
         ]
         found: list[torch.Tensor | None] = []
+
+        def dense(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+            if any(x is not None and x.layout is not torch.strided for x in gradients):
+                raise CannotBeOpaque(f"{self.name} has gradients that are not dense (sparse=True)")
+            return contiguous(gradients)
+
         operands = [*call.leaves, *tensors]
         back, backward_ns = _measured(
-            lambda: found.extend(record.backward(operands, made, gradients)), tensors
+            lambda: found.extend(dense(record.backward(operands, made, gradients))), tensors
         )
-        if any(x is not None and x.layout is not torch.strided for x in found):
-            raise CannotBeOpaque(f"{self.name} has gradients that are not dense (sparse=True)")
         gradient_bytes = sum(x.untyped_storage().nbytes() for x in found if x is not None)
         call.take(
             Taken(
