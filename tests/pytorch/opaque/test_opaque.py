@@ -256,10 +256,10 @@ def test_it_is_told_once_and_in_the_plan(x: torch.Tensor, caplog: pytest.LogCapt
             fitted(x).backward()
     (told,) = [r.getMessage() for r in caplog.records if "cannot be traced" in r.getMessage()]
     assert "test_opaque.py:" in told
-    assert "parts.0 (Part), parts.1 (Part)" in told
+    assert "_layer_drop()" in told
     assert "fullgraph=True" in told
     assert fitted.plan is not None
-    assert sum("runs as one op" in note for note in fitted.plan.notes) == 2
+    assert any("_layer_drop() cannot be traced and" in note for note in fitted.plan.notes)
 
 
 def test_fullgraph_refuses_it(x: torch.Tensor) -> None:

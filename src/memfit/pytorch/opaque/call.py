@@ -115,7 +115,9 @@ class OpaqueCall:
         self.name = name
         self.key = next(_keys)
         self._module = module
-        tensors, self._arguments = parted((tuple(arguments[0]), dict(arguments[1])))
+        self._objects: dict[int, Any] = {}
+        given = (tuple(arguments[0]), dict(arguments[1]))
+        tensors, self._arguments = parted(given, self._objects)
         self._run = run
         self._autocast = autocast_state({"cpu", *(x.device.type for x in tensors)})
         self.leaves: tuple[torch.Tensor, ...] = ()
@@ -141,7 +143,7 @@ class OpaqueCall:
         """
         given = [gate(x) if g else x.detach() for x, g in zip(arguments, gated, strict=True)]
         edges = [get_gradient_edge(x) for x, g in zip(given, gated, strict=True) if g]
-        args, kwargs = together(self._arguments, given)
+        args, kwargs = together(self._arguments, given, self._objects)
         seen = recording.recording() if recording is not None else nullcontext()
         with under_autocast(self._autocast), seen:
             return self._run(*args, **kwargs), edges
@@ -165,7 +167,9 @@ class OpaqueCall:
 
     def join(self, other: OpaqueCall) -> None:
         """Another call of the same form runs as this one, too."""
+        arguments = self.operands[len(self.leaves) :]
         self.add_leaves(other.leaves)
+        self.operands = (*map(Form.of, self.leaves), *arguments)
         self.take(other.taken)
         self.draws |= other.draws
         self.once |= other.once

@@ -3,11 +3,9 @@ as one op, and capture is tried again."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from memfit.pytorch.failures.first_run import random_states_kept
 from memfit.pytorch.failures.told import first_line
 from memfit.pytorch.opaque.blocks import blocks_of
 from memfit.pytorch.opaque.module_state import ModuleState
+from memfit.pytorch.opaque.places import Place, place_of_module, places_at
 from memfit.pytorch.opaque.structure import __file__ as structure_file
 from memfit.pytorch.opaque.unit import CannotBeOpaque, Unit
 from memfit.pytorch.opaque.unit import __file__ as unit_file
@@ -58,15 +57,15 @@ class Ladder:
     def __init__(self, step: nn.Module, *, thrifty: bool = False) -> None:
         self._step = step
         self._thrifty = thrifty
-        self._units: dict[nn.Module, Unit] = {}
-        self._refused: set[type[nn.Module]] = set()
-        self._newest: type[nn.Module] | None = None
+        self._units: dict[Any, Unit] = {}  # by their places' keys
+        self._refused: set[Any] = set()  # kinds of places
+        self._newest: Any = None
         self._rungs = 0
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Those that are opaque."""
-        return list(self._units)
+        """Those whose state what is opaque may change."""
+        return list({id(unit.module): unit.module for unit in self._units.values()}.values())
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -105,21 +104,18 @@ class Ladder:
             self._refuse(self._newest)  # it is called in a way that is not taken
         while self._rungs < MOST_RUNGS:
             self._rungs += 1
-            kind = self._blamed(frames)
-            if kind is None:
+            places = self._blamed(frames)
+            if not places:
                 return False
-            self._newest = kind
-            for name, module in self._step.named_modules():
-                if isinstance(module, kind):
-                    self._units.setdefault(module, self._unit(name, module))
-            if self._observed(args, kwargs):
+            self._newest = kind = places[0].kind
+            for place in places:
+                self._units.setdefault(place.key, Unit(place, thrifty=self._thrifty))
+            seen = self._observed(args, kwargs)
+            if seen and any(unit.place.kind == kind for unit in self._units.values()):
                 self._tell(kind, frames, error)
                 return True
             self._refuse(kind)
         return False
-
-    def _unit(self, name: str, module: nn.Module) -> Unit:
-        return Unit(_named(name, module), module, thrifty=self._thrifty)
 
     def save(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """From here on, opaque modules compute their blocks again in their backward passes.
@@ -130,47 +126,44 @@ class Ladder:
         Returns:
             Whether there are opaque modules that did not, and have blocks.
         """
-        if self._thrifty or not any(blocks_of(module) for module in self._units):
+        whole = [unit for unit in self._units.values() if unit.place.whole]
+        if self._thrifty or not any(blocks_of(unit.module) for unit in whole):
             return False
         self._thrifty = True
-        names = {module: unit.name for module, unit in self._units.items()}
-        self._units = {m: Unit(name, m, thrifty=True) for m, name in names.items()}
+        names = {unit.name: None for unit in whole}
+        self._units = {k: Unit(unit.place, thrifty=True) for k, unit in self._units.items()}
         logger.warning(
             "%s: blocks inside are computed again, one by one, in the backward pass, as the budget "
             "has no room for what they keep",
-            ", ".join(list(names.values())[:3]),
+            ", ".join(list(names)[:3]),
         )
         return self._observed(args, kwargs)
 
-    def _refuse(self, kind: type[nn.Module] | None) -> None:
-        if kind is not None:
-            self._refused.add(kind)
-            for module in [m for m in self._units if isinstance(m, kind)]:
-                del self._units[module]
+    def _refuse(self, kind: Any) -> None:
+        self._refused.add(kind)
+        for key in [k for k, unit in self._units.items() if unit.place.kind == kind]:
+            del self._units[key]
 
-    def _blamed(self, frames: Sequence[tuple[str, int]]) -> type[nn.Module] | None:
-        """The class of modules whose code was being traced, innermost first, that may be opaque."""
-        inside = {m for module in self._units for m in module.modules()}
-        kinds = {
-            kind: None
-            for module in self._step.modules()
-            if module is not self._step and module not in inside
-            for kind in type(module).__mro__
-            if issubclass(kind, nn.Module) and kind is not nn.Module
+    def _blamed(self, frames: Sequence[tuple[str, int]]) -> list[Place]:
+        """The code that was being traced, innermost first, that may be opaque."""
+        inside = {
+            m for unit in self._units.values() if unit.place.whole for m in unit.module.modules()
         }
         for file, line in reversed(frames):
-            for kind in kinds:
-                own, first, last = _lines(kind)
-                if file == own and first <= line <= last and kind not in self._refused:
-                    return kind
+            for places in places_at(self._step, file, line):
+                free = [p for p in places if not ((p.whole or _bound(p)) and p.module in inside)]
+                known = any(p.key in self._units for p in free)
+                if free and not known and free[0].kind not in self._refused:
+                    return free
         if not frames:  # something about the step as a whole
-            whole = type(self._step.model)
-            return whole if whole not in self._refused and self._step.model not in inside else None
+            whole = self._step.model
+            taken = type(whole) in self._refused or whole in inside
+            return [] if taken else [place_of_module("model", whole, type(whole))]
         loss = getattr(self._step, "loss_fn", None)
         if loss is None or isinstance(loss, nn.Module) or Function in self._refused:
-            return None
+            return []
         self._step.loss_fn = Function(loss)
-        return Function
+        return [place_of_module("loss_fn", self._step.loss_fn, Function)]
 
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Run the step plainly, and see what the opaque modules do; whether that went well."""
@@ -194,14 +187,12 @@ class Ladder:
             for unit in self._units.values():
                 unit.observing = False
             state.put_back()
-        for module in [m for m, unit in self._units.items() if not unit.calls]:
-            del self._units[module]  # inside another one, or not called
+        for key in [k for k, unit in self._units.items() if not unit.calls]:
+            del self._units[key]  # inside another one, or not called
         return bool(self._units)
 
-    def _tell(
-        self, kind: type[nn.Module], frames: Sequence[tuple[str, int]], error: Exception
-    ) -> None:
-        units = [unit for module, unit in self._units.items() if isinstance(module, kind)]
+    def _tell(self, kind: Any, frames: Sequence[tuple[str, int]], error: Exception) -> None:
+        units = [unit for unit in self._units.values() if unit.place.kind == kind]
         saved = sum(call.taken.saved_bytes for unit in units for _, call in unit.calls)
         names = ", ".join(unit.name for unit in units[:3])
         names += f" and {len(units) - 3} more" if len(units) > 3 else ""
@@ -221,20 +212,6 @@ def _backward_hooks(module: nn.Module) -> bool:
     return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
-@cache
-def _lines(kind: type[nn.Module]) -> tuple[str, int, int]:
-    """File of a class, its first line and its last."""
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        return inspect.getsourcefile(kind) or "", first, first + len(lines) - 1
-    except (OSError, TypeError):
-        code = getattr(kind.forward, "__code__", None)
-        if code is None:
-            return "", 0, 0
-        last = max((line or 0 for _, _, line in code.co_lines()), default=0)
-        return str(code.co_filename), int(code.co_firstlineno), last
-
-
-def _named(path: str, module: nn.Module) -> str:
-    path = "" if path == "model" else path.removeprefix("model.")
-    return f"{path} ({type(module).__name__})" if path else f"the {type(module).__name__}"
+def _bound(place: Place) -> bool:
+    """Whether a place is a method of one module."""
+    return isinstance(place.key, tuple)

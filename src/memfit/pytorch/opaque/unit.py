@@ -18,6 +18,7 @@ from memfit.pytorch.opaque import ops
 from memfit.pytorch.opaque.blocks import blocks_of, computed_again
 from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken, contiguous
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
+from memfit.pytorch.opaque.places import Place
 from memfit.pytorch.opaque.record import GATE, Recording
 from memfit.pytorch.opaque.structure import CannotBeParted, parted, together
 
@@ -31,66 +32,68 @@ class CannotBeOpaque(Exception):
 
 
 class Unit:
-    """A module that runs as one op.
+    """Code that runs as one op: a module, a method or a function.
 
     Attributes:
+        place: where it is found and called.
         name: for people.
-        module: the module.
+        module: whose state it may change.
         calls: those that a plain run has shown, by what they were given.
         observing: whether calls are looked at.
         unseen: tracing has met a call that no plain run has shown.
 
     Args:
-        name: for people.
-        module: the module.
+        place: where it is found and called.
         thrifty: its blocks are computed again in its backward pass.
     """
 
-    def __init__(self, name: str, module: nn.Module, *, thrifty: bool = False) -> None:
-        self.name = name
-        self.module = module
+    def __init__(self, place: Place, *, thrifty: bool = False) -> None:
+        self.place = place
+        self.name = place.name
+        self.module = place.module
         self.calls: list[tuple[Any, OpaqueCall]] = []
-        self._own: Callable[..., Any] = module.forward
-        self._replaced = "forward" in vars(module)
         self._traced = not_traced(self._trace)
         self.observing = self.unseen = False
-        self._blocks = blocks_of(module) if thrifty else []
+        self._blocks = blocks_of(place.module) if thrifty and place.whole else []
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         with computed_again(self._blocks):
-            return self._own(*args, **kwargs)
+            return self.place.run(*args, **kwargs)
 
     def install(self) -> None:
         """From here on, tracing meets an op where the module is called."""
-        unit, own, traced = self, self._own, self._traced
+        unit, place, traced = self, self.place, self._traced
+        own, of_class = place.own, place.of_class
         leaves = tuple(self.leaves)
         given = tuple({structure: None for (structure, _), _ in self.calls})
         returned = tuple(self._returned(structure) for structure in given)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            handed = args
+            if of_class:
+                args = args[1:]
             if torch.compiler.is_dynamo_compiling():
-                tensors, structure = parted((args, kwargs))
-                place = -1
+                tensors, structure = parted((args, kwargs), {})
+                at = -1
                 for i, known in enumerate(given):
                     if known == structure:
-                        place = i
-                made = traced(leaves, tensors, place)
-                return together(returned[place], made)
+                        at = i
+                made = traced(leaves, tensors, at)
+                return together(returned[at], made)
             if unit.observing:
+                place.instance = handed[0] if of_class else None
                 return unit.observe(args, kwargs)
-            return own(*args, **kwargs)
+            return own(*handed, **kwargs)
 
-        vars(self.module)["forward"] = forward
+        self.place.put(forward)
 
     def _returned(self, given: Any) -> Any:
         """In which structure a call returns its outputs that is given some structure."""
         return next(call.result for (structure, _), call in self.calls if structure == given)
 
     def remove(self) -> None:
-        """The module is itself again."""
-        vars(self.module).pop("forward", None)
-        if self._replaced:
-            vars(self.module)["forward"] = self._own
+        """The code is itself again."""
+        self.place.take_back()
 
     @property
     def leaves(self) -> list[torch.Tensor]:
@@ -126,11 +129,13 @@ class Unit:
             self.observing = True
 
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        tensors, structure = _parted((tuple(args), dict(kwargs)))
+        tensors, structure = parted((tuple(args), dict(kwargs)), {})
         form = structure, _forms(tensors)
         device = str(next((x.device for x in tensors), torch.device("cpu")))
         drawn, state = random_states(), ModuleState(self.module)
-        trained = [p for p in self.module.parameters() if p.requires_grad]
+        trained = [
+            p for p in self.module.parameters() if p.requires_grad and self.place.whole
+        ]  # of other code, those that its outputs lead back to
         call = OpaqueCall(self.name, self._run, (args, kwargs), self.module)
         call.leaves = tuple(trained)
         gated = [x.is_floating_point() or x.is_complex() for x in tensors]
@@ -192,7 +197,9 @@ class Unit:
             raise CannotBeOpaque(f"{self.name} writes to what it is given")
         made, structure = _parted(result)
         call.learn(structure, made)
-        call.add_leaves(leaves_behind([x for x in made if x.requires_grad], GATE))
+        given = {x.untyped_storage()._cdata for x in tensors}  # some set requires_grad on these
+        behind = leaves_behind([x for x in made if x.requires_grad], GATE)
+        call.add_leaves(x for x in behind if x.untyped_storage()._cdata not in given)
         outputs = [x.detach().clone() for x in made]
         recording.add_given(call.leaves)
         saved_bytes = recording.finish([x.detach() for x in made])
