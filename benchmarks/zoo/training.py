@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ PERCENT = 60
 STEPS = 3
 ROUNDS = 5
 BATCH_SEED, STEP_SEED = 100, 200
+
+State = dict[str, torch.Tensor]
 
 
 class PlainFails(Exception):
@@ -64,11 +67,20 @@ class Training:
         loss.backward()
         return loss.detach()
 
-    def train(self, number: int) -> tuple[Seen, int, float]:
-        """A whole step: what it computed, its peak above what was there, and its seconds."""
+    def train(self, number: int, state: State | None = None) -> tuple[Seen, int, State]:
+        """A whole step: what it computed, its peak above what was there, and where it began.
+
+        Args:
+            number: of the step.
+            state: parameters and buffers to begin with; None leaves those of the step before.
+        """
         inputs = self.inputs(number)
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        with torch.no_grad():
+            for name in tensors.keys() & (state or {}).keys():
+                tensors[name].copy_((state or {})[name])
+        began = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         losses: list[torch.Tensor] = []
-        began = time.perf_counter()
         if number == 0:
             self.clear(number)
             losses.append(self.run(inputs))
@@ -78,13 +90,12 @@ class Training:
                 lambda: losses.append(self.run(inputs)), warmup=0, reset=lambda: self.clear(number)
             )
             peak = measured.peak_bytes
-        seconds = time.perf_counter() - began
         gradients = {
             n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None
         }
         buffers = {n: b.clone() for n, b in self.model.named_buffers()}
         self._optimizer.step()
-        return Seen(losses[-1], gradients, buffers), peak, seconds
+        return Seen(losses[-1], gradients, buffers), peak, began
 
 
 @contextmanager
@@ -105,8 +116,25 @@ def memfit_log() -> Iterator[list[str]]:
         logger.level, logger.propagate = before
 
 
-def plain_training(step: Step) -> tuple[Training, list[Seen], int]:
-    """Plain PyTorch's training, what it computes, and its largest peak from the second step on.
+@dataclass(frozen=True)
+class Plain:
+    """Plain PyTorch's training.
+
+    Attributes:
+        training: goes on with it.
+        steps: what each step computed.
+        states: parameters and buffers before each step.
+        peak_bytes: the largest peak from the second step on.
+    """
+
+    training: Training
+    steps: list[Seen]
+    states: list[State]
+    peak_bytes: int
+
+
+def plain_training(step: Step) -> Plain:
+    """Train with plain PyTorch.
 
     Raises:
         PlainFails: it fails by itself.
@@ -119,7 +147,8 @@ def plain_training(step: Step) -> tuple[Training, list[Seen], int]:
         raise PlainFails(f"{type(error).__name__}: {error}") from error
     if not all(bool(torch.isfinite(seen.loss)) for seen, _, _ in steps):
         raise PlainFails(f"the loss is {[float(seen.loss) for seen, _, _ in steps]}")
-    return training, [seen for seen, _, _ in steps], max(peak for _, peak, _ in steps)
+    seen, peaks, states = (list(one) for one in zip(*steps, strict=True))
+    return Plain(training, seen, states, max(peaks))
 
 
 def row_of(step: Step) -> dict[str, Any]:
@@ -128,18 +157,18 @@ def row_of(step: Step) -> dict[str, Any]:
     Raises:
         PlainFails: plain PyTorch cannot train it.
     """
-    plain, expected, plain_peak = plain_training(step)
-    resident = resident_bytes(step.model, plain.inputs(0))
+    plain = plain_training(step)
+    resident = resident_bytes(step.model, plain.training.inputs(0))
     row: dict[str, Any] = {
         "packages": packages_of(step.model),
         "parameters": sum(p.numel() for p in step.model.parameters()),
         "resident_bytes": resident,
-        "plain_peak_bytes": plain_peak,
-        "share_budget_bytes": (resident + plain_peak) * PERCENT // 100,
+        "plain_peak_bytes": plain.peak_bytes,
+        "share_budget_bytes": (resident + plain.peak_bytes) * PERCENT // 100,
     }
     with memfit_log() as log:
         try:
-            return row | _fitted_figures(step, row["share_budget_bytes"], plain, expected, log)
+            return row | _fitted_figures(step, row["share_budget_bytes"], plain, log)
         except Exception as error:
             return row | {"outcome": "refused", **refusal(error), "log": list(dict.fromkeys(log))}
 
@@ -152,9 +181,7 @@ def refusal(error: BaseException) -> dict[str, str]:
     return {"error": type(error).__name__, "line": lines[0], "from": of}
 
 
-def _fitted_figures(
-    step: Step, budget_bytes: int, plain: Training, expected: list[Seen], log: list[str]
-) -> dict[str, Any]:
+def _fitted_figures(step: Step, budget_bytes: int, plain: Plain, log: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     budget = "60%"
     try:
@@ -166,9 +193,9 @@ def _fitted_figures(
         fitted = _fitted(step, budget_bytes)
         first = fitted.train(0)
     seconds = time.perf_counter() - began
-    steps = [first, *(fitted.train(number) for number in range(1, STEPS))]
+    steps = [first, *(fitted.train(number, plain.states[number]) for number in range(1, STEPS))]
     peak = max(peak for _, peak, _ in steps)
-    comparison = compare([seen for seen, _, _ in steps], expected)
+    comparison = compare([seen for seen, _, _ in steps], plain.steps)
     found = {
         "outcome": "trained",
         "budget": budget,
@@ -177,10 +204,9 @@ def _fitted_figures(
         "verdict": comparison.verdict,
         "difference": comparison.difference,
         "difference_in": comparison.where,
-        "first_difference": comparison.first_difference,
         "first_step_s": round(seconds, 2),
     }
-    return found | _plan_figures(fitted, peak, log) | _times(plain, fitted)
+    return found | _plan_figures(fitted, peak, log) | _times(plain.training, fitted)
 
 
 def _fitted(step: Step, budget_bytes: int) -> Training:

@@ -41,13 +41,11 @@ class Comparison:
         verdict: `bitwise`, `order of summation` or `wrong`.
         difference: the largest difference of an entry, relative to the largest of its tensor.
         where: the step and the tensor where it occurs; empty where there is none.
-        first_difference: the largest difference in the first step, before any update.
     """
 
     verdict: str
     difference: float
     where: str
-    first_difference: float
 
 
 def compare(fitted: Sequence[Seen], plain: Sequence[Seen]) -> Comparison:
@@ -57,13 +55,12 @@ def compare(fitted: Sequence[Seen], plain: Sequence[Seen]) -> Comparison:
         for number, (ours, theirs) in enumerate(zip(fitted, plain, strict=True), 1)
         for name, gap in _gaps(ours, theirs)
     ]
-    first = [gap for gap, where in found if where.startswith("step 1,")]
-    difference, where = max(found, key=lambda one: math.inf if one[0] != one[0] else one[0])
+    difference, where = max(found, key=lambda one: one[0])
     same = all(_same(*pair) for pair in zip(fitted, plain, strict=True))
     if same:
-        return Comparison(BITWISE, 0.0, "", 0.0)
+        return Comparison(BITWISE, 0.0, "")
     verdict = SUMMATION if difference <= ROUNDING else WRONG
-    return Comparison(verdict, difference, where, max(first))
+    return Comparison(verdict, difference, where)
 
 
 def _gaps(ours: Seen, theirs: Seen) -> Iterator[tuple[str, float]]:

@@ -100,7 +100,7 @@ def _egnn() -> Step:
     def energy(network: nn.Module, kinds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return network(kinds, positions)[0].sum(dim=(1, 2))
 
-    network = EGNN_Network(num_tokens=10, dim=32, depth=3, m_dim=16, norm_coors=True)
+    network = EGNN_Network(num_tokens=10, dim=32, depth=3, m_dim=16)
     return _step(network, energy)
 
 

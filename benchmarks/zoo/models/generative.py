@@ -173,18 +173,6 @@ def _critic_step(**kind: bool) -> Step:
     return Step(_OfCritic(**kind).train(), lambda: (torch.randn(64, 3, 32, 32), _noise()))
 
 
-def _lightweight_generator() -> Step:
-    with stubs():
-        from lightweight_gan.lightweight_gan import Generator
-
-        model = Generator(image_size=64, latent_dim=32, fmap_max=32, attn_res_layers=[16])
-    return Step(
-        model.train(),
-        lambda: (torch.randn(4, 32), torch.randn(4, 3, 64, 64)),
-        nn.functional.mse_loss,
-    )
-
-
 class _Variational(nn.Module):
     """A variational autoencoder of flat pictures."""
 
@@ -218,5 +206,4 @@ ARCHITECTURES = {
     "dcgan-generator": lambda: Step(_OfGenerator().train(), lambda: (_noise(),)),
     "wgan-gp-critic": _critic_step,
     "sngan-critic": partial(_critic_step, penalty=False, normalised=True),
-    "lightweight-gan-generator": _lightweight_generator,
 }
