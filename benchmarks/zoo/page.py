@@ -120,7 +120,7 @@ def page(document: Mapping[str, Any], names: Sequence[str]) -> str:
         trained = {name: row for name, row in own.items() if row["outcome"] == "trained"}
         if trained:
             lines += [f"## {title}", "", *_group(trained), ""]
-    lines += [*_opaque(rows), *_wrong(rows), *_rest(rows)]
+    lines += [*_opaque(rows), *_wrong(rows), *_rest(rows), *_not_run(rows, names)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -227,6 +227,15 @@ def _rest(rows: Mapping[str, Row]) -> Iterator[str]:
     yield ""
     for cause, names in found.items():
         yield f"- {', '.join(names)}: {_inline(cause)}"
+
+
+def _not_run(rows: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
+    left = [name for name in names if name not in rows]
+    if left:
+        yield ""
+        yield "## Without figures"
+        yield ""
+        yield f"{len(left)} architectures that have not been run: {', '.join(left)}."
 
 
 def _inline(text: str) -> str:

@@ -8,21 +8,23 @@ from typing import Any
 import torch
 
 from benchmarks.zoo.models.hub import SMALL, VOCABULARY, config_of, tokens
+from benchmarks.zoo.models.pages import (
+    BATCH,
+    LAYERS,
+    LENGTH,
+    SIZE,
+    VISION,
+    layoutlm,
+    trocr,
+    visual_bert,
+)
 from benchmarks.zoo.step import Inputs, Step
 from benchmarks.zoo.stubs import stubs
 
 __all__ = ["ARCHITECTURES"]
 
-BATCH, SIZE, LENGTH = 8, 32, 32
 IMAGE = VOCABULARY - 1
-LAYERS = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-}
 TEXT = {**LAYERS, "vocab_size": VOCABULARY, "max_position_embeddings": 64}
-VISION = {**LAYERS, "image_size": SIZE, "patch_size": 4}
 
 
 def _pixels() -> torch.Tensor:
@@ -201,66 +203,6 @@ def _vilt() -> Step:
     return Step(ViltForQuestionAnswering(config).train(), inputs)
 
 
-def _trocr() -> Step:
-    from transformers import (
-        TrOCRConfig,
-        VisionEncoderDecoderConfig,
-        VisionEncoderDecoderModel,
-        ViTConfig,
-    )
-
-    decoder = TrOCRConfig(
-        vocab_size=VOCABULARY,
-        d_model=128,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=256,
-        max_position_embeddings=64,
-        cross_attention_hidden_size=128,
-    )
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), decoder)
-    config.decoder_start_token_id, config.pad_token_id = 0, 2
-
-    def inputs() -> Inputs:
-        return {"pixel_values": _pixels(), "labels": tokens(BATCH, LENGTH)}
-
-    return Step(VisionEncoderDecoderModel(config=config).train(), inputs)
-
-
-def _layoutlm() -> Step:
-    from transformers import LayoutLMForTokenClassification
-
-    model = LayoutLMForTokenClassification(config_of("layoutlm", num_labels=5))
-
-    def inputs() -> Inputs:
-        boxes = torch.randint(0, 500, (BATCH, LENGTH, 4))
-        boxes[..., 2:] += 500
-        return {
-            "input_ids": tokens(BATCH, LENGTH),
-            "bbox": boxes,
-            "labels": torch.randint(0, 5, (BATCH, LENGTH)),
-        }
-
-    return Step(model.train(), inputs)
-
-
-def _visual_bert() -> Step:
-    from transformers import VisualBertForQuestionAnswering
-
-    config = config_of("visual_bert", visual_embedding_dim=32, num_labels=10)
-
-    def inputs() -> Inputs:
-        return {
-            "input_ids": tokens(BATCH, LENGTH),
-            "attention_mask": torch.ones(BATCH, LENGTH + 16, dtype=torch.long)[:, :LENGTH],
-            "visual_embeds": torch.randn(BATCH, 16, 32),
-            "visual_attention_mask": torch.ones(BATCH, 16, dtype=torch.long),
-            "labels": torch.rand(BATCH, 10).softmax(-1),
-        }
-
-    return Step(VisualBertForQuestionAnswering(config).train(), inputs)
-
-
 def _x_clip() -> Step:
     with stubs():
         from x_clip import CLIP
@@ -332,9 +274,9 @@ ARCHITECTURES = {
     "idefics3": _idefics3,
     "qwen2-vl": _qwen2_vl,
     "vilt": _vilt,
-    "trocr": _trocr,
-    "layoutlm": _layoutlm,
-    "visual-bert": _visual_bert,
+    "trocr": trocr,
+    "layoutlm": layoutlm,
+    "visual-bert": visual_bert,
     "x-clip": _x_clip,
     "coca": _coca,
 }
