@@ -120,7 +120,7 @@ def page(document: Mapping[str, Any], names: Sequence[str]) -> str:
         trained = {name: row for name, row in own.items() if row["outcome"] == "trained"}
         if trained:
             lines += [f"## {title}", "", *_group(trained), ""]
-    lines += [*_opaque(rows), *_wrong(rows), *_rest(rows), *_not_run(rows, names)]
+    lines += [*_opaque(rows), *_again(rows), *_wrong(rows), *_rest(rows), *_not_run(rows, names)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -205,6 +205,20 @@ def _opaque(rows: Mapping[str, Row]) -> Iterator[str]:
     for name, modules in found.items():
         more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
         yield f"- {name}: {', '.join(modules[:3])}{more}"
+    yield ""
+
+
+def _again(rows: Mapping[str, Row]) -> Iterator[str]:
+    found = {name: row["captures"] for name, row in rows.items() if row.get("captures", 1) > 1}
+    if not found:
+        return
+    yield "## Captured more than once"
+    yield ""
+    yield (
+        "For four batches of the same shapes, of which one is timed: "
+        + ", ".join(f"{name} ({times} times)" for name, times in found.items())
+        + "."
+    )
     yield ""
 
 

@@ -206,7 +206,8 @@ def _fitted_figures(step: Step, budget_bytes: int, plain: Plain, log: list[str])
         "difference_in": comparison.where,
         "first_step_s": round(seconds, 2),
     }
-    return found | _plan_figures(fitted, peak, log) | _times(plain.training, fitted)
+    times = _times(plain.training, fitted)
+    return found | _plan_figures(fitted, peak, log) | times
 
 
 def _fitted(step: Step, budget_bytes: int) -> Training:
