@@ -10,6 +10,7 @@
 #   make fuzz-programs   random training programs against plain PyTorch, for SECONDS or PROGRAMS=5000
 #   make bench       a part of each benchmark, in under 30 minutes; rewrites docs/benchmarks
 #   make bench-full  all benchmarks whole, for hours
+#   make zoo         public architectures trained plainly and within a budget, in an environment of its own
 #   make clean       remove what was built
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +38,7 @@ $(shell mkdir -p $(VENV); find src -name '*.py' | sort > $(MODULES).new; \
 	cmp -s $(MODULES).new $(MODULES) || cp $(MODULES).new $(MODULES))
 
 .PHONY: demo test test-slow test-torch test-newest pytest docs constraints fuzz fuzz-programs
-.PHONY: bench bench-full clean
+.PHONY: bench bench-full zoo zoo-run clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.stamp-demo
@@ -67,12 +68,14 @@ docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/site/index.html, or run $(BIN)/python -m mkdocs serve"
 
-# PyTorch is chosen by TORCH; its releases differ in the setuptools that they take.
+# PyTorch is chosen by TORCH; its releases differ in the setuptools that they take. The zoo's packages have their
+# versions in pyproject.toml.
+EXTRAS = $(addprefix --extra ,docs ilp lightning plot transformers dev)
 constraints:
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip --disable-pip-version-check --quiet install uv
 	printf 'torch\ntorchvision\nsetuptools\n' > build/constraints/excluded.txt
-	$(UV) pyproject.toml .ci/constraints.in --all-extras --universal --python-version 3.11 \
+	$(UV) pyproject.toml .ci/constraints.in $(EXTRAS) --universal --python-version 3.11 \
 		--excludes build/constraints/excluded.txt --upgrade --no-annotate \
 		--custom-compile-command 'make constraints' --output-file constraints-dev.txt
 
@@ -91,6 +94,13 @@ bench: $(VENV)/.stamp-dev
 bench-full: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks --full
 
+# Goes on where it was stopped; ZOO='language gpt2' runs these groups and architectures anew.
+zoo:
+	$(MAKE) VENV=.venv-zoo zoo-run
+
+zoo-run: $(VENV)/.stamp-zoo
+	$(BIN)/python -m benchmarks.zoo $(or $(ZOO),--resume)
+
 # torch comes first and by its exact version, so that no later step picks another one.
 $(VENV)/.stamp-torch: Makefile $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else "memfit needs Python 3.11 to 3.13, $(PYTHON) is %d.%d; run make PYTHON=python3.11" % v[:2])'
@@ -107,6 +117,13 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-torch $(NATIVE) $(MODULES)
 	$(PIP) install $(TORCH) -e '.[dev,plot]'
 	$(PIP) install --no-deps pytorchcv
 	@touch $@ $(VENV)/.stamp-demo
+
+# Without dependencies, so that nothing replaces PyTorch or adds a torchvision that would.
+$(VENV)/.stamp-zoo: $(VENV)/.stamp-torch $(NATIVE) $(MODULES)
+	$(PIP) install $(TORCH) -e .
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["zoo"], sep="\n")' > $(VENV)/zoo.txt
+	PIP_CONSTRAINT= $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps -r $(VENV)/zoo.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
