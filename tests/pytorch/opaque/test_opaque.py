@@ -415,3 +415,27 @@ def test_autocast_is_as_it_is_around_the_call(x: torch.Tensor) -> None:
         return run
 
     assert_same(trained(under(fitted), model, x), trained(under(plain), plain, x))
+
+
+class Penalty(nn.Module):
+    """A critic's loss: batch norm without gradients, then gradients of something made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(8, WIDTH), nn.BatchNorm1d(WIDTH))
+        self.critic = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
+
+    def forward(self, real: torch.Tensor) -> torch.Tensor:
+        """The loss."""
+        with torch.no_grad():
+            made = self.generator(torch.randn(len(real), 8))
+        between = (0.5 * real + 0.5 * made).requires_grad_()
+        (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
+        return self.critic(made).mean() + (slope.norm(2, 1) - 1).square().mean()
+
+
+def test_a_plain_run_that_fails_leaves_nothing(x: torch.Tensor) -> None:
+    plain = Penalty()
+    model = copy.deepcopy(plain)
+    fitted = memfit.fit(model, budget="100%", cost="analytic")
+    assert_same(trained(fitted, model, x), trained(plain, plain, x))

@@ -95,10 +95,14 @@ def _runs_alike(model: nn.Module, run: Callable[[], Any]) -> bool:
                 if not torch.equal(buffer, old):
                     buffer.copy_(old)
 
-    first = seen()
-    after = [b.detach().clone() for b in buffers]
-    put_back()
-    second = seen()
+    try:
+        first = seen()
+        after = [b.detach().clone() for b in buffers]
+        put_back()
+        second = seen()
+    except Exception:  # it wants gradients, for one
+        put_back()
+        raise
     if first.is_like(second) and parameters == _content(list(model.parameters())):
         put_back()
         return True
