@@ -67,6 +67,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "fuzz"
 
 
+@pytest.mark.slow
 def test_no_input_breaks_the_native_core(fuzzer: Path) -> None:
     running = [
         subprocess.Popen(
@@ -99,6 +100,7 @@ def test_every_public_header_is_fuzzed() -> None:
     assert {name for name in headers if f'#include "{name}"' not in sources} == set()
 
 
+@pytest.mark.slow
 def test_an_unknown_target_is_refused(fuzzer: Path) -> None:
     done = run(fuzzer, "--target", "nothing")
     assert done.returncode == 2

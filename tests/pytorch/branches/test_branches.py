@@ -184,7 +184,20 @@ def fitted_pair(body: Body, **options: Any) -> tuple[Any, Net, Net]:
     return memfit.fit(model, fullgraph=True, **options), model, plain
 
 
-@pytest.mark.parametrize("name", BODIES)
+OFTEN = {
+    "a check of values",
+    "item of a float",
+    "several",
+    "inside a function of PyTorch",
+    "numbers that sizes are made of",
+    "modules chosen by an index",
+    "layers that are left out with probability 0",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in BODIES]
+)
 def test_one_graph_with_plain_gradients(name: str) -> None:
     fitted, model, plain = fitted_pair(BODIES[name], budget="95%")
     assert_trains_alike(fitted, model, plain, [batch(i) for i in range(3)])

@@ -133,7 +133,12 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randint(0, WIDTH, (ROWS,), generator=generator)
 
 
-@pytest.mark.parametrize("name", BODIES)
+OFTEN = {"a mask", "experts that are hit", "tokens sorted by expert", "unique", "a queue"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in BODIES]
+)
 def test_one_plan_for_all_sizes_with_plain_gradients_within_the_budget(name: str) -> None:
     torch.manual_seed(0)
     plain = Net(BODIES[name])

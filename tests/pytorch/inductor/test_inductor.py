@@ -93,6 +93,7 @@ def _minimum(model: nn.Module, x: torch.Tensor) -> int:
     return int(plan.budget_bytes)
 
 
+@pytest.mark.slow
 def test_dropout_at_the_tightest_budget_has_the_gradients_of_saving_everything() -> None:
     """20 seeds, bit for bit: random numbers are made from kept seeds, never drawn twice."""
     torch.manual_seed(0)
@@ -236,6 +237,7 @@ def test_fusions_are_held_to_the_limit(tmp_path: Path, monkeypatch: pytest.Monke
         _gradients(_fit(model, minimum), model, x)
 
 
+@pytest.mark.slow
 def test_kernels_over_the_budget_are_planned_again_with_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -435,6 +435,7 @@ def run_script(cache: Path, **environment: str) -> list[Any]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_second_process_does_not_plan_again(tmp_path: Path) -> None:
     first = run_script(tmp_path)
     second = run_script(tmp_path)
