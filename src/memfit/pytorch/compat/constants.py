@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_leaves
 
-from memfit.pytorch.compat.config_values import config_values
 from memfit.pytorch.compat.symbols import SYMBOLIC
+from memfit.pytorch.compat.versions import config_values
 
 __all__ = ["MOST_ELEMENTS", "constants_known", "decides"]
 

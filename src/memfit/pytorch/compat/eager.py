@@ -32,8 +32,8 @@ from torch.utils._pytree import (
     tree_unflatten,
 )
 
-from memfit.pytorch.compat.config_values import config_values
 from memfit.pytorch.compat.symbols import numbers_inside_ops
+from memfit.pytorch.compat.versions import config_values
 from memfit.pytorch.options import MAX_SHAPES
 
 __all__ = [

@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
-from memfit.pytorch.compat.config_values import config_values
 from memfit.pytorch.compat.constants import decides
 from memfit.pytorch.compat.dynamo import depends_on_data
 from memfit.pytorch.compat.symbols import SYMBOLIC, sizes_depend_on_data
+from memfit.pytorch.compat.versions import config_values
 
 __all__ = ["Checks", "outcomes_known"]
 

@@ -12,8 +12,8 @@ from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from memfit.errors import CaptureError
-from memfit.pytorch.compat.config_values import config_values
 from memfit.pytorch.compat.remedies import WITH_BREAKS
+from memfit.pytorch.compat.versions import config_values
 
 __all__ = [
     "SYMBOLIC",

@@ -99,7 +99,10 @@ class Ladder:
             known = sum(len(unit.calls) for unit in unseen)
             for unit in unseen:
                 unit.unseen = False
-            return self._observed(args, kwargs) and sum(len(u.calls) for u in unseen) > known
+            if self._observed(args, kwargs) and sum(len(u.calls) for u in unseen) > known:
+                return True
+            for unit in unseen:  # tracing calls it as no plain run does
+                self._refuse(unit.place.kind)
         if frames and frames[-1][0] in (unit_file, structure_file):
             self._refuse(self._newest)  # it is called in a way that is not taken
         while self._rungs < MOST_RUNGS:
