@@ -439,3 +439,30 @@ def test_a_plain_run_that_fails_leaves_nothing(x: torch.Tensor) -> None:
     model = copy.deepcopy(plain)
     fitted = memfit.fit(model, budget="100%", cost="analytic")
     assert_same(trained(fitted, model, x), trained(plain, plain, x))
+
+
+class Reversed(nn.Module):
+    """Numbers are drawn for parts in one order, and used in another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Part(_pythons_scale) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The loss."""
+        made = [part(x) for part in self.parts]
+        for y in reversed(made):
+            x = torch.tanh(x * y)
+        return x.square().mean()
+
+
+def _pythons_scale(part: Part, x: torch.Tensor) -> torch.Tensor:
+    return part.down(part.up(x)) * random.random()
+
+
+def test_what_draws_elsewhere_keeps_its_order(x: torch.Tensor) -> None:
+    plain = Reversed()
+    model = copy.deepcopy(plain)
+    least = memfit.plan(model, (x,), budget="1GiB").smallest_feasible_budget_bytes
+    fitted = memfit.fit(model, budget=least)
+    assert_same(trained(fitted, model, x), trained(plain, plain, x), rounding=1e-6)
