@@ -34,6 +34,8 @@ RUNGS = (
         re.compile(r"^(?P<what>\S.*?) cannot be traced and runs as one op|^cannot be traced"),
     ),
     Rung("several graphs", re.compile(r"^a step of \d+ graphs")),
+    Rung("one graph, branches as they went", re.compile(r"planned as they went in one step")),
+    Rung("one graph, sizes on data", re.compile(r"have sizes that depend on data")),
 )
 
 
