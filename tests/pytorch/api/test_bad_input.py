@@ -44,23 +44,23 @@ class Net(nn.Module):
 
 
 class Branch(Net):
-    """Takes another way for other data."""
+    """Takes one way or another by chance."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Twice as much where the sum is positive."""
+        """Twice as much, half of the time."""
         y = super().forward(x)
-        if y.sum() > 0:
+        if torch.rand([]) > 0.5:
             return 2 * y
         return y
 
 
 class DataShape(Net):
-    """An output whose size depends on the data."""
+    """An output whose size depends on the data, without a bound."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The positive entries."""
+        """Each row as often as data say."""
         y = super().forward(x)
-        return y[y > 0]
+        return y.repeat_interleave(x[:, 0].abs().long(), dim=0)
 
 
 class Picky(Net):
