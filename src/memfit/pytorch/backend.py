@@ -214,12 +214,15 @@ class StepBackend:
 
         It is where ranks share a plan: what an opaque module keeps may differ from rank to rank.
         """
-        return self._setting.fullgraph or self.shared
+        return self._setting.fullgraph or self._setting.replication.share
 
     @property
-    def shared(self) -> bool:
-        """Whether ranks share a plan."""
-        return self._setting.replication.share
+    def branches(self) -> bool:
+        """Whether branches on data are traced as they went.
+
+        Not where ranks share a plan: they may go another way on each rank.
+        """
+        return self._setting.branches and not self._setting.replication.share
 
     @property
     def stored_were_used(self) -> bool:

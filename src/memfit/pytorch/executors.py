@@ -131,6 +131,7 @@ def backend_for(
             replication=replication or Replication(),
             loops=loops,
             fullgraph=options.capture.fullgraph,
+            branches=True,
         )
         executor = EagerGraph(setting)
     return StepBackend(planning, executor, setting, ShapeCount(name, options.run.max_shapes))

@@ -63,6 +63,7 @@ class Setting:
         replication: how the module runs on several devices.
         loops: what becomes of `scan` and `while_loop`.
         fullgraph: what cannot be traced is an error, not an opaque op.
+        branches: branches on data are traced as they went.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Setting:
     replication: Replication = field(default_factory=Replication)
     loops: str = "unroll"
     fullgraph: bool = True
+    branches: bool = False
 
 
 @dataclass(frozen=True)

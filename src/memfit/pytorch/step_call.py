@@ -104,7 +104,7 @@ def compile_step(
             return True
         cause = backend.error or error
         by_numbers = reads_data or (outcomes.may_pin and code_not_traced(error))
-        if by_numbers and not backend.shared and outcomes.learn(cause, args, kwargs, sample):
+        if by_numbers and backend.branches and outcomes.learn(cause, args, kwargs, sample):
             return True
         refused = isinstance(cause, MemfitError) and not isinstance(cause, CaptureError)
         if not (backend.fullgraph or refused) and ladder.climb(cause, *sample):
@@ -135,7 +135,7 @@ def compile_step(
                 if isinstance(inner, CaptureEnds):
                     raise CaptureEnds(inner.step) from None
                 if isinstance(error, OtherOutcome):
-                    other = error
+                    other = error.with_traceback(None)  # which holds what the step has made
                     if restart is not None:
                         restart.back()
                     continue

@@ -18,8 +18,8 @@ from memfit.errors import CaptureError
 from memfit.pytorch.branches.outcomes import MOST_WAYS
 from memfit.pytorch.branches.seen import Reader, recorded
 from memfit.pytorch.cost.measure import measure_step
+from support.rows import WIDTH, layers, row_batch
 
-WIDTH, ROWS = 32, 512
 Body = Callable[["Net", torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -28,10 +28,7 @@ class Net(nn.Module):
 
     def __init__(self, body: Body) -> None:
         super().__init__()
-        self.first, self.last = (
-            nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(WIDTH, WIDTH), nn.GELU())))
-            for _ in range(2)
-        )
+        self.first, self.last = layers(), layers()
         self.norm = nn.BatchNorm1d(WIDTH)
         self.drop = nn.Dropout(0.1)
         self.register_buffer("stride", torch.tensor(2))
@@ -149,17 +146,6 @@ BODIES: dict[str, Body] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> None:
-    torch._dynamo.reset()
-
-
-def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(ROWS, WIDTH, generator=generator)
-    return x, torch.randint(0, WIDTH, (ROWS,), generator=generator)
-
-
 def assert_trains_alike(
     fitted: Any, model: nn.Module, plain: nn.Module, batches: list[tuple[torch.Tensor, ...]]
 ) -> None:
@@ -200,19 +186,19 @@ OFTEN = {
 )
 def test_one_graph_with_plain_gradients(name: str) -> None:
     fitted, model, plain = fitted_pair(BODIES[name], budget="95%")
-    assert_trains_alike(fitted, model, plain, [batch(i) for i in range(3)])
+    assert_trains_alike(fitted, model, plain, [row_batch(i) for i in range(3)])
     assert len(fitted.plans) == 1
 
 
 def test_plans_say_that_branches_are_checked() -> None:
     fitted, _, _ = fitted_pair(_finite, budget="95%")
-    fitted(*batch(0)).backward()
+    fitted(*row_batch(0)).backward()
     assert any(note.startswith("a branch on data is planned") for note in fitted.plan.notes)
 
 
 def test_budget_is_held() -> None:
     fitted, model, _ = fitted_pair(_several, budget="80%")
-    x, y = batch(0)
+    x, y = row_batch(0)
 
     def step() -> None:
         fitted(x, y).backward()
@@ -229,7 +215,7 @@ def test_another_way_runs_plainly_once_and_then_has_its_own_graph(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fitted, model, plain = fitted_pair(_finite, budget="95%")
-    batches = [batch(i) for i in range(7)]
+    batches = [row_batch(i) for i in range(7)]
     for i in (2, 3, 5):
         batches[i][0][0, 0] = float("inf")
     with caplog.at_level(logging.WARNING, logger="memfit"):
@@ -242,23 +228,47 @@ def test_another_way_runs_plainly_once_and_then_has_its_own_graph(
 
 def test_an_error_that_a_check_raises_is_the_models_own() -> None:
     fitted, model, plain = fitted_pair(_labels, budget="95%")
-    assert_trains_alike(fitted, model, plain, [batch(0)])
-    x, y = batch(1)
+    assert_trains_alike(fitted, model, plain, [row_batch(0)])
+    x, y = row_batch(1)
     with pytest.raises(ValueError, match="labels"):
         fitted(x, y + WIDTH)
-    assert_trains_alike(fitted, model, plain, [batch(2)])
+    assert_trains_alike(fitted, model, plain, [row_batch(2)])
 
 
-def test_a_check_that_fails_has_changed_nothing() -> None:
-    fitted, model, plain = fitted_pair(_finite, budget="95%")
-    assert_trains_alike(fitted, model, plain, [batch(0), batch(1)])
+def _late(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    loss = F.cross_entropy(net.last(net.mixed(x)), y)
+    return loss * 2 if loss > 1e3 else loss
+
+
+@pytest.mark.parametrize("budget", ["100%", "85%"])
+def test_a_check_that_fails_has_changed_nothing(budget: str) -> None:
+    fitted, model, plain = fitted_pair(_late, budget=budget)
+    assert_trains_alike(fitted, model, plain, [row_batch(0), row_batch(1)])
     assert int(model.norm.num_batches_tracked) == 2  # not more, though a run has looked ahead
+    x, y = row_batch(2)
+    with torch.no_grad():
+        for net in (model, plain):
+            net.norm.weight.fill_(1e8)  # the last op of the step is the first to see it
+    assert_trains_alike(fitted, model, plain, [(x, y)])
+    assert int(model.norm.num_batches_tracked) == 3
+
+
+def test_writes_come_after_checks() -> None:
+    fitted, _, _ = fitted_pair(_late, budget="100%")
+    fitted(*row_batch(0)).backward()
+    graph = fitted.graph
+    assert graph is not None
+    (check,) = [op for op in graph.ops if op.target.startswith("memfit.outcome")]
+    writes = [op for op in graph.ops if op.target.startswith("aten.copy_")]
+    assert writes
+    for op in writes:
+        assert set(check.outputs) & set(op.inputs)
 
 
 def test_each_shape_has_its_own_ways() -> None:
     fitted, model, plain = fitted_pair(_until, budget="95%")
-    small = [tuple(t[:256] for t in batch(i)) for i in range(2)]
-    assert_trains_alike(fitted, model, plain, [batch(0), small[0], batch(1), small[1]])
+    small = [tuple(t[:256] for t in row_batch(i)) for i in range(2)]
+    assert_trains_alike(fitted, model, plain, [row_batch(0), small[0], row_batch(1), small[1]])
     assert len(fitted.plans) == 2
 
 
@@ -274,7 +284,7 @@ def test_too_many_ways_run_plainly_where_nothing_may_be_opaque(
 ) -> None:
     fitted, model, plain = fitted_pair(_of_many_ways, budget="100%")
     with caplog.at_level(logging.WARNING, logger="memfit"):
-        assert_trains_alike(fitted, model, plain, [batch(i) for i in range(10)])
+        assert_trains_alike(fitted, model, plain, [row_batch(i) for i in range(10)])
     assert len(fitted.plans) <= MOST_WAYS
     assert f"another way than the {MOST_WAYS} that are planned" in caplog.text
 
@@ -284,7 +294,7 @@ def test_too_many_ways_become_an_opaque_module() -> None:
     plain = Net(_of_many_ways)
     model = copy.deepcopy(plain)
     fitted = memfit.fit(model, budget="100%")
-    assert_trains_alike(fitted, model, plain, [batch(i) for i in range(10)])
+    assert_trains_alike(fitted, model, plain, [row_batch(i) for i in range(10)])
     assert any("runs as one op" in note for note in fitted.plan.notes)
 
 
@@ -300,7 +310,7 @@ def _coin_read(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def test_what_chance_alone_decides_is_no_branch_to_trace(body: Body) -> None:
     fitted, _, _ = fitted_pair(body, budget="100%")
     with pytest.raises(CaptureError):
-        fitted(*batch(0))
+        fitted(*row_batch(0))
 
 
 def test_numbers_are_handed_out_as_they_were_read() -> None:

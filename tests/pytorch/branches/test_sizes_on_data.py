@@ -14,8 +14,8 @@ from torch import nn
 import memfit
 from memfit.errors import CaptureError, UsageError
 from memfit.pytorch.cost.measure import measure_step
+from support.rows import ROWS, WIDTH, layers, row_batch
 
-WIDTH, ROWS = 32, 512
 Body = Callable[["Net", torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -24,10 +24,7 @@ class Net(nn.Module):
 
     def __init__(self, body: Body) -> None:
         super().__init__()
-        self.first, self.last = (
-            nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(WIDTH, WIDTH), nn.GELU())))
-            for _ in range(2)
-        )
+        self.first, self.last = layers(), layers()
         self.router = nn.Linear(WIDTH, 4)
         self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.register_buffer("queue", torch.randn(WIDTH, 4 * ROWS))
@@ -122,17 +119,6 @@ BODIES: dict[str, Body] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> None:
-    torch._dynamo.reset()
-
-
-def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(ROWS, WIDTH, generator=generator)
-    return x, torch.randint(0, WIDTH, (ROWS,), generator=generator)
-
-
 OFTEN = {"a mask", "experts that are hit", "tokens sorted by expert", "unique", "a queue"}
 
 
@@ -145,7 +131,7 @@ def test_one_plan_for_all_sizes_with_plain_gradients_within_the_budget(name: str
     model = copy.deepcopy(plain)
     fitted = memfit.fit(model, budget="100%", fullgraph=True)
     for i in range(4):
-        x, y = batch(i)
+        x, y = row_batch(i)
         for call, owner in ((plain, plain), (fitted, model)):
             owner.zero_grad(set_to_none=True)
             call(x, y).backward()
@@ -154,7 +140,7 @@ def test_one_plan_for_all_sizes_with_plain_gradients_within_the_budget(name: str
         torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()))
     assert len(fitted.plans) == 1
     model.zero_grad(set_to_none=True)
-    x, y = batch(4)
+    x, y = row_batch(4)
 
     def step() -> None:
         fitted(x, y).backward()
@@ -181,10 +167,10 @@ def test_a_size_without_a_bound_wants_one() -> None:
     torch.manual_seed(0)
     fitted = memfit.fit(Net(_repeated), budget="100%", fullgraph=True)
     with pytest.raises(CaptureError, match=r"memfit\.bound_size"):
-        fitted(*batch(0))
+        fitted(*row_batch(0))
     fitted = memfit.fit(Net(_repeated_at_most), budget="100%", fullgraph=True)
     for i in range(3):
-        fitted(*batch(i)).backward()
+        fitted(*row_batch(i)).backward()
     assert len(fitted.plans) == 1
 
 
@@ -201,7 +187,7 @@ def test_a_smaller_bound_takes_less_and_a_larger_size_is_told(
         return net.last(net.first(x)[y < WIDTH // 4]).square().mean()
 
     torch.manual_seed(0)
-    x, y = batch(0)
+    x, y = row_batch(0)
     bounded, model = memfit.fit(Net(_few), budget="100%"), Net(without)
     bounded(x, y).backward()
     unbounded = memfit.plan(model, (x, y), budget="100%")

@@ -16,6 +16,7 @@ from memfit.planners.registry import get_curve
 from memfit.pytorch.api.fitted import FittedModule
 from memfit.pytorch.api.training_mode import as_it_trains
 from memfit.pytorch.arguments import Fitted, check_callable, check_inputs, check_module
+from memfit.pytorch.branches.notes import with_branches_noted
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.executors import MakeBackend
 from memfit.pytorch.opaque.notes import is_opaque, with_units_noted
@@ -202,7 +203,7 @@ def plan_step(
                 raise
             step = captured(model, example_inputs, loss_fn, example_kwargs, asked, thrifty=True)
             made = fresh.decide(step.graph, error.budget_bytes)
-    made = with_units_noted(made, step)
+    made = with_branches_noted(with_units_noted(made, step), step.joint)
     seconds = {"seconds_with_capture": round(time.perf_counter() - began, 3)}
     return step, replace(made, provenance={**made.provenance, **seconds})
 

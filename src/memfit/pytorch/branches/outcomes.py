@@ -15,7 +15,7 @@ from memfit.errors import CaptureError
 from memfit.pytorch.branches.ops import ASSERTION, NUMBERS, OUTCOME, OtherOutcome, frames_text
 from memfit.pytorch.branches.seen import Reader, Seen, recorded
 from memfit.pytorch.compat.eager import tree_leaves
-from memfit.pytorch.compat.outcomes import Checks, outcomes_known
+from memfit.pytorch.compat.outcomes import Checks, outcomes_can_be_known, outcomes_known
 from memfit.pytorch.failures.first_run import random_states, random_states_kept, set_random_states
 from memfit.pytorch.failures.source_files import is_users
 from memfit.pytorch.opaque.module_state import ModuleState
@@ -99,6 +99,8 @@ class Outcomes:
         Returns:
             Whether there is something new to trace by.
         """
+        if not outcomes_can_be_known():
+            return False
         state = ModuleState(self._step)
         try:
             with torch.no_grad(), random_states_kept(), recorded() as seen:

@@ -11,7 +11,11 @@ from torch import fx
 
 from memfit.graph.training_graph import Estimate, Op, Phase, TrainingGraph, Value, ValueKind
 from memfit.pytorch.capture import joint as J
-from memfit.pytorch.capture.effects import draws_from_own_generator, is_harmless, may_have_effect
+from memfit.pytorch.capture.effects import (
+    draws_from_own_generator,
+    has_unnamed_effect,
+    may_have_effect,
+)
 from memfit.pytorch.capture.first_outputs import first_run_outputs, read_again
 from memfit.pytorch.capture.rng import device_of, state_bytes
 from memfit.pytorch.capture.scalars import is_arithmetic, is_number
@@ -125,7 +129,7 @@ def read_joint(
     numbers: dict[fx.Node, set[int]] = {}  # values of numbers that a node reads, or is
     token: int | None = None
     backward_token: int | None = None
-    effect_token: int | None = None  # effects happen in the order in which the code has them
+    effect_token: int | None = None  # of the last effect, after which others and writes come
     readers: dict[int, list[int]] = {}
     state_of_node: dict[fx.Node, int] = {}
     first_run: dict[int, _Draft] = {}  # values that only the first run of an op gives
@@ -214,12 +218,13 @@ def read_joint(
             backward_token = len(values)
             values.append(Value(f"{node.name}.order", 0, ValueKind.GRADIENT))
             writes = [*writes, backward_token]
-        if effect and in_forward and not random and not is_harmless(node.target):
+        if effect and in_forward and not random:
             if effect_token is not None:
                 reads = sorted({*reads, effect_token})
-            effect_token = len(values)
-            values.append(Value(f"{node.name}.order", 0, ValueKind.ACTIVATION))
-            writes = [*writes, effect_token]
+            if has_unnamed_effect(node.target):  # not a write, whose readers are known
+                effect_token = len(values)
+                values.append(Value(f"{node.name}.order", 0, ValueKind.ACTIVATION))
+                writes = [*writes, effect_token]
         # Only what runs once can read what an op gives once.
         sources = [first_run[v] for v in reads if v in first_run]
         if sources and in_forward:

@@ -14,6 +14,7 @@ from memfit.pytorch.python_ops import runs_as, runs_once
 __all__ = [
     "allow_recompute",
     "draws_from_own_generator",
+    "has_unnamed_effect",
     "is_harmless",
     "may_be_measured",
     "may_have_effect",
@@ -74,6 +75,13 @@ def may_have_effect(target: Any) -> bool:
     if runs_once(target):
         return True
     return bool(target._schema.is_mutable) or not _is_known(target) or is_marked_effectful(target)
+
+
+def has_unnamed_effect(target: Any) -> bool:
+    """Whether an op may do what its schema does not say: log, count, draw elsewhere, end a step."""
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    return runs_once(target) or not _is_known(target)
 
 
 def is_harmless(target: Any) -> bool:

@@ -24,7 +24,7 @@ from memfit.pytorch.compat.dynamo import depends_on_data
 from memfit.pytorch.compat.symbols import SYMBOLIC, sizes_depend_on_data
 from memfit.pytorch.compat.versions import config_values
 
-__all__ = ["Checks", "outcomes_known"]
+__all__ = ["Checks", "outcomes_can_be_known", "outcomes_known"]
 
 _READ = "aten::_local_scalar_dense"
 _EQUAL, _CLOSE = "aten::equal", "aten::allclose"
@@ -50,6 +50,20 @@ class Checks(NamedTuple):
 Take = Callable[[Any, Sequence[tuple[str, str]], str], Any]
 """The next number that an op reads in a trace (an object that stands for it), in functions by file
 and name, innermost first; None where it is not known."""
+
+
+def outcomes_can_be_known() -> bool:
+    """Whether this PyTorch has the names that `outcomes_known` is made of; 2.13 has."""
+    return all(
+        hasattr(owner, name)
+        for owner, name in (
+            (ShapeEnv, "_log_real_tensor_propagation"),
+            (ShapeEnv, "set_real_tensor_prop_unbacked_vals"),
+            (SymNodeVariable, "evaluate_expr"),
+            (TensorVariable, "bool_impl"),
+            (TensorVariable, "nb_index_impl"),
+        )
+    )
 
 
 @contextmanager

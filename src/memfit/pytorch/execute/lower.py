@@ -140,7 +140,9 @@ class _Emitter:
 
     def _called(self, node: fx.Node, *, again: bool) -> tuple[Any, ...]:
         """What to call for a node, and what goes before its arguments."""
-        forms = forms_of(node) if self._look else ()
+        if not self._look:
+            return (node.target,)
+        forms = forms_of(node)
         return (run_as_traced, node.target, forms) if forms else (runs_as(node.target, again),)
 
 
@@ -170,8 +172,8 @@ def lower(
     Args:
         step: the step.
         schedule: what is computed, and when.
-        look: whether results of ops that were not surveyed are looked at (`as_traced`); compilers
-            that generate code take ops only.
+        look: whether results of ops that were not surveyed are looked at (`as_traced`), and plain
+            functions run in the place of some ops; compilers that generate code take ops only.
 
     Raises:
         ExecutionError: the schedule reads what is not there.

@@ -17,6 +17,7 @@ from torch import fx
 from memfit.errors import InfeasibleBudgetError
 from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph, ValueKind
+from memfit.pytorch.branches.sizes import refuse_data_sizes
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep
 from memfit.pytorch.compat.inductor import (
@@ -182,6 +183,7 @@ class Inductor:
     def capture(self, joint: fx.GraphModule, forward_outputs: int, traced: Traced) -> CapturedStep:
         """See `Executor`."""
         merge_equal_nodes(joint)
+        refuse_data_sizes(joint)
         _renew_views(joint)
         _tag_new_nodes(joint)
         prepare(joint)
