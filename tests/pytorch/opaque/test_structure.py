@@ -32,6 +32,26 @@ class Output:
     hidden: Any = None
 
 
+class Layer:
+    """Keys and values of one layer."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values, self.seen = keys, values, len(keys)
+        self.kind = Layer
+
+
+class Cache:
+    """An object that is neither a container nor a dataclass, as caches of keys and values are."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+
+    def both(self) -> torch.Tensor:
+        """Of all layers."""
+        assert all(layer.kind is Layer for layer in self.layers)
+        return torch.stack([layer.keys + layer.values for layer in self.layers]).sum(0)
+
+
 class Part(nn.Module):
     """Cannot be traced, for chance decides what it does."""
 
@@ -55,6 +75,7 @@ class Part(nn.Module):
             "dict": {"value": y, "none": None},
             "named": Pair(y),
             "dataclass": Output(hidden=(x * 2, y)),
+            "object": Cache([Layer(x * 2, y), Layer(y * 2, x)]),
         }[self.kind]
 
 
@@ -73,7 +94,9 @@ class Net(nn.Module):
 
 
 def _tensor(found: Any) -> torch.Tensor:
-    if isinstance(found, Output):
+    if isinstance(found, Cache):
+        tensor = found.both()
+    elif isinstance(found, Output):
         tensor = found.hidden[0] + found.hidden[1]
     elif isinstance(found, Pair):
         tensor = found.value
@@ -89,7 +112,9 @@ def _tensor(found: Any) -> torch.Tensor:
     return tensor
 
 
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "list", "dict", "named", "dataclass"])
+@pytest.mark.parametrize(
+    "kind", ["tensor", "tuple", "list", "dict", "named", "dataclass", "object"]
+)
 def test_each_part_is_one_op_with_plain_gradients(kind: str) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -119,5 +144,20 @@ def test_structures_are_taken_apart_and_put_together() -> None:
     assert parted([1])[1] != parted([True])[1]
     assert parted([1])[1] != parted((1,))[1]
     assert parted(OrderedDict(a=a))[1] == parted({"a": a})[1]
-    with pytest.raises(CannotBeParted, match="a Linear"):
-        parted([a, nn.Linear(1, 1)])
+    with pytest.raises(CannotBeParted, match="a generator"):
+        parted([a, (one for one in (a, b))])
+
+
+def test_objects_that_a_call_makes_are_made_again() -> None:
+    a, b = torch.ones(2), torch.zeros(2)
+    tensors, structure = parted(Cache([Layer(a, b), Layer(b, a)]))
+    assert structure == parted(Cache([Layer(b, b), Layer(a, a)]))[1]
+    assert structure != parted(Cache([Layer(b, b)]))[1]
+    made = together(structure, tensors)
+    assert type(made) is Cache and made.layers[1].keys is b
+    assert torch.equal(made.both(), torch.full([2], 2.0))
+    linear = nn.Linear(1, 1)
+    assert together(parted(linear)[1], []) is linear  # what lasts is the same
+    made.layers[0].keys = made
+    with pytest.raises(CannotBeParted, match="holds itself"):
+        parted(made)

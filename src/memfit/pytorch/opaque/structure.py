@@ -6,13 +6,17 @@ Tracing runs this code, too, so it is plain Python without generators.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 __all__ = ["CannotBeParted", "parted", "together"]
 
-_CONSTANTS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.layout)
+_LASTING = (type, FunctionType, BuiltinFunctionType, ModuleType, nn.Module)
 
 
 class CannotBeParted(TypeError):
@@ -26,16 +30,21 @@ def parted(value: Any, objects: dict[int, Any] | None = None) -> tuple[list[torc
         value: a tensor, a NumPy array, a constant, or a tuple, list, dictionary, named tuple or
             dataclass of such (outputs of `transformers` among them).
         objects: gets other objects, such as a configuration, by their `id`; where it is None,
-            there may be none.
+            they are taken apart by their attributes, too (a cache of keys and values).
 
     Raises:
         CannotBeParted: there is something else in it.
     """
     tensors: list[torch.Tensor] = []
-    return tensors, _structure(value, tensors, objects)
+    return tensors, _structure(value, tensors, objects, ())
 
 
-def _structure(value: Any, tensors: list[torch.Tensor], objects: dict[int, Any] | None) -> Any:
+def _structure(
+    value: Any,
+    tensors: list[torch.Tensor],
+    objects: dict[int, Any] | None,
+    inside: tuple[int, ...],
+) -> Any:
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return ("tensor", len(tensors) - 1)
@@ -48,27 +57,43 @@ def _structure(value: Any, tensors: list[torch.Tensor], objects: dict[int, Any] 
     if hasattr(kind, "__dataclass_fields__"):
         found = []
         for name in kind.__dataclass_fields__:
-            found.append((name, _structure(getattr(value, name), tensors, objects)))
+            found.append((name, _structure(getattr(value, name), tensors, objects, inside)))
         return ("fields", kind, tuple(found))
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         found = []
         for name in kind._fields:
-            found.append((name, _structure(getattr(value, name), tensors, objects)))
+            found.append((name, _structure(getattr(value, name), tensors, objects, inside)))
         return ("fields", kind, tuple(found))
     if isinstance(value, (tuple, list)):
         parts = []
         for part in value:
-            parts.append(_structure(part, tensors, objects))
+            parts.append(_structure(part, tensors, objects, inside))
         return ("list" if isinstance(value, list) else "tuple", tuple(parts))
     if isinstance(value, dict):
         found = []
         for key, part in value.items():
-            found.append((key, _structure(part, tensors, objects)))
+            found.append((key, _structure(part, tensors, objects, inside)))
         return ("dict", tuple(found))
     if objects is not None:
         objects[id(value)] = value
         return ("object", id(value))
-    raise CannotBeParted(f"a {kind.__name__}, which is neither a tensor nor a constant")
+    if isinstance(value, (*_LASTING, Enum)):
+        return ("constant", kind.__name__, value)
+    return ("made", kind, _attributes(value, tensors, inside))
+
+
+def _attributes(value: Any, tensors: list[torch.Tensor], inside: tuple[int, ...]) -> Any:
+    """The attributes of an object that is made in each call."""
+    kind = type(value)
+    slots = any(getattr(one, "__slots__", ()) for one in kind.__mro__)
+    if kind.__new__ is not object.__new__ or slots or not hasattr(value, "__dict__"):
+        raise CannotBeParted(f"a {kind.__name__}, which is neither a tensor nor a constant")
+    if id(value) in inside:
+        raise CannotBeParted(f"a {kind.__name__} that holds itself")
+    found = []
+    for name, part in vars(value).items():
+        found.append((name, _structure(part, tensors, None, (*inside, id(value)))))
+    return tuple(found)
 
 
 def together(
@@ -89,6 +114,11 @@ def together(
         for name, part in structure[2]:
             values[name] = together(part, tensors, objects)
         return structure[1](**values)
+    if kind == "made":
+        made = object.__new__(structure[1])
+        for name, part in structure[2]:
+            setattr(made, name, together(part, tensors, objects))
+        return made
     if kind == "dict":
         values = {}
         for key, part in structure[1]:
