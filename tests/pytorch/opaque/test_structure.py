@@ -154,7 +154,8 @@ def test_objects_that_a_call_makes_are_made_again() -> None:
     assert structure == parted(Cache([Layer(b, b), Layer(a, a)]))[1]
     assert structure != parted(Cache([Layer(b, b)]))[1]
     made = together(structure, tensors)
-    assert type(made) is Cache and made.layers[1].keys is b
+    assert type(made) is Cache
+    assert made.layers[1].keys is b
     assert torch.equal(made.both(), torch.full([2], 2.0))
     linear = nn.Linear(1, 1)
     assert together(parted(linear)[1], []) is linear  # what lasts is the same
