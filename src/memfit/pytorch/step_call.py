@@ -148,7 +148,7 @@ def compile_step(
                     raise
                 raise cause from (error if is_own_fault(cause) else None)
             finally:
-                backend.given = Given()
+                backend.given, backend.error = Given(), None
             if way is not None:
                 outcomes.went(way, args, kwargs)
             if len(backend.compiled) > before:

@@ -4,6 +4,7 @@ another way: always as in plain PyTorch."""
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -326,3 +327,17 @@ def test_numbers_are_handed_out_as_they_were_read() -> None:
     for trace in (frozenset({1}), frozenset({2})):
         assert [reader.take(trace, here, scalars) for _ in range(5)] == [True, 3, 1, 2, None]
         assert reader.take(trace, here, "aten::equal") is False
+
+
+def test_a_model_that_is_let_go_takes_its_graphs_with_it() -> None:
+    def graphs() -> int:
+        gc.collect()
+        return sum(type(x).__name__ == "OutputGraph" for x in gc.get_objects())
+
+    before = graphs()
+    for body in (_finite, _setting):
+        fitted = memfit.fit(Net(body), budget="100%", cost="analytic")
+        fitted(*row_batch(0)).backward()
+        del fitted
+        torch._dynamo.reset()
+    assert graphs() == before

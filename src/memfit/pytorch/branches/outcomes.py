@@ -14,6 +14,7 @@ from torch import nn
 from memfit.errors import CaptureError
 from memfit.pytorch.branches.ops import ASSERTION, NUMBERS, OUTCOME, OtherOutcome, frames_text
 from memfit.pytorch.branches.seen import Reader, Seen, recorded
+from memfit.pytorch.compat.dynamo import user_frames
 from memfit.pytorch.compat.eager import tree_leaves
 from memfit.pytorch.compat.outcomes import Checks, outcomes_can_be_known, outcomes_known
 from memfit.pytorch.failures.first_run import random_states, random_states_kept, set_random_states
@@ -55,7 +56,8 @@ class Outcomes:
 
     Attributes:
         met: a branch on data was met.
-        error: what tracing raised at the first one.
+        error: what tracing said of the first one. Not the error that it raised, whose frames hold
+            a whole graph in a way that garbage collection cannot see.
 
     Args:
         step: the step.
@@ -70,7 +72,7 @@ class Outcomes:
         self._may_pin = True
         self._told: set[str] = set()
         self.met = False
-        self.error: Exception | None = None
+        self.error: CaptureError | None = None
 
     def ways(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Way | None]:
         """The ways to try for a call, that of the last one first; None: without any."""
@@ -122,7 +124,10 @@ class Outcomes:
             self._may_pin = False
         if len(known) >= MOST_WAYS:
             return False
-        self.met, self.error = True, self.error or error
+        self.met = True
+        if self.error is None:
+            self.error = CaptureError(str(error))
+            self.error.frames = user_frames(error)
         known.insert(0, Way(dict(seen), self._pinned))
         return True
 
@@ -175,7 +180,7 @@ class Outcomes:
 
     def error_of(self, other: OtherOutcome) -> Exception:
         """What tracing would say of a branch if its outcome were not known."""
-        if not other.frames and self.error is not None:
+        if not other.frames and self.error is not None and self.error.frames:
             return self.error
         error = CaptureError(str(other))
         error.frames = other.frames
