@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -21,19 +23,35 @@ from memfit.graph.training_graph import Op, Phase, TrainingGraph, Value, ValueKi
 settings.register_profile("memfit", deadline=None, max_examples=100, print_blob=True)
 settings.load_profile("memfit")
 
+_files = count(1)
 MakeGraph = Callable[[Random, int], TrainingGraph]
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is slow is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of cases that are alike (`sampled`), one of so many runs by default."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is None or item.get_closest_marker("slow") is not None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        if cases[test] % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+        cases[test] += 1
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _collections() -> Iterator[None]:
     yield
-    gc.unfreeze()
-    gc.collect()
+    if next(_files) % 4 == 0:  # a second or more each time
+        gc.unfreeze()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
 def _short_collections(_collections: None) -> None:
-    """Garbage collections pass over what was there before, until the tests of a file are through.
+    """Garbage collections pass over what was there before, until some files are through.
 
     PyTorch's modules alone are over a million objects, and a step that is captured or measured
     collects garbage each time.

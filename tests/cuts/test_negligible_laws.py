@@ -39,6 +39,7 @@ def mostly_unread(random: Random, graph: TrainingGraph) -> TrainingGraph:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_no_trade_off_loses_by_cuts_left_out(
     joint_graph: MakeGraph, full_graph: MakeGraph, cut: bool, monkeypatch: pytest.MonkeyPatch

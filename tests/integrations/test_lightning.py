@@ -171,6 +171,7 @@ class Looks(Zeroed):
         self.found.append(any(p.grad is not None for p in self.parameters()))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "accumulated", "found"),
     [

@@ -106,6 +106,7 @@ def assert_same(first: nn.Module, second: nn.Module) -> None:
         assert torch.equal(value, b[name]), name
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_trains_as_without_memfit_within_the_budget(tmp_path: Path, accumulated: int) -> None:
     plain = make_trainer(tmp_path, None, gradient_accumulation_steps=accumulated)

@@ -89,6 +89,7 @@ def test_chains_are_solved_exactly(full_graph: Any, seeds: range) -> None:
     assert deeper > len(seeds) / 20
 
 
+@pytest.mark.sampled(2)
 def test_no_strategy_beats_the_search_by_more_than_values_that_died_early(
     joint_graph: Any, core: str
 ) -> None:

@@ -13,7 +13,7 @@ from programs.program import source
 __all__ = ["TENS", "Part"]
 
 PER_FILE = 110
-QUICK_TENS = 4  # the others run with `make test-slow`
+QUICK_TENS = 2  # the others run with `make test-slow`
 MOST = 4  # statements
 TENS = pytest.mark.parametrize(
     "tens",

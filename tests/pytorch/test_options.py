@@ -102,6 +102,7 @@ def test_options_that_clash_are_named(options: dict[str, Any], message: str) -> 
         memfit.fit(model, **{"budget": "1GiB", **options})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("door", ["memfit.plan", "memfit.trade_off", "memfit.verify", "capture"])
 @pytest.mark.parametrize(
     "options", [{"accumulate": True}, {"loops": "unroll"}, {"optimizer_bytes": "1MB"}]

@@ -42,6 +42,7 @@ def nameless(page: Any, role: str) -> list[str]:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("blocks", [SMALL, LARGE])
 def test_everything_that_needs_a_name_has_one(open_page: Any, blocks: int) -> None:
     page = open_page(blocks)
@@ -97,6 +98,7 @@ def test_pictures_say_what_they_show(open_page: Any) -> None:
     assert page.locator("details table").count() >= 3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("blocks", [SMALL, LARGE])
 def test_tables_have_headers(open_page: Any, blocks: int) -> None:
     page = open_page(blocks)
@@ -111,6 +113,7 @@ def test_tables_have_headers(open_page: Any, blocks: int) -> None:
         assert table.get_by_role("rowheader").count() == rows - 1, table.inner_text()[:80]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("width", "theme"),
     [
@@ -153,6 +156,7 @@ def test_the_keyboard_reaches_everything_and_the_focus_is_seen(
     assert set(reached) == set(range(wanted))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_contrast(open_page: Any, theme: str) -> None:
     """4.5 to 1 at least between text and what is behind it (WCAG 2.1, 1.4.3)."""

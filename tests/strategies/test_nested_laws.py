@@ -136,6 +136,7 @@ def test_the_reference_takes_the_proven_number_of_steps_too() -> None:
             assert table.reversal_cost(steps, s) == forward_steps(steps, s)
 
 
+@pytest.mark.sampled(2)
 def test_unrolled_chains_cost_no_more_than_revolve(core: str) -> None:
     steps = 120 if core == "native" else 48
     graph = recurrence(steps)

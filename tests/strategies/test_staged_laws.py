@@ -72,6 +72,7 @@ def assert_no_worse(ours: list[Point], other: list[Point], what: object) -> None
         assert found <= cost, what
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("large_block", [None, 5])
 def test_every_point_of_the_curve_is_a_schedule_that_keeps_its_word(
     joint_graph: MakeGraph, core: str, large_block: int | None, monkeypatch: pytest.MonkeyPatch
@@ -123,6 +124,7 @@ def cut_at_articulations(table: LivenessTable) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_cutting_at_articulations_loses_nothing(
     full_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

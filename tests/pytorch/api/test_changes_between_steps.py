@@ -319,6 +319,7 @@ def calm() -> Pair:
     return Pair()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [marked(name, any(w in name for w in _OWN_WORDS)) for name in SURROUNDINGS]
 )

@@ -122,6 +122,7 @@ BODIES: dict[str, Body] = {
 OFTEN = {"a mask", "experts that are hit", "tokens sorted by expert", "unique", "a queue"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.slow) for n in BODIES]
 )

@@ -71,6 +71,7 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_gradients_equal_save_everything_and_eager_over_20_seeds() -> None:
     model = blocks()
     x, target = batch()

@@ -59,6 +59,7 @@ def two_steps(
     return [*(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", [norm_in_bfloat16, instance_norm, read_in_backward])
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_statistics_are_updated_once(
@@ -106,6 +107,7 @@ class WrittenAfterwards(nn.Module):
         return made
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("written", ["input", "buffer", "statistics"])
 @pytest.mark.parametrize("planner", ["auto", "exact"])
 def test_what_it_reads_is_read_before_it_is_written(written: str, planner: str) -> None:

@@ -109,6 +109,7 @@ READS: dict[str, Callable[[Storing, torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", READS)
 def test_a_loss_that_reads_it_has_its_gradient(name: str) -> None:
     read = READS[name]
@@ -318,6 +319,7 @@ def test_every_optimizer_is_here() -> None:
     assert {"AdamW", "LBFGS", "Adafactor", "Muon", "SparseAdam", "SGD"} <= names
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", DENSE, ids=lambda c: c.__name__)
 def test_parameters_after_five_steps_are_those_of_eager(
     fitted: tuple[Normed, Any, dict[str, Any]], kind: type[torch.optim.Optimizer]

@@ -159,6 +159,7 @@ def same(got: list[torch.Tensor | None], want: list[torch.Tensor | None]) -> Non
         assert g is w is None or (g is not None and w is not None and torch.equal(g, w))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("planner", PLANNERS)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_everything_is_as_in_plain_pytorch(name: str, planner: str) -> None:
@@ -207,6 +208,7 @@ def foreach_step(op: Foreach, *, one_memory: bool) -> Program:
     return step
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("one_memory", [False, True])
 @pytest.mark.parametrize("name", FOREACH)
 def test_lists_of_views_written_in_place_have_eagers_gradients(name: str, one_memory: bool) -> None:

@@ -77,6 +77,7 @@ def _equal(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("broken", [False, True])
 def test_each_combination_of_sizes_is_planned(broken: bool) -> None:
     model = Tower(broken)

@@ -81,6 +81,7 @@ def trained(step: Callable[[], Outputs], model: Model) -> Outputs:
     return [*outputs, model.scale.grad]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("results", [products, spectra, margins])
 def test_results_are_eagers_bit_for_bit(results: Callable[[torch.Tensor], Outputs]) -> None:
     model = Model(results)

@@ -51,6 +51,7 @@ def _leaves(layout: str) -> list[torch.Tensor]:
     return [x.detach().requires_grad_() for x in made]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_their_copies_are_planned(name: str, layout: str) -> None:

@@ -109,6 +109,7 @@ def test_dropout_at_the_tightest_budget_has_the_gradients_of_saving_everything()
     assert not torch.equal(*masks)  # dropout is on
 
 
+@pytest.mark.slow
 def test_an_unchanged_budget_hits_inductors_cache_and_a_changed_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

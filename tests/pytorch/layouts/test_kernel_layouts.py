@@ -215,6 +215,7 @@ FAKED = (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("op", FAKED, ids=str)
 def test_fake_results_follow_the_rules(op: Any) -> None:
     make, _ = CALLS[op]

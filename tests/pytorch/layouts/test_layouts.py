@@ -89,6 +89,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_on_transposed_tensors(name: str) -> None:
     model = Between(LAYERS[name]())

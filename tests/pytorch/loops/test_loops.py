@@ -122,6 +122,7 @@ def notes(plan: Plan | None) -> str:
     return "\n".join(plan.notes)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("cell", "room"),
     [

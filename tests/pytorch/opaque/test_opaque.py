@@ -196,6 +196,7 @@ def x() -> torch.Tensor:
     return torch.randn(256, WIDTH)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "tight"),
     [
@@ -226,6 +227,7 @@ def test_trains_as_in_plain_pytorch(name: str, tight: bool, x: torch.Tensor) -> 
         assert "forward" not in vars(ours)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name",
     [
@@ -460,6 +462,7 @@ def _pythons_scale(part: Part, x: torch.Tensor) -> torch.Tensor:
     return part.down(part.up(x)) * random.random()
 
 
+@pytest.mark.slow
 def test_what_draws_elsewhere_keeps_its_order(x: torch.Tensor) -> None:
     plain = Reversed()
     model = copy.deepcopy(plain)

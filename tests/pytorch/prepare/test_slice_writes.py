@@ -78,6 +78,7 @@ def _model(step: Step) -> Net:
     return Net(lambda net, x: step(net, x).square().mean(), WIDTH)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__.strip("_"))
 def test_the_smallest_budget_holds_with_eagers_gradients(step: Step) -> None:
     torch.manual_seed(0)

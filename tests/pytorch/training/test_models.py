@@ -258,6 +258,7 @@ def assert_alike(got: dict[str, Any], want: dict[str, Any], exact: bool) -> None
             torch.testing.assert_close(got[key], value, rtol=0, atol=limit)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", CASES)
@@ -313,6 +314,7 @@ def _transposed(net: Net, x: torch.Tensor) -> torch.Tensor:
     return (net.a.t() * x[0][:, None]).square().sum()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("step", [_doubled, _summed, _transposed])
 def test_gradients_that_autograd_would_copy_are_planned(step: Step) -> None:
     torch.manual_seed(0)
@@ -344,6 +346,7 @@ REFUSED: dict[str, Case] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_planned_is_refused(name: str) -> None:
     net, inputs = build(REFUSED[name])

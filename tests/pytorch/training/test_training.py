@@ -137,6 +137,7 @@ def smallest(case: Case) -> int:
     return memfit.plan(model, args, loss, budget=2**50).smallest_feasible_budget_bytes
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_buffers_and_peaks_at_every_budget(name: str) -> None:
     case = CASES[name]()
@@ -162,6 +163,7 @@ def test_gradients_buffers_and_peaks_at_every_budget(name: str) -> None:
     assert result.plan.overhead > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_random_draws_are_those_of_plain_training_over_many_seeds(name: str) -> None:
     case = CASES[name]()
@@ -275,6 +277,7 @@ def test_a_new_shape_is_planned_anew() -> None:
     assert fitted.plan.peak_bytes < first.peak_bytes
 
 
+@pytest.mark.slow
 def test_many_modules_and_many_shapes_in_one_process() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.randn(32, 4)
     peaks = set()
@@ -333,6 +336,7 @@ def test_optimizer_state_counts_into_the_budget() -> None:
     assert parts["optimizer_state"] == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("planner", ["exact", "approximate", "chen", "store-all", "liveness"])
 def test_every_planner_trains(planner: str) -> None:
     model, args, loss = noisy_case()

@@ -127,6 +127,7 @@ def backward(batch: Any) -> Run:
 # Autocast and gradient scaling
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_around_the_call(batch: Any, dtype: torch.dtype) -> None:
     model = made(Net)
@@ -164,6 +165,7 @@ def test_full_precision_after_autocast_is_planned_by_itself(batch: Any) -> None:
     assert not torch.equal(losses[0], losses[1])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_grad_scaler(batch: Any, dtype: torch.dtype) -> None:
     model = made(Net)
@@ -202,6 +204,7 @@ def test_a_model_in_bfloat16(batch: Any) -> None:
 # Frozen parameters
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("frozen", ["first", "last", "all but one"])
 def test_frozen_parameters(batch: Any, frozen: str) -> None:
     model = made(Net)
@@ -308,6 +311,7 @@ def test_inputs_that_need_gradients(batch: Any) -> None:
     compare(plain, fitted, with_loss(plain), run)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", ["tuple", "dict", "dataclass", "model output"])
 def test_keywords_and_forms_of_outputs(batch: Any, form: str) -> None:
     if form == "model output" and CausalLMOutput is None:
@@ -402,6 +406,7 @@ class Turned(nn.Module):
         return F.alpha_dropout(h.transpose(0, 2), 0.2, training=True).sum(0)
 
 
+@pytest.mark.slow
 def test_dropout_draws_in_the_order_of_memory_as_eager_does() -> None:
     model = made(Turned)
     plain = copy.deepcopy(model)
