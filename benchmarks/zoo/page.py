@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.lib.harness import MIB, processor, table
@@ -39,7 +40,9 @@ before it, so that a difference is of that step alone.
   smallest feasible one.
 - *result*: losses, gradients and buffers of all three steps beside plain PyTorch's. `bitwise`:
   every bit equal. A number: the largest difference of an entry, relative to the largest entry of
-  the same tensor, up to 1e-4, which the order of a sum explains. **wrong**: a larger one.
+  the same tensor, up to 1e-4, which the order of a sum explains. **wrong**: a larger one, if it is
+  more than four times what the last bits of the parameters change in plain PyTorch's own result
+  (gradients that are 0 but for rounding, such as those of a key's bias, are all rounding).
 - *rung*: how the step is planned ([what models are taken](../any-model.md)).
 - *planned*: the step's time over plain PyTorch's that the plan predicts. *measured*: the ratio of
   the medians of five rounds, in turn, of processor time.
@@ -151,9 +154,25 @@ def _summary(rows: Mapping[str, Row]) -> Iterator[str]:
         f"the order of a sum, {every.wrong} are wrong."
     )
     yield ""
+    yield from _ratios(rows)
     head = ("group", "architectures", "at 60%", "trained", "held", "bitwise", "order of summation")
     body = [_counted(title, one) for title, one in groups.items() if one.all]
     yield from table((*head, "wrong"), [*body, _counted("all", every)], 1)
+    yield ""
+
+
+def _ratios(rows: Mapping[str, Row]) -> Iterator[str]:
+    """How the time of a step compares with what its plan says."""
+    found = sorted(
+        (row["fitted_ms"] / row["plain_ms"] / (1 + row["overhead_planned"]), name)
+        for name, row in rows.items()
+        if row["outcome"] == "trained" and "overhead_planned" in row
+    )
+    if not found:
+        return
+    worst = ", ".join(f"{name} {ratio:.2f}" for ratio, name in reversed(found[-5:]))
+    middle = median(ratio for ratio, _ in found)
+    yield f"Time of a step over what its plan says: median {middle:.2f}; the largest: {worst}."
     yield ""
 
 
