@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from memfit.errors import ExecutionError
 from memfit.pytorch.capture.missing import ABSENT
+from memfit.pytorch.layouts.sparse import bytes_of, owned
 from memfit.pytorch.opaque.module_state import held_tensors, kept
 from memfit.pytorch.opaque.record import (
     Recording,
@@ -27,7 +28,7 @@ from memfit.pytorch.opaque.record import (
 )
 from memfit.pytorch.opaque.structure import parted, together
 
-__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered", "contiguous"]
+__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered"]
 
 logger = logging.getLogger("memfit")
 Tensors = Sequence[torch.Tensor]
@@ -63,12 +64,14 @@ class Taken:
     Attributes:
         saved_bytes: what autograd keeps of it, beside operands and outputs.
         workspace_bytes, times_ns: of the forward and the backward pass.
+        again_ns: how much of that goes into blocks that are computed again.
         read: places of the operands, and of the outputs, that the backward pass reads.
     """
 
     saved_bytes: int = 0
     workspace_bytes: tuple[int, int] = (0, 0)
     times_ns: tuple[int, int] = (0, 0)
+    again_ns: int = 0
     read: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
     def most(self, other: Taken) -> Taken:
@@ -79,6 +82,7 @@ class Taken:
             max(self.saved_bytes, other.saved_bytes),
             (max(a, c), max(b, d)),
             (max(e, g), max(f, h)),
+            max(self.again_ns, other.again_ns),
             (self.read[0] | other.read[0], self.read[1] | other.read[1]),
         )
 
@@ -128,6 +132,7 @@ class OpaqueCall:
         self.draws = False
         self.once = False
         self.result: Any = None
+        self._sparse: dict[int, int] = {}  # for places of operands (`_place`)
         self._told = False
         _calls[self.key] = self
 
@@ -161,6 +166,22 @@ class OpaqueCall:
         known = {id(x) for x in self.leaves}
         self.leaves = (*self.leaves, *(x for x in found if id(x) not in known))
 
+    def sparse_bytes(self, operand: int) -> int | None:
+        """The most that the gradient of an operand took, where it is sparse; else None."""
+        return self._sparse.get(self._place(operand))
+
+    def add_sparse(self, gradients: Iterable[torch.Tensor | None]) -> None:
+        """A run gave these gradients, of leaves and arguments."""
+        for i, x in enumerate(gradients):
+            if x is not None and x.layout is not torch.strided:
+                place = self._place(i)
+                self._sparse[place] = max(bytes_of(x), self._sparse.get(place, 0))
+
+    def _place(self, operand: int) -> int:
+        """A number of an operand that stays when leaves are added."""
+        count = len(self.leaves)
+        return operand if operand < count else count - operand - 1
+
     def take(self, taken: Taken) -> None:
         """Another run of the call took so much."""
         self.taken = self.taken.most(taken)
@@ -169,6 +190,10 @@ class OpaqueCall:
         """Another call of the same form runs as this one, too."""
         arguments = self.operands[len(self.leaves) :]
         self.add_leaves(other.leaves)
+        known = {id(x): i for i, x in enumerate(self.leaves)}
+        for place, size in other._sparse.items():
+            ours = known[id(other.leaves[place])] if place >= 0 else place
+            self._sparse[ours] = max(size, self._sparse.get(ours, 0))
         self.operands = (*map(Form.of, self.leaves), *arguments)
         self.take(other.taken)
         self.draws |= other.draws
@@ -225,12 +250,16 @@ class OpaqueCall:
             wanted: places of the operands that are asked for.
         """
         with torch.enable_grad(), under_autocast(()):
-            found = contiguous(record_of(handle).backward(operands, outputs, given))
+            found = record_of(handle).backward(operands, outputs, given)
+            found = owned(found, [*operands, *outputs, *given])
         made = []
         for i, gradient in zip(wanted, found, strict=True):
             if gradient is None:
                 form = self.operands[i]
-                gradient = torch.zeros(form.shape, dtype=form.dtype, device=form.device)
+                layout = torch.strided if self.sparse_bytes(i) is None else torch.sparse_coo
+                gradient = torch.zeros(
+                    form.shape, dtype=form.dtype, device=form.device, layout=layout
+                )
                 setattr(gradient, ABSENT, True)  # accumulation leaves `.grad` as it is
             made.append(gradient)
         return made
@@ -263,14 +292,6 @@ class OpaqueCall:
                 held,
                 held - self.taken.saved_bytes,
             )
-
-
-def contiguous(found: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Tensors as tracing was told that they lie; each is copied where it does not, and let go."""
-    for i, x in enumerate(found):
-        if x is not None:
-            found[i] = x.contiguous()
-    return found
 
 
 def call_numbered(key: int) -> OpaqueCall:

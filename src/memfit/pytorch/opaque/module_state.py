@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from memfit.pytorch.compat.fake import FakeTensor
+from memfit.pytorch.layouts.sparse import same
 
 __all__ = ["ModuleState", "held_tensors", "kept"]
 
@@ -51,7 +52,7 @@ class ModuleState:
         """Make it the state again."""
         with torch.no_grad():
             for tensor, old in self._tensors:
-                if not torch.equal(tensor, old):
+                if not same(tensor, old):
                     tensor.copy_(old)
         for m, values in zip(self._modules, self._values, strict=True):
             held = vars(m)

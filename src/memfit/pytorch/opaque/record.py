@@ -17,6 +17,7 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 from memfit.errors import ExecutionError
+from memfit.pytorch.layouts.sparse import is_sparse, parts
 
 __all__ = [
     "GATE",
@@ -184,7 +185,8 @@ class Recording:
         self._made = None if again is None else again[1]
         self._tensors: Tensors = given
         self.read: tuple[set[int], set[int]] = (set(), set())
-        self._lasting = {_storage(x) for x in lasting if _plain(x)}
+        self._lasting = {_storage(p) for x in lasting for p in parts(x) if _plain(p)}
+        self._all_given = {_storage(x) for x in given if _plain(x)}
         self._saved: list[_Saved] = []
         self._again = _Again()
 
@@ -248,6 +250,10 @@ class Recording:
         for saved in self._saved:
             tensor = saved.tensor
             if tensor is None:
+                continue
+            if is_sparse(tensor):  # its parts may be what is given
+                own = {_storage(p): p.untyped_storage().nbytes() for p in parts(tensor)}
+                storages.update({s: own[s] for s in own.keys() - self._lasting - self._all_given})
                 continue
             if not _plain(tensor):
                 storages[id(tensor)] = int(tensor.numel() * tensor.element_size())

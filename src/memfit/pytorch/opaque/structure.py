@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["CannotBeParted", "parted", "together"]
+from memfit.pytorch.layouts.sparse import (
+    SparseGiven,
+    Untouchable,
+    form_of,
+    is_sparse,
+    made_of,
+)
+from memfit.pytorch.layouts.sparse import parts as sparse_tensors
+
+__all__ = ["CannotBeParted", "parted", "sparse_parts", "together"]
 
 _CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.layout)
 _LASTING = (type, FunctionType, BuiltinFunctionType, ModuleType, nn.Module)
@@ -45,7 +54,13 @@ def _structure(
     objects: dict[int, Any] | None,
     inside: tuple[int, ...],
 ) -> Any:
+    if type(value) is SparseGiven or type(value) is Untouchable:
+        return _sparse(value.form, value.parts, tensors)
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided:
+            if objects is None or value.requires_grad or not is_sparse(value):
+                raise CannotBeParted("a tensor that is not dense")
+            return _sparse(form_of(value), sparse_tensors(value), tensors)
         tensors.append(value)
         return ("tensor", len(tensors) - 1)
     if isinstance(value, _CONSTANTS):
@@ -82,11 +97,29 @@ def _structure(
     return ("made", kind, _attributes(value, tensors, inside))
 
 
+def _sparse(form: Any, found: Sequence[torch.Tensor], tensors: list[torch.Tensor]) -> Any:
+    places = []
+    for part in found:
+        places.append(len(tensors))
+        tensors.append(part)
+    return ("sparse", form, tuple(places))
+
+
+def sparse_parts(structure: Any) -> set[int]:
+    """Which tensors of a structure are parts of sparse ones."""
+    if not isinstance(structure, tuple):
+        return set()
+    if len(structure) == 3 and structure[0] == "sparse":
+        return set(structure[2])
+    return set().union(*map(sparse_parts, structure))
+
+
 def _attributes(value: Any, tensors: list[torch.Tensor], inside: tuple[int, ...]) -> Any:
     """The attributes of an object that is made in each call."""
     kind = type(value)
     slots = any(getattr(one, "__slots__", ()) for one in kind.__mro__)
-    if kind.__new__ is not object.__new__ or slots or not hasattr(value, "__dict__"):
+    new: Any = kind.__new__
+    if new is not object.__new__ or slots or not hasattr(value, "__dict__"):
         raise CannotBeParted(f"a {kind.__name__}, which is neither a tensor nor a constant")
     if id(value) in inside:
         raise CannotBeParted(f"a {kind.__name__} that holds itself")
@@ -105,6 +138,8 @@ def together(
         return tensors[structure[1]]
     if kind == "array":
         return tensors[structure[1]].numpy()
+    if kind == "sparse":
+        return made_of(structure[1], [tensors[i] for i in structure[2]])
     if kind == "constant":
         return structure[2]
     if kind == "object":

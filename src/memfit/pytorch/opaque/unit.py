@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,17 +14,20 @@ from memfit.pytorch.compat.dynamo import not_traced
 from memfit.pytorch.compat.eager import profiler_active
 from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.failures.first_run import random_states, set_random_states
+from memfit.pytorch.layouts.sparse import bytes_of, owned
 from memfit.pytorch.opaque import ops
 from memfit.pytorch.opaque.blocks import blocks_of, computed_again
-from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken, contiguous
+from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
 from memfit.pytorch.opaque.places import Place
 from memfit.pytorch.opaque.record import GATE, Recording
-from memfit.pytorch.opaque.structure import CannotBeParted, parted, together
+from memfit.pytorch.opaque.structure import CannotBeParted, parted, sparse_parts, together
+from memfit.pytorch.opaque.timing import times_of
 
 __all__ = ["CannotBeOpaque", "Unit"]
 
 _MORE_RUNS = 4
+_TIMED_RUNS = 3
 
 
 class CannotBeOpaque(Exception):
@@ -120,7 +123,7 @@ class Unit:
         """Run the module, and learn what the call takes, gives and keeps.
 
         Raises:
-            CannotBeOpaque: it writes to what it is given, or has gradients that are not dense.
+            CannotBeOpaque: it writes to what it is given.
         """
         self.observing = False  # what is inside belongs to it
         try:
@@ -138,7 +141,11 @@ class Unit:
         ]  # of other code, those that its outputs lead back to
         call = OpaqueCall(self.name, self._run, (args, kwargs), self.module)
         call.leaves = tuple(trained)
-        gated = [x.is_floating_point() or x.is_complex() for x in tensors]
+        constant = sparse_parts(structure)
+        gated = [
+            i not in constant and (x.is_floating_point() or x.is_complex())
+            for i, x in enumerate(tensors)
+        ]
         try:
             outputs = self._look(call, tensors, gated)
         except CannotBeOpaque:
@@ -156,6 +163,12 @@ class Unit:
             if self._saved_bytes(call, tensors, gated) != call.taken.saved_bytes:
                 state.put_back()
                 self._look(call, tensors, gated)
+
+        def begin() -> None:
+            state.put_back()
+            set_random_states(drawn)
+
+        call.take(self._times(call, tensors, gated, begin))
         if not self._runs_alike(call, tensors, outputs, drawn, state):
             raise CannotBeOpaque(f"{self.name} gives something else when it is run again")
         # From what the first run has left, as a plan would run it again.
@@ -191,7 +204,7 @@ class Unit:
             with torch.enable_grad():
                 results.append(call.run(tensors, gated, recording))
 
-        peak, forward_ns = _measured(run, tensors)
+        peak = _peak(run, tensors)
         result, edges = results.pop()
         if [x._version for x in tensors] != versions:
             raise CannotBeOpaque(f"{self.name} writes to what it is given")
@@ -214,29 +227,60 @@ class Unit:
         ]
         found: list[torch.Tensor | None] = []
 
-        def dense(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-            if any(x is not None and x.layout is not torch.strided for x in gradients):
-                raise CannotBeOpaque(f"{self.name} has gradients that are not dense (sparse=True)")
-            return contiguous(gradients)
-
         operands = [*call.leaves, *tensors]
-        back, backward_ns = _measured(
-            lambda: found.extend(dense(record.backward(operands, made, gradients))), tensors
-        )
-        gradient_bytes = sum(x.untyped_storage().nbytes() for x in found if x is not None)
+
+        def back() -> None:
+            found.extend(record.backward(operands, made, gradients))
+            owned(found, [*operands, *made, *gradients])
+
+        back_bytes = _peak(back, tensors)
+        asked = iter(found)
+        places = [True] * len(call.leaves) + list(gated)
+        call.add_sparse([next(asked) if one else None for one in places])
+        gradient_bytes = sum(bytes_of(x) for x in found if x is not None)
         call.take(
             Taken(
                 saved_bytes=saved_bytes,
                 workspace_bytes=(
                     max(0, peak - own - saved_bytes),
-                    max(0, back - gradient_bytes),
+                    max(0, back_bytes - gradient_bytes),
                 ),
-                times_ns=(forward_ns, backward_ns),
                 read=(frozenset(recording.read[0]), frozenset(recording.read[1])),
             )
         )
         call.operands = tuple(map(Form.of, operands))
         return outputs
+
+    def _times(
+        self,
+        call: OpaqueCall,
+        tensors: Sequence[torch.Tensor],
+        gated: Sequence[bool],
+        begin: Callable[[], None],
+    ) -> Taken:
+        """How long the call takes, and what of that goes into blocks that are computed again.
+
+        With these and without them in turn, from the same state.
+        """
+        device = next((x.device for x in tensors), torch.device("cpu"))
+        ways = [self._blocks, []] if self._blocks else [[]]
+        found: list[list[tuple[int, int]]] = [[] for _ in ways]
+        for _ in range(_TIMED_RUNS):
+            for blocks, times in zip(ways, found, strict=True):
+                begin()
+                with self._with(blocks):
+                    times.append(times_of(call, tensors, gated, device))
+        least = [(min(f for f, _ in times), min(b for _, b in times)) for times in found]
+        return Taken(times_ns=least[0], again_ns=max(0, sum(least[0]) - sum(least[-1])))
+
+    @contextmanager
+    def _with(self, blocks: list[nn.Module]) -> Iterator[None]:
+        """Inside, these blocks are computed again."""
+        own, self._blocks = self._blocks, blocks
+        try:
+            yield
+        finally:
+            self._blocks = own
 
     def _runs_alike(
         self,
@@ -279,17 +323,10 @@ def _is_traced(tensor: torch.Tensor) -> bool:
     return "Functional" in type(tensor).__name__ or "Fake" in type(tensor).__name__
 
 
-def _measured(run: Callable[[], object], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """Peak in bytes and time in ns of one run."""
+def _peak(run: Callable[[], object], tensors: Sequence[torch.Tensor]) -> int:
+    """Peak in bytes of one run; 0 where a profiler is in the way."""
     device = next((x.device for x in tensors), torch.device("cpu"))
-    took: list[int] = []
-
-    def timed() -> None:
-        began = time.perf_counter_ns()
-        run()
-        took.append(time.perf_counter_ns() - began)
-
     if device.type == "cpu" and profiler_active():
-        timed()
-        return 0, took[0]
-    return measure_step(timed, device=device, warmup=0).peak_bytes, took[0]
+        run()
+        return 0
+    return measure_step(run, device=device, warmup=0).peak_bytes
