@@ -24,6 +24,7 @@ from memfit.pytorch.opaque.record import (
     gate,
     handle_of,
     record_of,
+    storages_of,
     under_autocast,
 )
 from memfit.pytorch.opaque.structure import parted, together
@@ -134,6 +135,7 @@ class OpaqueCall:
         self.result: Any = None
         self._sparse: dict[int, int] = {}  # for places of operands (`_place`)
         self._told = False
+        self._lasting: frozenset[int] | None = None  # storages of the module, looked up rarely
         _calls[self.key] = self
 
     def run(
@@ -212,7 +214,10 @@ class OpaqueCall:
         count = len(self.leaves)
         arguments = operands[count:]
         gated = [count + i in wanted for i in range(len(arguments))]
-        recording = Recording(operands, held_tensors(self._module), self.taken.read)
+        fresh = self._lasting is None
+        if self._lasting is None:
+            self._lasting = storages_of(held_tensors(self._module))
+        recording = Recording(operands, self._lasting, self.taken.read)
         state = recording.putting_back(kept(self._module)) if again else nullcontext()
         with torch.enable_grad(), state:
             result, edges = self.run(arguments, gated, recording)
@@ -229,7 +234,7 @@ class OpaqueCall:
         record.close(made)
         outputs = self._own([x.detach() for x in made], operands)
         del made
-        self._tell(recording.finish(outputs))
+        self._tell(recording.finish(outputs), fresh)
         return [*outputs, handle_of(record)]
 
     def backward(
@@ -281,9 +286,13 @@ class OpaqueCall:
             taken.add(outputs[i].untyped_storage()._cdata)
         return outputs
 
-    def _tell(self, held: int) -> None:
+    def _tell(self, held: int, fresh: bool) -> None:
         seen = self.taken.saved_bytes
-        if held - seen > max(4096, seen // 100) and not self._told:
+        if held - seen <= max(4096, seen // 100) or self._told:
+            return
+        if not fresh:  # the module may hold other buffers by now
+            self._lasting = None
+        else:
             self._told = True
             logger.warning(
                 "%s, which runs as one op, keeps %d bytes for its backward pass, %d more than when "

@@ -13,7 +13,7 @@ from memfit.pytorch.opaque.call import call_numbered
 from memfit.pytorch.opaque.ops import FORWARD_OPS, OPAQUE_OPS
 from memfit.units import format_bytes
 
-__all__ = ["is_opaque", "keep_calls", "with_units_noted"]
+__all__ = ["is_opaque", "keep_calls", "with_blocks_counted", "with_units_noted"]
 
 _INSIDE = "computed_again_inside_ns"
 _TARGETS = frozenset(map(str, FORWARD_OPS))
@@ -52,10 +52,10 @@ def with_units_noted(plan: Plan, step: CapturedStep) -> Plan:
     if not notes:
         return plan
     plan = replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *notes))))
-    return _with_blocks_counted(plan, inside_ns)
+    return with_blocks_counted(plan, inside_ns)
 
 
-def _with_blocks_counted(plan: Plan, inside_ns: int) -> Plan:
+def with_blocks_counted(plan: Plan, inside_ns: int) -> Plan:
     """The plan, what is computed again inside of opaque modules counted as such, once."""
     if not inside_ns or _INSIDE in plan.provenance:
         return plan

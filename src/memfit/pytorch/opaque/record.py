@@ -7,7 +7,7 @@ pass is given these again. So a plan may free them in between, or compute them a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "gate",
     "handle_of",
     "record_of",
+    "storages_of",
     "under_autocast",
 ]
 
@@ -158,6 +159,11 @@ def _plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
 
 
+def storages_of(tensors: Iterable[torch.Tensor]) -> frozenset[int]:
+    """The storages of some tensors, and of the parts of sparse ones."""
+    return frozenset(_storage(p) for x in tensors for p in parts(x) if _plain(p))
+
+
 class Recording:
     """Saved tensors of a run that is going on. The graph holds its hooks: it must not hold it.
 
@@ -166,7 +172,7 @@ class Recording:
 
     Args:
         given: what the run is given.
-        lasting: tensors that are there all through the step, such as buffers.
+        lasting: storages that are there all through the step (`storages_of`), such as buffers'.
         again: places among what is given, and among the outputs, of what the backward pass is given
             again; None for all.
     """
@@ -174,7 +180,7 @@ class Recording:
     def __init__(
         self,
         given: Tensors,
-        lasting: Iterable[torch.Tensor] = (),
+        lasting: Set[int] = frozenset(),
         again: tuple[Container[int], Container[int]] | None = None,
     ) -> None:
         self._given = {
@@ -185,7 +191,7 @@ class Recording:
         self._made = None if again is None else again[1]
         self._tensors: Tensors = given
         self.read: tuple[set[int], set[int]] = (set(), set())
-        self._lasting = {_storage(p) for x in lasting for p in parts(x) if _plain(p)}
+        self._lasting = lasting
         self._all_given = {_storage(x) for x in given if _plain(x)}
         self._saved: list[_Saved] = []
         self._again = _Again()
@@ -253,7 +259,9 @@ class Recording:
                 continue
             if is_sparse(tensor):  # its parts may be what is given
                 own = {_storage(p): p.untyped_storage().nbytes() for p in parts(tensor)}
-                storages.update({s: own[s] for s in own.keys() - self._lasting - self._all_given})
+                storages.update(
+                    {s: own[s] for s in own.keys() - self._all_given if s not in self._lasting}
+                )
                 continue
             if not _plain(tensor):
                 storages[id(tensor)] = int(tensor.numel() * tensor.element_size())

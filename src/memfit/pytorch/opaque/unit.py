@@ -20,7 +20,7 @@ from memfit.pytorch.opaque.blocks import blocks_of, computed_again
 from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
 from memfit.pytorch.opaque.places import Place
-from memfit.pytorch.opaque.record import GATE, Recording
+from memfit.pytorch.opaque.record import GATE, Recording, storages_of
 from memfit.pytorch.opaque.structure import CannotBeParted, parted, sparse_parts, together
 from memfit.pytorch.opaque.timing import times_of
 
@@ -186,7 +186,7 @@ class Unit:
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
     ) -> int:
         """What autograd keeps of one more run."""
-        recording = Recording(tensors, held_tensors(self.module))
+        recording = Recording(tensors, storages_of(held_tensors(self.module)))
         with torch.enable_grad():
             result, _ = call.run(tensors, gated, recording)
         recording.add_given(call.leaves)
@@ -197,7 +197,7 @@ class Unit:
     ) -> list[torch.Tensor]:
         """Run a call forward and backward; the call learns what it takes and keeps."""
         versions = [x._version for x in tensors]
-        recording = Recording(tensors, held_tensors(self.module))
+        recording = Recording(tensors, storages_of(held_tensors(self.module)))
         results: list[Any] = []
 
         def run() -> None:
