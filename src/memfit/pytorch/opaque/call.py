@@ -27,7 +27,8 @@ from memfit.pytorch.opaque.record import (
     storages_of,
     under_autocast,
 )
-from memfit.pytorch.opaque.structure import parted, together
+from memfit.pytorch.opaque.results import parted_result
+from memfit.pytorch.opaque.structure import CannotBeParted, Made, parted, together
 
 __all__ = ["Form", "OpaqueCall", "Taken", "call_numbered"]
 
@@ -108,6 +109,7 @@ class OpaqueCall:
         run: the module's own forward.
         arguments: of the call, as an example.
         module: the module.
+        made: classes of objects among the arguments that the step makes anew.
     """
 
     def __init__(
@@ -116,13 +118,14 @@ class OpaqueCall:
         run: Callable[..., Any],
         arguments: tuple[Sequence[Any], Mapping[str, Any]],
         module: nn.Module,
+        made: Made = (),
     ) -> None:
         self.name = name
         self.key = next(_keys)
         self._module = module
-        self._objects: dict[int, Any] = {}
+        self.objects: dict[int, Any] = {}
         given = (tuple(arguments[0]), dict(arguments[1]))
-        tensors, self._arguments = parted(given, self._objects)
+        tensors, self._arguments = parted(given, self.objects, made)
         self._run = run
         self._autocast = autocast_state({"cpu", *(x.device.type for x in tensors)})
         self.leaves: tuple[torch.Tensor, ...] = ()
@@ -139,25 +142,42 @@ class OpaqueCall:
         _calls[self.key] = self
 
     def run(
-        self, arguments: Tensors, gated: Sequence[bool], recording: Recording | None = None
-    ) -> tuple[Any, list[GradientEdge]]:
-        """The module on some arguments; the edges of those that are gated.
+        self,
+        arguments: Tensors,
+        gated: Sequence[bool],
+        recording: Recording | None = None,
+        lasts: Callable[[Any], bool] | None = None,
+    ) -> tuple[list[torch.Tensor], Any, list[GradientEdge]]:
+        """The module on some arguments: tensors of the result, its structure, and the edges of
+        the arguments that are gated.
 
         Args:
             arguments: the tensors that it is given.
             gated: which of them get gradients.
             recording: sees what autograd saves.
+            lasts: whether an object was there before the step; in a run that is looked at.
+
+        Raises:
+            CannotBeParted: it writes to a container that it is given, or there is something else.
         """
         given = [gate(x) if g else x.detach() for x, g in zip(arguments, gated, strict=True)]
         edges = [get_gradient_edge(x) for x, g in zip(given, gated, strict=True) if g]
-        args, kwargs = together(self._arguments, given, self._objects)
+        handed: list[Any] = []
+        args, kwargs = together(self._arguments, given, self.objects, handed)
+        before = _content((args, kwargs)) if lasts is not None else None
         seen = recording.recording() if recording is not None else nullcontext()
         with under_autocast(self._autocast), seen:
-            return self._run(*args, **kwargs), edges
+            result = self._run(*args, **kwargs)
+        if lasts is not None and _content((args, kwargs)) != before:
+            raise CannotBeParted(f"a container that {self.name} is given and writes to")
+        made, structure = parted_result(
+            result, given, handed, self.objects, lasts or (lambda _: False)
+        )
+        return made, structure, edges
 
-    def learn(self, result: Any, outputs: Tensors) -> None:
+    def learn(self, structure: Any, outputs: Tensors) -> None:
         """What the call gives, from a first run: its structure, and the tensors in it."""
-        self.result = result
+        self.result = structure
         self.outputs = tuple(map(Form.of, outputs))
         self.with_gradient = frozenset(
             i for i, x in enumerate(outputs) if x.is_floating_point() or x.is_complex()
@@ -198,6 +218,7 @@ class OpaqueCall:
             self._sparse[ours] = max(size, self._sparse.get(ours, 0))
         self.operands = (*map(Form.of, self.leaves), *arguments)
         self.take(other.taken)
+        self.objects.update(other.objects)
         self.draws |= other.draws
         self.once |= other.once
 
@@ -220,9 +241,7 @@ class OpaqueCall:
         recording = Recording(operands, self._lasting, self.taken.read)
         state = recording.putting_back(kept(self._module)) if again else nullcontext()
         with torch.enable_grad(), state:
-            result, edges = self.run(arguments, gated, recording)
-        made, structure = parted(result)
-        del result
+            made, structure, edges = self.run(arguments, gated, recording)
         if structure != self.result:
             raise ExecutionError(
                 f"{self.name}, which runs as one op, returns something else than when it was "
@@ -301,6 +320,12 @@ class OpaqueCall:
                 held,
                 held - self.taken.saved_bytes,
             )
+
+
+def _content(value: Any) -> Any:
+    """Of containers: equal where nothing in them was exchanged."""
+    tensors, structure = parted(value, {})
+    return [(x.data_ptr(), x.shape) for x in tensors], structure
 
 
 def call_numbered(key: int) -> OpaqueCall:

@@ -3,6 +3,7 @@ as one op, and capture is tried again."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,8 +221,11 @@ class Ladder:
 
     def _ran(self, args: Sequence[Any], kwargs: Mapping[str, Any], gradients: bool) -> bool:
         state = ModuleState(self._step)
+        before = gc.get_objects()  # they stay, so that none has the identity of another
+        ids = set(map(id, before))
         for unit in self._units.values():
             unit.observing = True
+            unit.lasts = lambda x: id(x) in ids
         try:
             with self.installed(), torch.set_grad_enabled(gradients), random_states_kept():
                 args, kwargs = apart((args, kwargs), Untouchable)
@@ -239,8 +243,10 @@ class Ladder:
             logger.debug("a plain run of the step fails: %s", reason)
             return False
         finally:
+            del before
             for unit in self._units.values():
                 unit.observing = False
+                unit.lasts = lambda _: True
             state.put_back()
         for key in [k for k, unit in self._units.items() if not unit.calls]:
             del self._units[key]  # inside another one, or not called

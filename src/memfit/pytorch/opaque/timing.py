@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 
 from memfit.pytorch.opaque.call import OpaqueCall
-from memfit.pytorch.opaque.structure import parted
 
 __all__ = ["times_of"]
 
@@ -26,9 +25,9 @@ def times_of(
     """
     began = _now(device)
     with torch.enable_grad():
-        result, edges = call.run(tensors, gated)
-    made = [x for x in parted(result)[0] if x.requires_grad]
-    del result
+        found, _, edges = call.run(tensors, gated)
+    made = [x for x in found if x.requires_grad]
+    del found
     between = _now(device)
     wanted = [*call.leaves, *edges]
     if made and wanted:

@@ -21,7 +21,8 @@ from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
 from memfit.pytorch.opaque.places import Place
 from memfit.pytorch.opaque.record import GATE, Recording, storages_of
-from memfit.pytorch.opaque.structure import CannotBeParted, parted, sparse_parts, together
+from memfit.pytorch.opaque.results import given_back, made_within
+from memfit.pytorch.opaque.structure import Made, parted, sparse_parts
 from memfit.pytorch.opaque.timing import times_of
 
 __all__ = ["CannotBeOpaque", "Unit"]
@@ -44,6 +45,7 @@ class Unit:
         calls: those that a plain run has shown, by what they were given.
         observing: whether calls are looked at.
         unseen: tracing has met a call that no plain run has shown.
+        lasts: whether an object was there before the plain run that is going on.
 
     Args:
         place: where it is found and called.
@@ -57,7 +59,9 @@ class Unit:
         self.calls: list[tuple[Any, OpaqueCall]] = []
         self._traced = not_traced(self._trace)
         self.observing = self.unseen = False
+        self.lasts: Callable[[Any], bool] = lambda _: True
         self._blocks = blocks_of(place.module) if thrifty and place.whole else []
+        self._made: Made = ()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         with computed_again(self._blocks):
@@ -70,19 +74,24 @@ class Unit:
         leaves = tuple(self.leaves)
         given = tuple({structure: None for (structure, _), _ in self.calls})
         returned = tuple(self._returned(structure) for structure in given)
+        made = self._made
+        objects: dict[int, Any] = {}
+        for _, call in self.calls:
+            objects.update(call.objects)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             handed = args
             if of_class:
                 args = args[1:]
             if torch.compiler.is_dynamo_compiling():
-                tensors, structure = parted((args, kwargs), {})
+                found: list[Any] = []
+                tensors, structure = parted((args, kwargs), {}, made, found)
                 at = -1
                 for i, known in enumerate(given):
                     if known == structure:
                         at = i
-                made = traced(leaves, tensors, at)
-                return together(returned[at], made)
+                outputs = traced(leaves, tensors, at)
+                return given_back(returned[at], outputs, objects, tensors, found)
             if unit.observing:
                 place.instance = handed[0] if of_class else None
                 return unit.observe(args, kwargs)
@@ -132,14 +141,16 @@ class Unit:
             self.observing = True
 
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        tensors, structure = parted((tuple(args), dict(kwargs)), {})
+        self._find_made((args, kwargs))
+        found: list[Any] = []
+        tensors, structure = parted((tuple(args), dict(kwargs)), {}, self._made, found)
         form = structure, _forms(tensors)
         device = str(next((x.device for x in tensors), torch.device("cpu")))
         drawn, state = random_states(), ModuleState(self.module)
         trained = [
             p for p in self.module.parameters() if p.requires_grad and self.place.whole
         ]  # of other code, those that its outputs lead back to
-        call = OpaqueCall(self.name, self._run, (args, kwargs), self.module)
+        call = OpaqueCall(self.name, self._run, (args, kwargs), self.module, self._made)
         call.leaves = tuple(trained)
         constant = sparse_parts(structure)
         gated = [
@@ -180,7 +191,18 @@ class Unit:
             self.calls.append((form, call))
         else:
             known.join(call)
-        return together(call.result, outputs)
+        return given_back(call.result, outputs, call.objects, tensors, found)
+
+    def _find_made(self, arguments: Any) -> None:
+        """Learn which classes of objects among some arguments the step makes anew."""
+        objects = made_within(arguments, self.lasts)
+        if len({id(x) for x in objects}) < len(objects):
+            raise CannotBeOpaque(f"{self.name} is given an object in two places")
+        names = dict(self._made)
+        for one in objects:
+            known = names.get(type(one), ())
+            names[type(one)] = (*known, *(n for n in vars(one) if n not in known))
+        self._made = tuple(names.items())
 
     def _saved_bytes(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
@@ -188,9 +210,9 @@ class Unit:
         """What autograd keeps of one more run."""
         recording = Recording(tensors, storages_of(held_tensors(self.module)))
         with torch.enable_grad():
-            result, _ = call.run(tensors, gated, recording)
+            made, _, _ = call.run(tensors, gated, recording)
         recording.add_given(call.leaves)
-        return recording.finish([x.detach() for x in _parted(result)[0]])
+        return recording.finish([x.detach() for x in made])
 
     def _look(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
@@ -202,13 +224,12 @@ class Unit:
 
         def run() -> None:
             with torch.enable_grad():
-                results.append(call.run(tensors, gated, recording))
+                results.append(call.run(tensors, gated, recording, self.lasts))
 
         peak = _peak(run, tensors)
-        result, edges = results.pop()
+        made, structure, edges = results.pop()
         if [x._version for x in tensors] != versions:
             raise CannotBeOpaque(f"{self.name} writes to what it is given")
-        made, structure = _parted(result)
         call.learn(structure, made)
         given = {x.untyped_storage()._cdata for x in tensors}  # some set requires_grad on these
         behind = leaves_behind([x for x in made if x.requires_grad], GATE)
@@ -221,7 +242,7 @@ class Unit:
         record.inputs = [*call.leaves, *edges]
         record.close(made)
         made = [x.detach() for x in made]
-        del result, edges
+        del edges
         gradients = [
             torch.ones_like(x) if i in call.with_gradient else None for i, x in enumerate(made)
         ]
@@ -297,19 +318,11 @@ class Unit:
         state.put_back()
         set_random_states(drawn)
         with torch.enable_grad():  # it may ask for gradients itself
-            result, _ = call.run(tensors, [False] * len(tensors))
-        made, _ = _parted(result)
+            made, _, _ = call.run(tensors, [False] * len(tensors))
         return len(made) == len(outputs) and all(
             a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
             for a, b in zip(made, outputs, strict=True)
         )
-
-
-def _parted(value: Any) -> tuple[list[torch.Tensor], Any]:
-    try:
-        return parted(value)
-    except CannotBeParted as error:
-        raise CannotBeOpaque(f"there is {error}") from None
 
 
 def _forms(tensors: Sequence[torch.Tensor]) -> Any:
