@@ -61,9 +61,11 @@ class CaptureError(UsageError):
     Attributes:
         frames: file and line of each function that led there, the innermost last; empty where that
             is not known.
+        module: path of the innermost module there, likewise "".
     """
 
     frames: Sequence[tuple[str, int]] = ()
+    module: str = ""
 
 
 class UnsupportedTorchError(UsageError):

@@ -23,6 +23,7 @@ from memfit.pytorch.execute.lower import lower
 from memfit.pytorch.layouts.as_traced import believed
 from memfit.pytorch.loops.opaque import with_opaque_notes
 from memfit.pytorch.opaque.notes import keep_calls, with_units_noted
+from memfit.pytorch.opaque.sparse_gradients import settle_sparse_gradients
 from memfit.pytorch.pipeline import (
     Made,
     Modules,
@@ -56,6 +57,7 @@ class EagerGraph:
         """See `Executor`."""
         prepare_for_kernels(joint)
         keep_calls(joint)
+        settle_sparse_gradients(joint)
         step = read_step(joint, forward_outputs, traced, self._setting)
         if self._setting.replication.bucket_view:
             step = hand_over_gradients(step, parameters_of(joint, traced))

@@ -30,6 +30,7 @@ from memfit.pytorch.compat.eager import why_not_compiled
 from memfit.pytorch.compat.symbols import DependsOnData
 from memfit.pytorch.failures.first_run import FirstRun
 from memfit.pytorch.failures.told import is_own_fault, told
+from memfit.pytorch.layouts.sparse import apart
 from memfit.pytorch.opaque.ladder import Ladder
 from memfit.pytorch.planning.capture_only import CaptureEnds
 from memfit.pytorch.planning.sizes import PlannedAhead
@@ -85,6 +86,8 @@ def compile_step(
         branches = outcomes.known(way)
         opaque = ladder.installed()
         with settings, averaging, constants(), branches, no_leaf_warnings(args, kwargs), opaque:
+            if not backend.fullgraph:
+                args, kwargs = apart((args, kwargs))
             result = compiled[place](*args, **kwargs)
         backend.called(given)
         return result
@@ -121,6 +124,8 @@ def compile_step(
                 compiled.clear()
                 outcomes.forget()
             outgrown = None
+        if not backend.fullgraph:
+            ladder.admit(args, kwargs, backend.sample)
         before = len(backend.compiled)
         other: OtherOutcome | None = None
         for way in outcomes.ways(args, kwargs):

@@ -14,6 +14,7 @@ from memfit.errors import CaptureError
 from memfit.graph.training_graph import Source
 from memfit.pytorch.capture.first_outputs import read_again
 from memfit.pytorch.capture.joint_inputs import (
+    SPARSE,
     forward_inputs,
     is_primal,
     is_tangent,
@@ -28,6 +29,8 @@ from memfit.pytorch.failures.source_files import is_own, is_users
 __all__ = [
     "forward_inputs",
     "forward_nodes",
+    "frames_of",
+    "getitem_users",
     "handed_to_inputs",
     "is_primal",
     "is_random",
@@ -69,11 +72,14 @@ def storages(node: fx.Node) -> dict[int, int]:
     result: dict[int, int] = {}
     for position, tensor in enumerate(tensors(node)):
         if tensor.layout is not torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            where = source_of(node)
+            made = f" (made by {where})" if where else ""
             raise _told_of(
                 node,
                 CaptureError(
-                    f"{node.name} yields a {str(tensor.layout).removeprefix('torch.')} tensor, "
-                    "whose memory is not planned; use dense tensors and gradients (sparse=False)"
+                    f"{node.name} yields a {layout} tensor{made}, whose memory is not planned; use "
+                    "dense tensors and gradients (sparse=False)"
                 ),
             )
         storage = tensor.untyped_storage()._cdata
@@ -89,9 +95,16 @@ def storages(node: fx.Node) -> dict[int, int]:
 
 def _told_of(node: fx.Node, error: CaptureError) -> CaptureError:
     """An error about a node, with the lines of code that it stems from."""
-    found = _FRAME.findall(node.meta.get("stack_trace") or "")
-    error.frames = [(file, int(line)) for file, line, _ in found]
+    error.frames = frames_of(node)
+    where = source_of(node)
+    error.module = where.module if where is not None else ""
     return error
+
+
+def frames_of(node: fx.Node) -> list[tuple[str, int]]:
+    """File and line of the code that a node stems from, innermost last."""
+    found = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return [(file, int(line)) for file, line, _ in found]
 
 
 def is_random(node: fx.Node) -> bool:
@@ -175,8 +188,8 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _laid_out_alike(node: fx.Node, other: fx.Node) -> bool:
     a, b = node.meta["val"], other.meta["val"]
-    if a.layout is not torch.strided:
-        return True  # refused where its storage is read
+    if a.layout is not torch.strided or node.meta.get(SPARSE):
+        return True  # refused where its storage is read, or left to autograd
     if not _is_dense(b):
         return bool(a.is_contiguous())
     pairs = zip(a.shape, a.stride(), b.stride(), strict=True)

@@ -14,7 +14,18 @@ from torch import fx
 from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.compat.descriptions import input_position, is_effect_token
 
-__all__ = ["forward_inputs", "is_primal", "is_tangent", "kinds_of", "positions", "primals"]
+__all__ = [
+    "SPARSE",
+    "forward_inputs",
+    "is_primal",
+    "is_tangent",
+    "kinds_of",
+    "positions",
+    "primals",
+]
+
+SPARSE = "memfit_sparse"
+"""Of a node's `meta`: its value is sparse when it runs, and autograd takes it as it is."""
 
 
 def is_primal(node: fx.Node) -> bool:

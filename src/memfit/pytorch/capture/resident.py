@@ -15,6 +15,7 @@ from memfit.graph.training_graph import ValueKind
 from memfit.pytorch.capture.cuda_workspace import kept_workspace_bytes
 from memfit.pytorch.capture.storage_sizes import block_bytes
 from memfit.pytorch.compat.eager import TorchDispatchMode, tree_leaves
+from memfit.pytorch.layouts.sparse import parts
 
 __all__ = ["gradient_bytes", "optimizer_state_bytes", "resident_values"]
 
@@ -129,7 +130,8 @@ def resident_values(model: nn.Module, optimizer_bytes: int) -> dict[ValueKind, i
     def total(tensors: Sequence[torch.Tensor]) -> int:
         sizes = {
             t.untyped_storage()._cdata: block_bytes(int(t.untyped_storage().nbytes()), t.device)
-            for t in tensors
+            for tensor in tensors
+            for t in parts(tensor)
         }
         return sum(sizes.values())
 

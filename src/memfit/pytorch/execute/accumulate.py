@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from memfit.graph.training_graph import TrainingGraph, Value, ValueKind
 from memfit.pytorch.capture import joint as J
 from memfit.pytorch.capture.captured_step import CapturedStep
+from memfit.pytorch.capture.joint_inputs import SPARSE
 from memfit.pytorch.capture.missing import ABSENT, is_missing
 from memfit.pytorch.compat.autograd import accumulating_leaf
 
@@ -193,7 +194,7 @@ def hold_gradients(
     pairs = list(zip(J.primals(step.joint), gradients, strict=False))
     ours = _values(step, (n for p, n in pairs if p in parameters))
     inside = used_inside(step.joint, step.forward_outputs, parameters)
-    others = _values(step, (n for p, n in pairs if p not in inside))
+    others = _values(step, (n for p, n in pairs if p not in inside or _is_sparse(n)))
     freed = set() if at_end else ours - others
     values = [
         replace(v, is_output=False) if i in freed else v for i, v in enumerate(step.graph.values)
@@ -203,6 +204,10 @@ def hold_gradients(
     graph = step.graph
     made = TrainingGraph(tuple(values), graph.ops, cost_unit=graph.cost_unit, name=graph.name)
     return replace(step, graph=made)
+
+
+def _is_sparse(gradient: object) -> bool:
+    return isinstance(gradient, fx.Node) and bool(gradient.meta.get(SPARSE))
 
 
 def _values(step: CapturedStep, nodes: Iterable[object]) -> set[int]:

@@ -119,6 +119,8 @@ class _Emitter:
             state = self.states[self.step.state_of[op_id]]
             called = self._called(node, again=True)
             run = replay if len(called) == 1 else _replay_as_traced
+            if len(called) == 1 and called[0] is not node.target:
+                run, called = _replay_instead, (node.target,)
             made = self.graph.call_function(
                 run, (state, device_of(node), *called[-2:], *args), dict(kwargs)
             )
@@ -151,6 +153,13 @@ def _replay_as_traced(
 ) -> Any:
     """`replay` of an op whose results are looked at; no graph can name a function that is given."""
     return replay(state, device, partial(run_as_traced, op, forms), *args, **kwargs)
+
+
+def _replay_instead(
+    state: torch.Tensor, device: torch.device, op: Any, /, *args: Any, **kwargs: Any
+) -> Any:
+    """`replay` of an op in whose place a function runs, which no graph can name either."""
+    return replay(state, device, runs_as(op, again=True), *args, **kwargs)
 
 
 def _fake_mode(node: fx.Node) -> Any:

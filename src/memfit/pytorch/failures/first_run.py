@@ -25,6 +25,7 @@ from torch import nn
 from memfit.pytorch.compat.dynamo import code_not_traced
 from memfit.pytorch.compat.eager import plain_mode, tree_leaves
 from memfit.pytorch.compat.fake import FakeTensor
+from memfit.pytorch.layouts.sparse import same
 
 __all__ = [
     "FirstRun",
@@ -92,7 +93,7 @@ def _runs_alike(model: nn.Module, run: Callable[[], Any]) -> bool:
     def put_back() -> None:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
-                if not torch.equal(buffer, old):
+                if not same(buffer, old):
                     buffer.copy_(old)
 
     try:

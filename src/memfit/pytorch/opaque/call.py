@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from memfit.errors import ExecutionError
 from memfit.pytorch.capture.missing import ABSENT
+from memfit.pytorch.layouts.sparse import bytes_of, owned
 from memfit.pytorch.opaque.module_state import held_tensors, kept
 from memfit.pytorch.opaque.record import (
     Recording,
@@ -23,11 +24,13 @@ from memfit.pytorch.opaque.record import (
     gate,
     handle_of,
     record_of,
+    storages_of,
     under_autocast,
 )
-from memfit.pytorch.opaque.structure import parted, together
+from memfit.pytorch.opaque.results import parted_result
+from memfit.pytorch.opaque.structure import CannotBeParted, Made, parted, together
 
-__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered", "contiguous"]
+__all__ = ["Form", "OpaqueCall", "Taken", "call_numbered"]
 
 logger = logging.getLogger("memfit")
 Tensors = Sequence[torch.Tensor]
@@ -63,12 +66,14 @@ class Taken:
     Attributes:
         saved_bytes: what autograd keeps of it, beside operands and outputs.
         workspace_bytes, times_ns: of the forward and the backward pass.
+        again_ns: how much of that goes into blocks that are computed again.
         read: places of the operands, and of the outputs, that the backward pass reads.
     """
 
     saved_bytes: int = 0
     workspace_bytes: tuple[int, int] = (0, 0)
     times_ns: tuple[int, int] = (0, 0)
+    again_ns: int = 0
     read: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
     def most(self, other: Taken) -> Taken:
@@ -79,6 +84,7 @@ class Taken:
             max(self.saved_bytes, other.saved_bytes),
             (max(a, c), max(b, d)),
             (max(e, g), max(f, h)),
+            max(self.again_ns, other.again_ns),
             (self.read[0] | other.read[0], self.read[1] | other.read[1]),
         )
 
@@ -103,6 +109,7 @@ class OpaqueCall:
         run: the module's own forward.
         arguments: of the call, as an example.
         module: the module.
+        made: classes of objects among the arguments that the step makes anew.
     """
 
     def __init__(
@@ -111,13 +118,14 @@ class OpaqueCall:
         run: Callable[..., Any],
         arguments: tuple[Sequence[Any], Mapping[str, Any]],
         module: nn.Module,
+        made: Made = (),
     ) -> None:
         self.name = name
         self.key = next(_keys)
         self._module = module
-        self._objects: dict[int, Any] = {}
+        self.objects: dict[int, Any] = {}
         given = (tuple(arguments[0]), dict(arguments[1]))
-        tensors, self._arguments = parted(given, self._objects)
+        tensors, self._arguments = parted(given, self.objects, made)
         self._run = run
         self._autocast = autocast_state({"cpu", *(x.device.type for x in tensors)})
         self.leaves: tuple[torch.Tensor, ...] = ()
@@ -128,29 +136,48 @@ class OpaqueCall:
         self.draws = False
         self.once = False
         self.result: Any = None
+        self._sparse: dict[int, int] = {}  # for places of operands (`_place`)
         self._told = False
+        self._lasting: frozenset[int] | None = None  # storages of the module, looked up rarely
         _calls[self.key] = self
 
     def run(
-        self, arguments: Tensors, gated: Sequence[bool], recording: Recording | None = None
-    ) -> tuple[Any, list[GradientEdge]]:
-        """The module on some arguments; the edges of those that are gated.
+        self,
+        arguments: Tensors,
+        gated: Sequence[bool],
+        recording: Recording | None = None,
+        lasts: Callable[[Any], bool] | None = None,
+    ) -> tuple[list[torch.Tensor], Any, list[GradientEdge]]:
+        """The module on some arguments: tensors of the result, its structure, and the edges of
+        the arguments that are gated.
 
         Args:
             arguments: the tensors that it is given.
             gated: which of them get gradients.
             recording: sees what autograd saves.
+            lasts: whether an object was there before the step; in a run that is looked at.
+
+        Raises:
+            CannotBeParted: it writes to a container that it is given, or there is something else.
         """
         given = [gate(x) if g else x.detach() for x, g in zip(arguments, gated, strict=True)]
         edges = [get_gradient_edge(x) for x, g in zip(given, gated, strict=True) if g]
-        args, kwargs = together(self._arguments, given, self._objects)
+        handed: list[Any] = []
+        args, kwargs = together(self._arguments, given, self.objects, handed)
+        before = _content((args, kwargs)) if lasts is not None else None
         seen = recording.recording() if recording is not None else nullcontext()
         with under_autocast(self._autocast), seen:
-            return self._run(*args, **kwargs), edges
+            result = self._run(*args, **kwargs)
+        if lasts is not None and _content((args, kwargs)) != before:
+            raise CannotBeParted(f"a container that {self.name} is given and writes to")
+        made, structure = parted_result(
+            result, given, handed, self.objects, lasts or (lambda _: False)
+        )
+        return made, structure, edges
 
-    def learn(self, result: Any, outputs: Tensors) -> None:
+    def learn(self, structure: Any, outputs: Tensors) -> None:
         """What the call gives, from a first run: its structure, and the tensors in it."""
-        self.result = result
+        self.result = structure
         self.outputs = tuple(map(Form.of, outputs))
         self.with_gradient = frozenset(
             i for i, x in enumerate(outputs) if x.is_floating_point() or x.is_complex()
@@ -161,6 +188,22 @@ class OpaqueCall:
         known = {id(x) for x in self.leaves}
         self.leaves = (*self.leaves, *(x for x in found if id(x) not in known))
 
+    def sparse_bytes(self, operand: int) -> int | None:
+        """The most that the gradient of an operand took, where it is sparse; else None."""
+        return self._sparse.get(self._place(operand))
+
+    def add_sparse(self, gradients: Iterable[torch.Tensor | None]) -> None:
+        """A run gave these gradients, of leaves and arguments."""
+        for i, x in enumerate(gradients):
+            if x is not None and x.layout is not torch.strided:
+                place = self._place(i)
+                self._sparse[place] = max(bytes_of(x), self._sparse.get(place, 0))
+
+    def _place(self, operand: int) -> int:
+        """A number of an operand that stays when leaves are added."""
+        count = len(self.leaves)
+        return operand if operand < count else count - operand - 1
+
     def take(self, taken: Taken) -> None:
         """Another run of the call took so much."""
         self.taken = self.taken.most(taken)
@@ -169,8 +212,13 @@ class OpaqueCall:
         """Another call of the same form runs as this one, too."""
         arguments = self.operands[len(self.leaves) :]
         self.add_leaves(other.leaves)
+        known = {id(x): i for i, x in enumerate(self.leaves)}
+        for place, size in other._sparse.items():
+            ours = known[id(other.leaves[place])] if place >= 0 else place
+            self._sparse[ours] = max(size, self._sparse.get(ours, 0))
         self.operands = (*map(Form.of, self.leaves), *arguments)
         self.take(other.taken)
+        self.objects.update(other.objects)
         self.draws |= other.draws
         self.once |= other.once
 
@@ -187,12 +235,13 @@ class OpaqueCall:
         count = len(self.leaves)
         arguments = operands[count:]
         gated = [count + i in wanted for i in range(len(arguments))]
-        recording = Recording(operands, held_tensors(self._module), self.taken.read)
+        fresh = self._lasting is None
+        if self._lasting is None:
+            self._lasting = storages_of(held_tensors(self._module))
+        recording = Recording(operands, self._lasting, self.taken.read)
         state = recording.putting_back(kept(self._module)) if again else nullcontext()
         with torch.enable_grad(), state:
-            result, edges = self.run(arguments, gated, recording)
-        made, structure = parted(result)
-        del result
+            made, structure, edges = self.run(arguments, gated, recording)
         if structure != self.result:
             raise ExecutionError(
                 f"{self.name}, which runs as one op, returns something else than when it was "
@@ -204,7 +253,7 @@ class OpaqueCall:
         record.close(made)
         outputs = self._own([x.detach() for x in made], operands)
         del made
-        self._tell(recording.finish(outputs))
+        self._tell(recording.finish(outputs), fresh)
         return [*outputs, handle_of(record)]
 
     def backward(
@@ -225,12 +274,16 @@ class OpaqueCall:
             wanted: places of the operands that are asked for.
         """
         with torch.enable_grad(), under_autocast(()):
-            found = contiguous(record_of(handle).backward(operands, outputs, given))
+            found = record_of(handle).backward(operands, outputs, given)
+            found = owned(found, [*operands, *outputs, *given])
         made = []
         for i, gradient in zip(wanted, found, strict=True):
             if gradient is None:
                 form = self.operands[i]
-                gradient = torch.zeros(form.shape, dtype=form.dtype, device=form.device)
+                layout = torch.strided if self.sparse_bytes(i) is None else torch.sparse_coo
+                gradient = torch.zeros(
+                    form.shape, dtype=form.dtype, device=form.device, layout=layout
+                )
                 setattr(gradient, ABSENT, True)  # accumulation leaves `.grad` as it is
             made.append(gradient)
         return made
@@ -252,9 +305,13 @@ class OpaqueCall:
             taken.add(outputs[i].untyped_storage()._cdata)
         return outputs
 
-    def _tell(self, held: int) -> None:
+    def _tell(self, held: int, fresh: bool) -> None:
         seen = self.taken.saved_bytes
-        if held - seen > max(4096, seen // 100) and not self._told:
+        if held - seen <= max(4096, seen // 100) or self._told:
+            return
+        if not fresh:  # the module may hold other buffers by now
+            self._lasting = None
+        else:
             self._told = True
             logger.warning(
                 "%s, which runs as one op, keeps %d bytes for its backward pass, %d more than when "
@@ -265,12 +322,10 @@ class OpaqueCall:
             )
 
 
-def contiguous(found: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Tensors as tracing was told that they lie; each is copied where it does not, and let go."""
-    for i, x in enumerate(found):
-        if x is not None:
-            found[i] = x.contiguous()
-    return found
+def _content(value: Any) -> Any:
+    """Of containers: equal where nothing in them was exchanged."""
+    tensors, structure = parted(value, {})
+    return [(x.data_ptr(), x.shape) for x in tensors], structure
 
 
 def call_numbered(key: int) -> OpaqueCall:

@@ -3,7 +3,9 @@ as one op, and capture is tried again."""
 
 from __future__ import annotations
 
+import gc
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,13 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from memfit.errors import MemfitError
+from memfit.errors import CaptureError, MemfitError
 from memfit.pytorch.compat.dynamo import user_frames
+from memfit.pytorch.compat.eager import tree_leaves
 from memfit.pytorch.failures.first_run import random_states_kept
+from memfit.pytorch.failures.source_files import is_users
 from memfit.pytorch.failures.told import first_line
+from memfit.pytorch.layouts.sparse import Touched, Untouchable, apart, is_sparse
 from memfit.pytorch.opaque.blocks import blocks_of
 from memfit.pytorch.opaque.module_state import ModuleState
-from memfit.pytorch.opaque.places import Place, place_of_module, places_at
+from memfit.pytorch.opaque.places import Place, place_of_module, places_at, sparse_embeddings
 from memfit.pytorch.opaque.structure import __file__ as structure_file
 from memfit.pytorch.opaque.unit import CannotBeOpaque, Unit
 from memfit.pytorch.opaque.unit import __file__ as unit_file
@@ -61,6 +66,8 @@ class Ladder:
         self._refused: set[Any] = set()  # kinds of places
         self._newest: Any = None
         self._rungs = 0
+        self._admitted: set[Any] = set()  # forms of arguments with sparse tensors
+        self._touched: CaptureError | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -77,6 +84,28 @@ class Ladder:
         finally:
             for unit in self._units.values():
                 unit.remove()
+
+    def admit(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        sample: tuple[Sequence[Any], Mapping[str, Any]] | None,
+    ) -> None:
+        """Make the code opaque that looks at sparse tensors which a call hands to the step.
+
+        Dynamo sees none of them: code that asks what they are would go another way.
+
+        Args:
+            args, kwargs: what the step is called with.
+            sample: such that it can run with, where these only have the right shapes.
+        """
+        leaves = tree_leaves((args, kwargs))
+        if not any(isinstance(x, torch.Tensor) and is_sparse(x) for x in leaves):
+            return
+        form = tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else type(x) for x in leaves)
+        if form not in self._admitted:
+            self._admitted.add(form)
+            self._observed(*(sample or (args, kwargs)))
 
     def climb(self, error: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Make the module that an error is about opaque.
@@ -107,12 +136,11 @@ class Ladder:
             self._refuse(self._newest)  # it is called in a way that is not taken
         while self._rungs < MOST_RUNGS:
             self._rungs += 1
-            places = self._blamed(frames)
+            places = self._blamed(frames, getattr(error, "module", ""))
             if not places:
                 return False
             self._newest = kind = places[0].kind
-            for place in places:
-                self._units.setdefault(place.key, Unit(place, thrifty=self._thrifty))
+            self._add(places)
             seen = self._observed(args, kwargs)
             if seen and any(unit.place.kind == kind for unit in self._units.values()):
                 self._tell(kind, frames, error)
@@ -147,13 +175,15 @@ class Ladder:
         for key in [k for k, unit in self._units.items() if unit.place.kind == kind]:
             del self._units[key]
 
-    def _blamed(self, frames: Sequence[tuple[str, int]]) -> list[Place]:
+    def _blamed(self, frames: Sequence[tuple[str, int]], path: str) -> list[Place]:
         """The code that was being traced, innermost first, that may be opaque."""
         inside = {
             m for unit in self._units.values() if unit.place.whole for m in unit.module.modules()
         }
-        for file, line in reversed(frames):
-            for places in places_at(self._step, file, line):
+        around: list[Iterator[list[Place]]] = [iter([sparse_embeddings(self._step, path)])]
+        around += [places_at(self._step, file, line) for file, line in reversed(frames)]
+        for found in around:
+            for places in found:
                 free = [p for p in places if not ((p.whole or _bound(p)) and p.module in inside)]
                 known = any(p.key in self._units for p in free)
                 if free and not known and free[0].kind not in self._refused:
@@ -171,15 +201,41 @@ class Ladder:
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Run the step plainly, and see what the opaque modules do; whether that went well."""
         # With gradients where it asks for some itself, which takes the memory of a plain step.
-        return any(self._ran(args, kwargs, gradients) for gradients in (False, True))
+        for _ in range(MOST_RUNGS):
+            self._touched = None
+            if any(self._ran(args, kwargs, gradients) for gradients in (False, True)):
+                return True
+            error: CaptureError | None = self._touched
+            places = self._blamed(error.frames, "") if error is not None else []
+            if error is None or not places:
+                return False
+            self._add(places)
+            if self._ran(args, kwargs, gradients=False):
+                self._tell(places[0].kind, error.frames, error)
+                return True
+        return False
+
+    def _add(self, places: Sequence[Place]) -> None:
+        for place in places:
+            self._units.setdefault(place.key, Unit(place, thrifty=self._thrifty))
 
     def _ran(self, args: Sequence[Any], kwargs: Mapping[str, Any], gradients: bool) -> bool:
         state = ModuleState(self._step)
+        before = gc.get_objects()  # they stay, so that none has the identity of another
+        ids = set(map(id, before))
         for unit in self._units.values():
             unit.observing = True
+            unit.lasts = lambda x: id(x) in ids
         try:
             with self.installed(), torch.set_grad_enabled(gradients), random_states_kept():
+                args, kwargs = apart((args, kwargs), Untouchable)
                 self._step(*args, **kwargs)
+        except Touched as reason:
+            self._touched = CaptureError(f"{reason}: PyTorch's tracing takes no sparse tensors")
+            stack = traceback.extract_tb(reason.__traceback__)
+            frames = [(frame.filename, frame.lineno or 0) for frame in stack]
+            self._touched.frames = [frame for frame in frames if is_users(frame[0])]
+            return False
         except CannotBeOpaque as reason:
             logger.debug("%s", reason)
             return False
@@ -187,8 +243,10 @@ class Ladder:
             logger.debug("a plain run of the step fails: %s", reason)
             return False
         finally:
+            del before
             for unit in self._units.values():
                 unit.observing = False
+                unit.lasts = lambda _: True
             state.put_back()
         for key in [k for k, unit in self._units.items() if not unit.calls]:
             del self._units[key]  # inside another one, or not called

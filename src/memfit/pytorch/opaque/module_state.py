@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from memfit.pytorch.compat.fake import FakeTensor
+from memfit.pytorch.layouts.sparse import same
 
 __all__ = ["ModuleState", "held_tensors", "kept"]
 
@@ -19,10 +20,30 @@ _COLLECTIONS = (list, dict, set)
 
 def held_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Buffers of a module and of those inside, and other tensors they hold that are not trained."""
-    found = {id(b): b for b in module.buffers()}
-    for m in module.modules():
+    return _held(_inside(module))
+
+
+def _inside(module: nn.Module) -> list[nn.Module]:
+    """A module and those inside, in the time of a few attributes each: this runs in every step."""
+    found = {module: None}
+    todo = [module]
+    while todo:
+        for child in todo.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                todo.append(child)
+    return list(found)
+
+
+def _held(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+    plain = torch.Tensor
+    for m in modules:
+        for buffer in m._buffers.values():
+            if buffer is not None:
+                found[id(buffer)] = buffer
         for value in vars(m).values():
-            if type(value) is torch.Tensor and not value.requires_grad:
+            if type(value) is plain and not value.requires_grad:
                 found[id(value)] = value
     return [x for x in found.values() if not isinstance(x, FakeTensor)]
 
@@ -35,14 +56,14 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._modules = list(module.modules())
+        self._modules = _inside(module)
         with torch.no_grad():
-            self._tensors = [(x, x.detach().clone()) for x in held_tensors(module)]
+            self._tensors = [(x, x.detach().clone()) for x in _held(self._modules)]
         self._values = [
             {
                 name: copy.copy(value) if isinstance(value, _COLLECTIONS) else value
                 for name, value in vars(m).items()
-                if not name.startswith("_") and name != "forward"
+                if name[:1] != "_" and name != "forward"
             }
             for m in self._modules
         ]
@@ -51,11 +72,11 @@ class ModuleState:
         """Make it the state again."""
         with torch.no_grad():
             for tensor, old in self._tensors:
-                if not torch.equal(tensor, old):
+                if not same(tensor, old):
                     tensor.copy_(old)
         for m, values in zip(self._modules, self._values, strict=True):
             held = vars(m)
-            for name in [n for n in held if not n.startswith("_") and n not in values]:
+            for name in [n for n in held if n not in values and n[:1] != "_"]:
                 if name != "forward":
                     del held[name]
             for name, old in values.items():

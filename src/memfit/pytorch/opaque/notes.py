@@ -13,8 +13,9 @@ from memfit.pytorch.opaque.call import call_numbered
 from memfit.pytorch.opaque.ops import FORWARD_OPS, OPAQUE_OPS
 from memfit.units import format_bytes
 
-__all__ = ["is_opaque", "keep_calls", "with_units_noted"]
+__all__ = ["is_opaque", "keep_calls", "with_blocks_counted", "with_units_noted"]
 
+_INSIDE = "computed_again_inside_ns"
 _TARGETS = frozenset(map(str, FORWARD_OPS))
 
 
@@ -34,14 +35,33 @@ def with_units_noted(plan: Plan, step: CapturedStep) -> Plan:
     """The plan, its notes with one on each module that runs as one op."""
     again = set(plan.schedule.recomputed_ops)
     notes = []
+    inside_ns = 0
     for i, node in enumerate(step.node_of):
         if node.target not in FORWARD_OPS or i in step.state_ops:
             continue
         call = call_numbered(int(str(node.args[-1])))
+        inside_ns += call.taken.again_ns
         how = "run again" if i in again else "kept"
+        if call.taken.again_ns:
+            how += ", with blocks computed again one by one"
         once = "; it must run once only" if call.once else ""
         notes.append(
             f"{call.name} cannot be traced and runs as one op, {how}: "
             f"{format_bytes(call.taken.saved_bytes)} for its backward pass{once}"
         )
-    return replace(plan, notes=(*plan.notes, *dict.fromkeys(notes))) if notes else plan
+    if not notes:
+        return plan
+    plan = replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *notes))))
+    return with_blocks_counted(plan, inside_ns)
+
+
+def with_blocks_counted(plan: Plan, inside_ns: int) -> Plan:
+    """The plan, what is computed again inside of opaque modules counted as such, once."""
+    if not inside_ns or _INSIDE in plan.provenance:
+        return plan
+    return replace(
+        plan,
+        overhead=plan.overhead + inside_ns,
+        total_cost=plan.total_cost - inside_ns,
+        provenance={**plan.provenance, _INSIDE: inside_ns},
+    )

@@ -17,7 +17,7 @@ from torch import fx
 from memfit.pytorch.opaque.call import call_numbered
 from memfit.pytorch.python_ops import run_instead
 
-__all__ = ["FORWARD_OPS", "OPAQUE_OPS", "apply"]
+__all__ = ["BACKWARD_OPS", "FORWARD_OPS", "OPAQUE_OPS", "apply"]
 
 Tensors = Sequence[torch.Tensor]
 MaybeTensors = Sequence[torch.Tensor | None]
@@ -97,7 +97,8 @@ for (_draws, _), _suffix in _SUFFIXES.items():
 
 _FORWARD, _BACKWARD = _ops("forward"), _ops("backward")
 FORWARD_OPS = frozenset(_FORWARD.values())
-OPAQUE_OPS = FORWARD_OPS | frozenset(_BACKWARD.values())
+BACKWARD_OPS = frozenset(_BACKWARD.values())
+OPAQUE_OPS = FORWARD_OPS | BACKWARD_OPS
 for (_, _once), _op in _FORWARD.items():
     run_instead(_op, _forward, _forward_again, partial(_cost, 0), once=_once)
 for _op in _BACKWARD.values():

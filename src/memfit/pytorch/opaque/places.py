@@ -14,7 +14,7 @@ from torch import nn
 
 from memfit.pytorch.failures.source_files import is_users
 
-__all__ = ["Place", "named", "place_of_module", "places_at"]
+__all__ = ["Place", "named", "place_of_module", "places_at", "sparse_embeddings"]
 
 
 @dataclass(eq=False)
@@ -178,6 +178,18 @@ def places_at(step: nn.Module, file: str, line: int) -> Iterator[list[Place]]:
                 holders = [(value, "forward")]
                 yield [Place(value, value, name, step, own_forward, _holders=holders)]
             return
+
+
+def sparse_embeddings(step: nn.Module, path: str) -> list[Place]:
+    """The embeddings with sparse gradients of a step, where a path names one of them."""
+    found = {
+        name: m
+        for name, m in step.named_modules()
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse
+    }
+    if path not in found:
+        return []
+    return [place_of_module(name, m, "sparse embeddings") for name, m in found.items()]
 
 
 def _place_of_method(path: str, module: nn.Module, kind: type[nn.Module], method: str) -> Place:

@@ -7,7 +7,7 @@ pass is given these again. So a plan may free them in between, or compute them a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 from memfit.errors import ExecutionError
+from memfit.pytorch.layouts.sparse import is_sparse, parts
 
 __all__ = [
     "GATE",
@@ -26,6 +27,7 @@ __all__ = [
     "gate",
     "handle_of",
     "record_of",
+    "storages_of",
     "under_autocast",
 ]
 
@@ -157,6 +159,11 @@ def _plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
 
 
+def storages_of(tensors: Iterable[torch.Tensor]) -> frozenset[int]:
+    """The storages of some tensors, and of the parts of sparse ones."""
+    return frozenset(_storage(p) for x in tensors for p in parts(x) if _plain(p))
+
+
 class Recording:
     """Saved tensors of a run that is going on. The graph holds its hooks: it must not hold it.
 
@@ -165,7 +172,7 @@ class Recording:
 
     Args:
         given: what the run is given.
-        lasting: tensors that are there all through the step, such as buffers.
+        lasting: storages that are there all through the step (`storages_of`), such as buffers'.
         again: places among what is given, and among the outputs, of what the backward pass is given
             again; None for all.
     """
@@ -173,7 +180,7 @@ class Recording:
     def __init__(
         self,
         given: Tensors,
-        lasting: Iterable[torch.Tensor] = (),
+        lasting: Set[int] = frozenset(),
         again: tuple[Container[int], Container[int]] | None = None,
     ) -> None:
         self._given = {
@@ -184,7 +191,8 @@ class Recording:
         self._made = None if again is None else again[1]
         self._tensors: Tensors = given
         self.read: tuple[set[int], set[int]] = (set(), set())
-        self._lasting = {_storage(x) for x in lasting if _plain(x)}
+        self._lasting = lasting
+        self._all_given = {_storage(x) for x in given if _plain(x)}
         self._saved: list[_Saved] = []
         self._again = _Again()
 
@@ -248,6 +256,12 @@ class Recording:
         for saved in self._saved:
             tensor = saved.tensor
             if tensor is None:
+                continue
+            if is_sparse(tensor):  # its parts may be what is given
+                own = {_storage(p): p.untyped_storage().nbytes() for p in parts(tensor)}
+                storages.update(
+                    {s: own[s] for s in own.keys() - self._all_given if s not in self._lasting}
+                )
                 continue
             if not _plain(tensor):
                 storages[id(tensor)] = int(tensor.numel() * tensor.element_size())

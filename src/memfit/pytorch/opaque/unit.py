@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,17 +14,21 @@ from memfit.pytorch.compat.dynamo import not_traced
 from memfit.pytorch.compat.eager import profiler_active
 from memfit.pytorch.cost.measure import measure_step
 from memfit.pytorch.failures.first_run import random_states, set_random_states
+from memfit.pytorch.layouts.sparse import bytes_of, owned
 from memfit.pytorch.opaque import ops
 from memfit.pytorch.opaque.blocks import blocks_of, computed_again
-from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken, contiguous
+from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
 from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
 from memfit.pytorch.opaque.places import Place
-from memfit.pytorch.opaque.record import GATE, Recording
-from memfit.pytorch.opaque.structure import CannotBeParted, parted, together
+from memfit.pytorch.opaque.record import GATE, Recording, storages_of
+from memfit.pytorch.opaque.results import given_back, made_within
+from memfit.pytorch.opaque.structure import Made, parted, sparse_parts
+from memfit.pytorch.opaque.timing import times_of
 
 __all__ = ["CannotBeOpaque", "Unit"]
 
 _MORE_RUNS = 4
+_TIMED_RUNS = 3
 
 
 class CannotBeOpaque(Exception):
@@ -41,6 +45,7 @@ class Unit:
         calls: those that a plain run has shown, by what they were given.
         observing: whether calls are looked at.
         unseen: tracing has met a call that no plain run has shown.
+        lasts: whether an object was there before the plain run that is going on.
 
     Args:
         place: where it is found and called.
@@ -54,7 +59,9 @@ class Unit:
         self.calls: list[tuple[Any, OpaqueCall]] = []
         self._traced = not_traced(self._trace)
         self.observing = self.unseen = False
+        self.lasts: Callable[[Any], bool] = lambda _: True
         self._blocks = blocks_of(place.module) if thrifty and place.whole else []
+        self._made: Made = ()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         with computed_again(self._blocks):
@@ -67,19 +74,24 @@ class Unit:
         leaves = tuple(self.leaves)
         given = tuple({structure: None for (structure, _), _ in self.calls})
         returned = tuple(self._returned(structure) for structure in given)
+        made = self._made
+        objects: dict[int, Any] = {}
+        for _, call in self.calls:
+            objects.update(call.objects)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             handed = args
             if of_class:
                 args = args[1:]
             if torch.compiler.is_dynamo_compiling():
-                tensors, structure = parted((args, kwargs), {})
+                found: list[Any] = []
+                tensors, structure = parted((args, kwargs), {}, made, found)
                 at = -1
                 for i, known in enumerate(given):
                     if known == structure:
                         at = i
-                made = traced(leaves, tensors, at)
-                return together(returned[at], made)
+                outputs = traced(leaves, tensors, at)
+                return given_back(returned[at], outputs, objects, tensors, found)
             if unit.observing:
                 place.instance = handed[0] if of_class else None
                 return unit.observe(args, kwargs)
@@ -120,7 +132,7 @@ class Unit:
         """Run the module, and learn what the call takes, gives and keeps.
 
         Raises:
-            CannotBeOpaque: it writes to what it is given, or has gradients that are not dense.
+            CannotBeOpaque: it writes to what it is given.
         """
         self.observing = False  # what is inside belongs to it
         try:
@@ -129,16 +141,22 @@ class Unit:
             self.observing = True
 
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        tensors, structure = parted((tuple(args), dict(kwargs)), {})
+        self._find_made((args, kwargs))
+        found: list[Any] = []
+        tensors, structure = parted((tuple(args), dict(kwargs)), {}, self._made, found)
         form = structure, _forms(tensors)
         device = str(next((x.device for x in tensors), torch.device("cpu")))
         drawn, state = random_states(), ModuleState(self.module)
         trained = [
             p for p in self.module.parameters() if p.requires_grad and self.place.whole
         ]  # of other code, those that its outputs lead back to
-        call = OpaqueCall(self.name, self._run, (args, kwargs), self.module)
+        call = OpaqueCall(self.name, self._run, (args, kwargs), self.module, self._made)
         call.leaves = tuple(trained)
-        gated = [x.is_floating_point() or x.is_complex() for x in tensors]
+        constant = sparse_parts(structure)
+        gated = [
+            i not in constant and (x.is_floating_point() or x.is_complex())
+            for i, x in enumerate(tensors)
+        ]
         try:
             outputs = self._look(call, tensors, gated)
         except CannotBeOpaque:
@@ -156,6 +174,12 @@ class Unit:
             if self._saved_bytes(call, tensors, gated) != call.taken.saved_bytes:
                 state.put_back()
                 self._look(call, tensors, gated)
+
+        def begin() -> None:
+            state.put_back()
+            set_random_states(drawn)
+
+        call.take(self._times(call, tensors, gated, begin))
         if not self._runs_alike(call, tensors, outputs, drawn, state):
             raise CannotBeOpaque(f"{self.name} gives something else when it is run again")
         # From what the first run has left, as a plan would run it again.
@@ -167,35 +191,45 @@ class Unit:
             self.calls.append((form, call))
         else:
             known.join(call)
-        return together(call.result, outputs)
+        return given_back(call.result, outputs, call.objects, tensors, found)
+
+    def _find_made(self, arguments: Any) -> None:
+        """Learn which classes of objects among some arguments the step makes anew."""
+        objects = made_within(arguments, self.lasts)
+        if len({id(x) for x in objects}) < len(objects):
+            raise CannotBeOpaque(f"{self.name} is given an object in two places")
+        names = dict(self._made)
+        for one in objects:
+            known = names.get(type(one), ())
+            names[type(one)] = (*known, *(n for n in vars(one) if n not in known))
+        self._made = tuple(names.items())
 
     def _saved_bytes(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
     ) -> int:
         """What autograd keeps of one more run."""
-        recording = Recording(tensors, held_tensors(self.module))
+        recording = Recording(tensors, storages_of(held_tensors(self.module)))
         with torch.enable_grad():
-            result, _ = call.run(tensors, gated, recording)
+            made, _, _ = call.run(tensors, gated, recording)
         recording.add_given(call.leaves)
-        return recording.finish([x.detach() for x in _parted(result)[0]])
+        return recording.finish([x.detach() for x in made])
 
     def _look(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
     ) -> list[torch.Tensor]:
         """Run a call forward and backward; the call learns what it takes and keeps."""
         versions = [x._version for x in tensors]
-        recording = Recording(tensors, held_tensors(self.module))
+        recording = Recording(tensors, storages_of(held_tensors(self.module)))
         results: list[Any] = []
 
         def run() -> None:
             with torch.enable_grad():
-                results.append(call.run(tensors, gated, recording))
+                results.append(call.run(tensors, gated, recording, self.lasts))
 
-        peak, forward_ns = _measured(run, tensors)
-        result, edges = results.pop()
+        peak = _peak(run, tensors)
+        made, structure, edges = results.pop()
         if [x._version for x in tensors] != versions:
             raise CannotBeOpaque(f"{self.name} writes to what it is given")
-        made, structure = _parted(result)
         call.learn(structure, made)
         given = {x.untyped_storage()._cdata for x in tensors}  # some set requires_grad on these
         behind = leaves_behind([x for x in made if x.requires_grad], GATE)
@@ -208,35 +242,66 @@ class Unit:
         record.inputs = [*call.leaves, *edges]
         record.close(made)
         made = [x.detach() for x in made]
-        del result, edges
+        del edges
         gradients = [
             torch.ones_like(x) if i in call.with_gradient else None for i, x in enumerate(made)
         ]
         found: list[torch.Tensor | None] = []
 
-        def dense(gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-            if any(x is not None and x.layout is not torch.strided for x in gradients):
-                raise CannotBeOpaque(f"{self.name} has gradients that are not dense (sparse=True)")
-            return contiguous(gradients)
-
         operands = [*call.leaves, *tensors]
-        back, backward_ns = _measured(
-            lambda: found.extend(dense(record.backward(operands, made, gradients))), tensors
-        )
-        gradient_bytes = sum(x.untyped_storage().nbytes() for x in found if x is not None)
+
+        def back() -> None:
+            found.extend(record.backward(operands, made, gradients))
+            owned(found, [*operands, *made, *gradients])
+
+        back_bytes = _peak(back, tensors)
+        asked = iter(found)
+        places = [True] * len(call.leaves) + list(gated)
+        call.add_sparse([next(asked) if one else None for one in places])
+        gradient_bytes = sum(bytes_of(x) for x in found if x is not None)
         call.take(
             Taken(
                 saved_bytes=saved_bytes,
                 workspace_bytes=(
                     max(0, peak - own - saved_bytes),
-                    max(0, back - gradient_bytes),
+                    max(0, back_bytes - gradient_bytes),
                 ),
-                times_ns=(forward_ns, backward_ns),
                 read=(frozenset(recording.read[0]), frozenset(recording.read[1])),
             )
         )
         call.operands = tuple(map(Form.of, operands))
         return outputs
+
+    def _times(
+        self,
+        call: OpaqueCall,
+        tensors: Sequence[torch.Tensor],
+        gated: Sequence[bool],
+        begin: Callable[[], None],
+    ) -> Taken:
+        """How long the call takes, and what of that goes into blocks that are computed again.
+
+        With these and without them in turn, from the same state.
+        """
+        device = next((x.device for x in tensors), torch.device("cpu"))
+        ways = [self._blocks, []] if self._blocks else [[]]
+        found: list[list[tuple[int, int]]] = [[] for _ in ways]
+        for _ in range(_TIMED_RUNS):
+            for blocks, times in zip(ways, found, strict=True):
+                begin()
+                with self._with(blocks):
+                    times.append(times_of(call, tensors, gated, device))
+        least = [(min(f for f, _ in times), min(b for _, b in times)) for times in found]
+        return Taken(times_ns=least[0], again_ns=max(0, sum(least[0]) - sum(least[-1])))
+
+    @contextmanager
+    def _with(self, blocks: list[nn.Module]) -> Iterator[None]:
+        """Inside, these blocks are computed again."""
+        own, self._blocks = self._blocks, blocks
+        try:
+            yield
+        finally:
+            self._blocks = own
 
     def _runs_alike(
         self,
@@ -253,19 +318,11 @@ class Unit:
         state.put_back()
         set_random_states(drawn)
         with torch.enable_grad():  # it may ask for gradients itself
-            result, _ = call.run(tensors, [False] * len(tensors))
-        made, _ = _parted(result)
+            made, _, _ = call.run(tensors, [False] * len(tensors))
         return len(made) == len(outputs) and all(
             a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
             for a, b in zip(made, outputs, strict=True)
         )
-
-
-def _parted(value: Any) -> tuple[list[torch.Tensor], Any]:
-    try:
-        return parted(value)
-    except CannotBeParted as error:
-        raise CannotBeOpaque(f"there is {error}") from None
 
 
 def _forms(tensors: Sequence[torch.Tensor]) -> Any:
@@ -279,17 +336,10 @@ def _is_traced(tensor: torch.Tensor) -> bool:
     return "Functional" in type(tensor).__name__ or "Fake" in type(tensor).__name__
 
 
-def _measured(run: Callable[[], object], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """Peak in bytes and time in ns of one run."""
+def _peak(run: Callable[[], object], tensors: Sequence[torch.Tensor]) -> int:
+    """Peak in bytes of one run; 0 where a profiler is in the way."""
     device = next((x.device for x in tensors), torch.device("cpu"))
-    took: list[int] = []
-
-    def timed() -> None:
-        began = time.perf_counter_ns()
-        run()
-        took.append(time.perf_counter_ns() - began)
-
     if device.type == "cpu" and profiler_active():
-        timed()
-        return 0, took[0]
-    return measure_step(timed, device=device, warmup=0).peak_bytes, took[0]
+        run()
+        return 0
+    return measure_step(run, device=device, warmup=0).peak_bytes
