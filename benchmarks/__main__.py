@@ -52,6 +52,7 @@ PARTS = (
     Part("planning.optimality", "how far from optimal", ()),
     Part("recurrence.run", "an LSTM over a long sequence", ("--quick",), ("--long",)),
     Part("training.overhead", "executor without anything to save", ("--quick",)),
+    Part("training.opaque", "modules that cannot be traced", ("--quick",)),
     Part("training.inspect_accuracy", "peaks predicted without memory", ("gpt2",)),
     Part("training.variable_lengths", "inputs of several lengths", None),
     Part("training.inductor", "under Inductor", None),

@@ -25,7 +25,6 @@ from torch import nn
 from memfit.pytorch.compat.dynamo import code_not_traced
 from memfit.pytorch.compat.eager import plain_mode, tree_leaves
 from memfit.pytorch.compat.fake import FakeTensor
-from memfit.pytorch.layouts.sparse import same
 
 __all__ = [
     "FirstRun",
@@ -93,7 +92,7 @@ def _runs_alike(model: nn.Module, run: Callable[[], Any]) -> bool:
     def put_back() -> None:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
-                if not same(buffer, old):
+                if buffer.layout is not torch.strided or not torch.equal(buffer, old):
                     buffer.copy_(old)
 
     try:
