@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import memfit
-from memfit.pytorch.opaque.places import places_at
+from memfit.pytorch.opaque.places import place_of_module, places_at
+from memfit.pytorch.opaque.unit import Unit, Watch
 
 WIDTH = 32
 
@@ -108,3 +109,38 @@ def test_a_function_is_replaced_wherever_it_is_held(function: Any) -> None:
         assert held["f"](1, 2, d=3) == (1, 2, (), 3, 3, {})
         assert len(seen) == 1
     assert place.name == f"{function.__name__}()"
+
+
+class Outer(nn.Module):
+    """What runs as one op, and calls something that would, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The inner layer, squared."""
+        inner: torch.Tensor = self.inner(x)
+        return inner.square()
+
+
+def test_what_runs_inside_of_an_opaque_module_is_a_part_of_it() -> None:
+    outer, x, watch = Outer(), torch.randn(8, WIDTH), Watch()
+    units = [
+        Unit(place_of_module(name, module, name), watch)
+        for name, module in (("outer", outer), ("outer.inner", outer.inner))
+    ]
+    for unit in units:
+        unit.install()
+    watch.on = True
+    outer(x)
+    for unit in units:
+        unit.remove()
+    assert not units[1].calls
+    (_, call), *_ = units[0].calls
+    assert call.taken.saved_bytes == x.nbytes  # the linear layer's result, which square() reads
+    assert set(map(id, call.leaves)) == set(map(id, outer.parameters()))
+    outer(x).sum().backward()
+    expected = outer.inner.weight.grad
+    assert expected is not None
+    assert expected.abs().sum() > 0

@@ -24,7 +24,7 @@ from memfit.pytorch.opaque.blocks import blocks_of
 from memfit.pytorch.opaque.module_state import ModuleState
 from memfit.pytorch.opaque.places import Place, place_of_module, places_at, sparse_embeddings
 from memfit.pytorch.opaque.structure import __file__ as structure_file
-from memfit.pytorch.opaque.unit import CannotBeOpaque, Unit
+from memfit.pytorch.opaque.unit import CannotBeOpaque, Unit, Watch
 from memfit.pytorch.opaque.unit import __file__ as unit_file
 
 __all__ = ["Ladder"]
@@ -62,6 +62,7 @@ class Ladder:
     def __init__(self, step: nn.Module, *, thrifty: bool = False) -> None:
         self._step = step
         self._thrifty = thrifty
+        self._watch = Watch()
         self._units: dict[Any, Unit] = {}  # by their places' keys
         self._refused: set[Any] = set()  # kinds of places
         self._newest: Any = None
@@ -162,7 +163,9 @@ class Ladder:
             return False
         self._thrifty = True
         names = {unit.name: None for unit in whole}
-        self._units = {k: Unit(unit.place, thrifty=True) for k, unit in self._units.items()}
+        self._units = {
+            k: Unit(unit.place, self._watch, thrifty=True) for k, unit in self._units.items()
+        }
         logger.warning(
             "%s: blocks inside are computed again, one by one, in the backward pass, as the budget "
             "has no room for what they keep",
@@ -217,14 +220,14 @@ class Ladder:
 
     def _add(self, places: Sequence[Place]) -> None:
         for place in places:
-            self._units.setdefault(place.key, Unit(place, thrifty=self._thrifty))
+            self._units.setdefault(place.key, Unit(place, self._watch, thrifty=self._thrifty))
 
     def _ran(self, args: Sequence[Any], kwargs: Mapping[str, Any], gradients: bool) -> bool:
         state = ModuleState(self._step)
         before = gc.get_objects()  # they stay, so that none has the identity of another
         ids = set(map(id, before))
+        self._watch.on = True
         for unit in self._units.values():
-            unit.observing = True
             unit.lasts = lambda x: id(x) in ids
         try:
             with self.installed(), torch.set_grad_enabled(gradients), random_states_kept():
@@ -244,8 +247,8 @@ class Ladder:
             return False
         finally:
             del before
+            self._watch.on = False
             for unit in self._units.values():
-                unit.observing = False
                 unit.lasts = lambda _: True
             state.put_back()
         for key in [k for k, unit in self._units.items() if not unit.calls]:

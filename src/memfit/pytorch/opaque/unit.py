@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from memfit.pytorch.opaque.results import given_back, made_within
 from memfit.pytorch.opaque.structure import Made, parted, sparse_parts
 from memfit.pytorch.opaque.timing import times_of
 
-__all__ = ["CannotBeOpaque", "Unit"]
+__all__ = ["CannotBeOpaque", "Unit", "Watch"]
 
 _MORE_RUNS = 4
 _TIMED_RUNS = 3
@@ -33,6 +34,16 @@ _TIMED_RUNS = 3
 
 class CannotBeOpaque(Exception):
     """A module does what one op cannot stand for."""
+
+
+@dataclass
+class Watch:
+    """Whether a plain run is going on in which the calls of units are looked at.
+
+    One for all: what runs inside of a call that is looked at is a part of that call.
+    """
+
+    on: bool = False
 
 
 class Unit:
@@ -43,22 +54,24 @@ class Unit:
         name: for people.
         module: whose state it may change.
         calls: those that a plain run has shown, by what they were given.
-        observing: whether calls are looked at.
+        watch: whether calls are looked at.
         unseen: tracing has met a call that no plain run has shown.
         lasts: whether an object was there before the plain run that is going on.
 
     Args:
         place: where it is found and called.
+        watch: of all units of a step.
         thrifty: its blocks are computed again in its backward pass.
     """
 
-    def __init__(self, place: Place, *, thrifty: bool = False) -> None:
+    def __init__(self, place: Place, watch: Watch, *, thrifty: bool = False) -> None:
         self.place = place
         self.name = place.name
         self.module = place.module
         self.calls: list[tuple[Any, OpaqueCall]] = []
         self._traced = not_traced(self._trace)
-        self.observing = self.unseen = False
+        self.watch = watch
+        self.unseen = False
         self.lasts: Callable[[Any], bool] = lambda _: True
         self._blocks = blocks_of(place.module) if thrifty and place.whole else []
         self._made: Made = ()
@@ -92,7 +105,7 @@ class Unit:
                         at = i
                 outputs = traced(leaves, tensors, at)
                 return given_back(returned[at], outputs, objects, tensors, found)
-            if unit.observing:
+            if unit.watch.on:
                 place.instance = handed[0] if of_class else None
                 return unit.observe(args, kwargs)
             return own(*handed, **kwargs)
@@ -134,11 +147,11 @@ class Unit:
         Raises:
             CannotBeOpaque: it writes to what it is given.
         """
-        self.observing = False  # what is inside belongs to it
+        self.watch.on = False  # what is inside belongs to it
         try:
             return self._observed(args, kwargs)
         finally:
-            self.observing = True
+            self.watch.on = True
 
     def _observed(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         self._find_made((args, kwargs))
@@ -180,11 +193,11 @@ class Unit:
             set_random_states(drawn)
 
         call.take(self._times(call, tensors, gated, begin))
-        if not self._runs_alike(call, tensors, outputs, drawn, state):
+        if not self._runs_alike(call, tensors, gated, outputs, drawn, state):
             raise CannotBeOpaque(f"{self.name} gives something else when it is run again")
         # From what the first run has left, as a plan would run it again.
         after = ModuleState(self.module)
-        call.once |= not self._runs_alike(call, tensors, outputs, drawn, after)
+        call.once |= not self._runs_alike(call, tensors, gated, outputs, drawn, after)
         after.put_back()
         known = next((c for f, c in self.calls if f == form), None)
         if known is None:
@@ -307,6 +320,7 @@ class Unit:
         self,
         call: OpaqueCall,
         tensors: Sequence[torch.Tensor],
+        gated: Sequence[bool],
         outputs: Sequence[torch.Tensor],
         drawn: Any,
         state: ModuleState,
@@ -317,10 +331,11 @@ class Unit:
         """
         state.put_back()
         set_random_states(drawn)
-        with torch.enable_grad():  # it may ask for gradients itself
-            made, _, _ = call.run(tensors, [False] * len(tensors))
+        with torch.enable_grad():  # it may ask for gradients itself, of what it is given, too
+            made, _, _ = call.run(tensors, gated)
         return len(made) == len(outputs) and all(
-            a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
+            a.shape == b.shape
+            and torch.allclose(a.detach(), b, rtol=1e-3, atol=1e-6, equal_nan=True)
             for a, b in zip(made, outputs, strict=True)
         )
 
