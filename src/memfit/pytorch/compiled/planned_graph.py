@@ -8,7 +8,7 @@ to come has its own code in its autograd node, and is not touched.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,14 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.several.runs import GraphRun
 from memfit.pytorch.capture.cuda_workspace import kept_workspace_bytes
-from memfit.pytorch.capture.storage_sizes import block_bytes
 from memfit.pytorch.capture.stored_outputs import stored_in
+from memfit.pytorch.compat.autograd import compiled_nodes, number_of
 from memfit.pytorch.compat.dynamo import is_meant_for_dynamo
 from memfit.pytorch.compat.fake import FakeTensor
 from memfit.pytorch.compat.remedies import remedy_for_op
 from memfit.pytorch.compiled.runs import StepRuns
 from memfit.pytorch.compiled.specialise import key_of_sizes, specialised
+from memfit.pytorch.compiled.storages import storages
 from memfit.pytorch.compiled.warnings import BudgetWarning
 from memfit.pytorch.executors import backend_for
 from memfit.pytorch.failures.explain import no_code
@@ -127,11 +128,12 @@ class PlannedGraph:
             self._exchange(args)
         inputs, references = self._read(args)
         result = self._run(*args)
-        made = _storages(result)
+        made = storages(result)
         outputs = {s.cdata: size for s, size in made if s.cdata not in inputs.inputs}
         references.extend(s for s, _ in made)
         found = any(args[i].grad is not None for i in self._trained)
-        began = step.add(self, replace(inputs, outputs=outputs), references, gradients_found=found)
+        run = replace(inputs, outputs=outputs)
+        began = step.add(self, run, references, _number(result, args), gradients_found=found)
         on_backward(result, args, began)
         return result
 
@@ -212,9 +214,9 @@ class PlannedGraph:
         if ids != self._static_ids:
             self._static_ids = ids
             static = [args[i] for i in self._static]
-            self._static_sizes = {s.cdata: size for s, size in _storages(static)}
+            self._static_sizes = {s.cdata: size for s, size in storages(static)}
             self._trained = [i for i in self._static if args[i].requires_grad]
-            trained = _storages(args[i] for i in self._trained)
+            trained = storages(args[i] for i in self._trained)
             self._static_gradients = {s.cdata: size for s, size in trained}
         others = [args[i] for i in self._others if isinstance(args[i], torch.Tensor)]
         inputs, lasting = dict(self._static_sizes), set(self._static_sizes)
@@ -226,7 +228,7 @@ class PlannedGraph:
             gradients, accumulated = {}, gradients
         references = []
         for x in others:
-            for storage, size in _storages([x]):
+            for storage, size in storages([x]):
                 references.append(storage)
                 inputs[storage.cdata] = size
                 if x.is_leaf:
@@ -236,21 +238,18 @@ class PlannedGraph:
         return GraphRun(inputs, frozenset(lasting), {}, gradients, accumulated), references
 
 
+def _number(results: Sequence[Any], args: Sequence[Any]) -> int | None:
+    """The number of the autograd node of a run; None where it has none."""
+    given = {id(x) for x in args}
+    nodes = compiled_nodes([x for x in results if id(x) not in given])
+    return max(map(number_of, nodes), default=None)
+
+
 def _is_static(value: Any) -> bool:
     """Whether an input is a parameter or a buffer, the same one in each step."""
     return isinstance(value, torch.Tensor) and (
         isinstance(value, nn.Parameter) or bool(getattr(value, "_dynamo_static_input_type", None))
     )
-
-
-def _storages(values: Iterable[Any]) -> list[tuple[StorageWeakRef, int]]:
-    """The storages of the tensors among some values, with what each takes."""
-    found = []
-    for x in values:
-        if isinstance(x, torch.Tensor) and x.layout is torch.strided:
-            storage = x.untyped_storage()
-            found.append((StorageWeakRef(storage), block_bytes(storage.nbytes(), x.device)))
-    return found
 
 
 class SymbolicGraph:
