@@ -31,17 +31,19 @@ class Looking:
         self.looked = False
         self._known: set[int] = set()  # sequences of graphs, and what they begin with
         self._so_far = 0
+        self._enough = False
         self._end: Callable[[], None] | None = None
 
-    def ran(self, part: int, look: Callable[[], Look | None]) -> None:
+    def ran(self, part: int, look: Callable[[], Look | None], *, new: bool = False) -> None:
         """A graph has run.
 
         Args:
             part: which one.
             look: gives what looks at the roots of a backward pass; None once that is gone.
+            new: its plan is not settled yet.
         """
         self._so_far = _longer(self._so_far, part)
-        if self._so_far not in self._known:
+        if self._so_far not in self._known and (new or not self._enough):
             self.watch(look)
 
     def watch(self, look: Callable[[], Look | None]) -> None:
@@ -70,8 +72,9 @@ class Looking:
         self.stop()
         self._so_far, self.looked = 0, False
 
-    def learn(self, parts: Sequence[int]) -> None:
-        """A sequence needs no looking at any more."""
+    def learn(self, parts: Sequence[int], *, enough: bool = False) -> None:
+        """A sequence needs no looking at any more; nor do others, where these are enough."""
+        self._enough = enough
         self._known.update(accumulate(parts, _longer, initial=0))
 
     def forget(self, parts: Sequence[int]) -> None:

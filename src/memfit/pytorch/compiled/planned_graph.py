@@ -8,6 +8,7 @@ to come has its own code in its autograd node, and is not touched.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from memfit.pytorch.compat.remedies import remedy_for_op
 from memfit.pytorch.compiled.runs import StepRuns
 from memfit.pytorch.compiled.specialise import key_of_sizes, specialised
 from memfit.pytorch.compiled.storages import storages
+from memfit.pytorch.compiled.unplanned import Unplanned
 from memfit.pytorch.compiled.warnings import BudgetWarning
 from memfit.pytorch.executors import backend_for
 from memfit.pytorch.failures.explain import no_code
@@ -48,6 +50,8 @@ _REMEDY = (
 )
 MAX_EXCHANGES = 4  # of one graph's plan: steps that differ each time must not compile for ever
 MANY_SHAPES = 16  # from here on, a warning
+_MOST_MET = 4096  # combinations that are counted
+FEW_SHAPES = 4  # so many are planned at once; others have to come back first
 
 
 @dataclass(frozen=True)
@@ -255,8 +259,10 @@ def _is_static(value: Any) -> bool:
 class SymbolicGraph:
     """A Dynamo graph of symbolic sizes: for each combination of sizes, a planned graph of its own.
 
-    They are compiled at the first call with these sizes. From the 65th on, calls run without a
-    plan, as plain PyTorch would run them, and a warning says so.
+    The first few are compiled at the first call with these sizes. Where sizes are others in each
+    step (tokens that are routed to an expert) that would go on for ever; so a further one is
+    planned once it was met often enough, the more often the more there are: sizes that come from
+    a few buckets soon have plans, and others hardly ever. From the 65th on there are none.
     """
 
     def __init__(
@@ -276,6 +282,8 @@ class SymbolicGraph:
         self._line = line
         self._unread_bytes = unread_bytes
         self._full = False
+        self._unplanned = Unplanned(module)
+        self._met: Counter[Hashable] = Counter()
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph for the sizes of these arguments."""
@@ -284,11 +292,26 @@ class SymbolicGraph:
             return self._module(*args)
         key = self._key(args)
         if key not in self.variants and not self._make(key, args):
-            return self._module(*args)
-        return self.variants[key](*self._take[key](args))
+            plans = [v.plan for v in self.variants.values() if v.plan is not None]
+            again = self._step.tight or any(plan.overhead for plan in plans)
+            self._step.computes_again |= again
+            return self._unplanned(args, again=again)
+        planned, taken = self.variants[key], self._take[key](args)
+        return self._unplanned.watch(args, lambda: planned(*taken))
+
+    def _is_met_often(self, key: Hashable) -> bool:
+        more = len(self.variants) - FEW_SHAPES
+        if more < 0:
+            return True
+        if len(self._met) > _MOST_MET:
+            self._met.clear()
+        self._met[key] += 1
+        return self._met[key] > (more + 1) ** 2
 
     def _make(self, key: Hashable, args: Sequence[Any]) -> bool:
         count = len(self.variants)
+        if not self._is_met_often(key):
+            return False
         remedy = "pad the inputs to a few sizes"
         if count >= MAX_SHAPES:
             if not self._full:

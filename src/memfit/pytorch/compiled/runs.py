@@ -54,6 +54,7 @@ __all__ = ["FirstPlan", "Part", "Running", "StepRuns"]
 
 logger = logging.getLogger("memfit")
 
+MOST_SEQUENCES = 16  # of graphs: steps that differ each time must not be planned for ever
 _OTHERS = 16  # backward passes of others that are looked at; forward passes may ask for some
 _PLAIN = (torch.Tensor, nn.Parameter)  # tracing runs backward passes on tensors of other types
 
@@ -135,11 +136,15 @@ class StepRuns:
         fresh: makes a plan of a graph and a budget.
         runs: the runs of the present step so far, in order.
         left: calls that Dynamo has left to plain PyTorch.
+        computes_again: a graph without a plan gave up what it keeps, in the present step.
+        tight: some sequence of graphs has no room for all that it would keep.
     """
 
     fresh: Fresh
     runs: list[Running] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    computes_again: bool = False
+    tight: bool = False
     _backward: bool = False
     _divided: set[tuple[int, ...]] = field(default_factory=set)
     _missed: set[tuple[int, ...]] = field(default_factory=set)
@@ -149,6 +154,8 @@ class StepRuns:
     _looked_at: set[tuple[int, ...]] = field(default_factory=set)
     _free_bytes: int = 0
     _others: int = 0
+    _most_bytes: int = 0
+    _asked: int = 0
 
     def runs_on(self, device: torch.device) -> None:
         """The device of the graphs, known when the first one is compiled."""
@@ -167,6 +174,7 @@ class StepRuns:
             looked = self._looking.looked
             self._looking.restart()
             self._finish(runs, eager, looked=looked)
+            self.computes_again = False
         elif all(r.alive() is None for r in self.runs):  # forward passes without a backward pass
             self.runs, self._eager = [], None
             self._looking.restart()
@@ -184,7 +192,7 @@ class StepRuns:
         alive = _Alive()
         running = Running(part, run, weakref.ref(alive), references, number, gradients_found)
         self.runs.append(running)
-        self._looking.ran(id(part), weakref.WeakMethod(self.look))
+        self._looking.ran(id(part), weakref.WeakMethod(self.look), new=part.provisional)
         return _Began(self, alive)
 
     def leave(self, left: Left, call: object) -> None:
@@ -343,12 +351,15 @@ class StepRuns:
         if key in self._divided:
             self._check_gradients(runs, key)
             return
-        if looked or key in self._missed:
-            self._divided.add(key)
-            self._looking.learn(key)
-        else:
+        new = any(p.provisional for p in parts)
+        if not new and len(self._divided) >= MOST_SEQUENCES:
+            return
+        if not looked and key not in self._missed:  # longer ones begin like it
             self._missed.add(key)
             self._looking.forget(key)
+            return
+        self._divided.add(key)
+        self._looking.learn(key, enough=len(self._divided) >= MOST_SEQUENCES)
         distinct = list({id(p): p for p in parts}.values())
         graphs = [p.graph for p in distinct if p.graph is not None]
         now = [p.plan for p in distinct if p.plan is not None]
@@ -358,14 +369,19 @@ class StepRuns:
         ran = [r.run for r in runs]
         step = StepOfGraphs(graphs, order, *together(ran, found.parts))
         budget = self._budget(ran, [graphs[n] for n in order], found.parts)
-        if max(step.needs(now)) <= budget and not any(p.provisional for p in distinct):
+        if self.computes_again:  # a share is not one of a step that is smaller for that
+            budget = max(budget, self._most_bytes)
+        self._most_bytes = max(budget, self._most_bytes)
+        if max(step.needs(now)) <= budget and not new:
             return
         refused = self._refused.get(id(graphs[0]))
         outside = outside_bytes(ran, found.parts)
         if refused is not None and len(runs) == 1 and outside <= refused.minimum_bytes:
             raise refused
         plans, enough = replan(step, budget, self._within)
-        if enough > budget:
+        self.tight |= enough > budget or step.overhead(plans) > 0
+        if enough > max(budget, self._asked):
+            self._asked = enough
             self._warn(step, plans, ran, found.parts, parts, budget, enough)
         for part, plan in zip(distinct, plans, strict=True):
             part.settle(self._told(plan))
