@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,28 +92,45 @@ def eager_parts(
     references: list[StorageWeakRef] = []
     for n in range(len(numbers) + 1):
         inside = [node for node in nodes if place[node] == n]
-        leaves = [after.variable for node in inside for after, _ in edges_of(node) if _leaf(after)]
-        trained = storages(x for x in leaves if x.device == device)
-        saved = {node: storages(x for x in saved_by(node) if x.device == device) for node in inside}
-        found = {s.cdata: size for held in saved.values() for s, size in held}
-        lasting = {s.cdata: size for s, size in trained}
-        references += [s for held in (*saved.values(), trained) for s, _ in held]
-        if not inside:
-            parts.append(None)
-            continue
-        freed = {i: size for i, size in found.items() if i not in there and i not in lasting}
-        more = backward_bytes(
-            inside,
-            entering[n],
-            {node: {s.cdata for s, _ in held} for node, held in saved.items()},
-            freed,
-        )
-        gradients, accumulated = ({}, lasting) if accumulate else (lasting, {})
-        run = GraphRun({**found, **lasting}, frozenset(lasting), {}, gradients, accumulated)
-        parts.append(EagerPart(run, more))
-        there |= run.inputs.keys()
+        part, held = _part(inside, entering[n], there, device, accumulate) if inside else (None, [])
+        parts.append(part)
+        references += held
+        there |= part.run.inputs.keys() if part is not None else set()
     return EagerParts(parts, references)
 
 
-def _leaf(node: Any) -> bool:
+def _part(
+    nodes: Sequence[Any],
+    entering: Set[Edge],
+    known: Set[int],
+    device: torch.device,
+    accumulate: bool,
+) -> tuple[EagerPart, list[StorageWeakRef]]:
+    """The code that made some nodes, and what keeps the identities of its memory."""
+    leaves = [after.variable for node in nodes for after, _ in edges_of(node) if _is_leaf(after)]
+    trained = storages(x for x in leaves if x.device == device)
+    tensors = {node: [x for x in saved_by(node) if x.device == device] for node in nodes}
+    saved = {node: storages(held) for node, held in tensors.items()}
+    references = [s for held in (*saved.values(), trained) for s, _ in held]
+    found = {s.cdata: size for held in saved.values() for s, size in held}
+    lasting = {s.cdata: size for s, size in trained}
+    # Data that the code was given, or made: the caller may hold it.
+    data = {s.cdata for held in tensors.values() for s, _ in storages(filter(_is_data, held))}
+    stays = known | data | lasting.keys()
+    more = backward_bytes(
+        nodes,
+        entering,
+        {node: {s.cdata for s, _ in held} for node, held in saved.items()},
+        {i: size for i, size in found.items() if i not in stays},
+    )
+    gradients, accumulated = ({}, lasting) if accumulate else (lasting, {})
+    run = GraphRun({**found, **lasting}, frozenset(lasting), {}, gradients, accumulated)
+    return EagerPart(run, more), references
+
+
+def _is_data(tensor: torch.Tensor) -> bool:
+    return tensor.is_leaf and not tensor.requires_grad
+
+
+def _is_leaf(node: Any) -> bool:
     return isinstance(getattr(node, "variable", None), torch.Tensor)
