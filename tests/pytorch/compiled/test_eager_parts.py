@@ -441,3 +441,49 @@ def test_the_parts_of_a_step_of_two_threads_are_left_alone() -> None:
     step()
     assert w.grad is not None
     assert torch.autograd._engine_run_backward is PLAIN_ENGINE
+
+
+def test_an_error_that_the_caller_handles_is_not_dynamos() -> None:
+    model, x = Tower(), torch.randn(ROWS, WIDTH)
+    call = torch.compile(model, backend="memfit", options=_options("90%"))
+    try:
+        raise ValueError("the caller's")
+    except ValueError:
+        told = _told(lambda: call(x).sum().backward(), 3)
+    assert told == []
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_graph_inside_of_a_checkpoint_trains_as_ever(reentrant: bool) -> None:
+    step = Step(Around())
+    step.x.requires_grad_()
+    plain = step.model.first
+
+    def inside(tower: Any) -> Any:
+        return lambda y: checkpoint(lambda z: tower(z).sin(), y, use_reentrant=reentrant)
+
+    step.towers = (inside(plain), step.model.second)
+    expected = step.gradients
+    first, second = step.compiled(_options("1GiB")).towers
+    step.towers = (inside(first), second)
+    for _ in range(3):
+        assert all(map(torch.equal, step.gradients, expected))
+    assert torch.autograd._engine_run_backward is PLAIN_ENGINE
+
+
+def test_gradients_of_edges_and_of_several_forward_passes_are_as_ever() -> None:
+    step = Step(Around(between=_sines))
+
+    def twice(y: torch.Tensor) -> torch.Tensor:
+        other = step.model(step.x * 2, *step.towers)
+        other.cos().sum().backward()
+        edge = torch.autograd.graph.get_gradient_edge(y.exp())
+        torch.autograd.backward([edge], [torch.ones_like(y)])
+        return torch.zeros((), requires_grad=True)
+
+    step.loss = twice
+    expected = step.gradients
+    step.compiled(_options("1GiB"))
+    for _ in range(3):
+        assert all(map(torch.equal, step.gradients, expected))
+    assert torch.autograd._engine_run_backward is PLAIN_ENGINE

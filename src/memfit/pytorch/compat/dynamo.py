@@ -14,7 +14,6 @@ import torch
 from torch import fx
 from torch._dynamo import convert_frame
 from torch._dynamo.callback import callback_handler
-from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.exc import (
     InternalTorchDynamoError,
     ShortenTraceback,
@@ -267,7 +266,7 @@ class FrameTraced:
     Attributes:
         options: as they were given to `torch.compile`.
         owner: the first argument, None where there is none.
-        error: why Dynamo gives up, and leaves the call to plain PyTorch; None where it does not.
+        error: being handled: why Dynamo gives up, and leaves the call to plain PyTorch.
     """
 
     options: Mapping[str, Any]
@@ -283,11 +282,13 @@ def _traced_for(backend: Callable[..., Any]) -> FrameTraced | None:
             break
     else:
         return None
-    known = frame.f_locals
-    wrapper = innermost_backend(known["compiler_fn"])
-    if getattr(wrapper, "compiler_fn", None) is not backend:
+    wrapper: Any = frame.f_locals.get("compiler_fn")
+    traced: Any = frame.f_locals.get("frame")
+    error = sys.exc_info()[1]
+    while hasattr(wrapper, "_torchdynamo_orig_backend"):
+        wrapper = wrapper._torchdynamo_orig_backend
+    if getattr(wrapper, "compiler_fn", None) is not backend or traced is None:
         return None
-    traced, error = known["frame"], sys.exc_info()[1]
     owner = traced.f_locals.get(next(iter(traced.f_code.co_varnames), ""))
     options = wrapper.kwargs.get("options", {})
     return FrameTraced(options, owner, error if isinstance(error, Exception) else None)
@@ -303,20 +304,20 @@ def tracing_for(
     before it has traced. `torch._dynamo.reset` forgets such functions; these come back.
     """
 
-    before: list[bool] = []
+    before: list[tuple[bool, Exception | None]] = []
 
     def start(_: Any) -> None:
-        if _traced_for(backend) is not None:
-            before.append(torch._dynamo.config.allow_rnn)
+        frame = _traced_for(backend)
+        if frame is not None:
+            before.append((torch._dynamo.config.allow_rnn, frame.error))
             torch._dynamo.config.allow_rnn = True
 
     def end(_: Any) -> None:
         frame = _traced_for(backend)
-        if frame is None:
+        if frame is None or not before:
             return
-        if before:
-            torch._dynamo.config.allow_rnn = before.pop()
-        if frame.error is not None:
+        torch._dynamo.config.allow_rnn, handled = before.pop()
+        if frame.error is not handled:  # an error that the caller handles meanwhile is not Dynamo's
             given_up(frame)
 
     forget = callback_handler.clear
