@@ -487,3 +487,18 @@ def test_gradients_of_edges_and_of_several_forward_passes_are_as_ever() -> None:
     for _ in range(3):
         assert all(map(torch.equal, step.gradients, expected))
     assert torch.autograd._engine_run_backward is PLAIN_ENGINE
+
+
+def test_steps_that_differ_each_time_are_not_looked_at_for_ever(
+    seen: list[EagerParts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memfit.pytorch.compiled.runs.MOST_SEQUENCES", 2)
+    step = Step(Around()).compiled(_options("1GiB"))
+    first, second = step.towers
+    for inside in ((first, second), (second, first), (first, second, first), (second, second)):
+        for _ in range(3):
+            y = step.x
+            for tower in inside:
+                y = tower(y.sin())
+            y.sum().backward()
+    assert len(seen) == 2
