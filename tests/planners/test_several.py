@@ -18,7 +18,16 @@ from memfit.planners.liveness import planner as liveness_dp
 from memfit.planners.several.divide import Level, divide
 from memfit.planners.several.pause import paused, resumed
 from memfit.planners.several.replan import GraphPlans, StepOfGraphs, replan
-from memfit.planners.several.runs import GraphRun, beside, kept_bytes, needs
+from memfit.planners.several.runs import (
+    EagerPart,
+    GraphRun,
+    Point,
+    beside,
+    kept_bytes,
+    needs,
+    outside_bytes,
+    together,
+)
 
 MakeGraph = Callable[[Random, int], TrainingGraph]
 OPTIONS = PlannerOptions()
@@ -65,6 +74,10 @@ def test_the_division_fits_where_the_smallest_plans_fit(seed: int) -> None:
     count, top = random.randint(1, 3), 3
     order = [*range(count), *(random.randrange(count) for _ in range(random.randint(0, 3)))]
     held = [random.randint(0, 20) for _ in order]
+    points = [
+        Point(random.randint(0, len(order)), random.randint(20, 60))
+        for _ in range(random.randint(0, 2))
+    ]
     table = []
     for _ in range(count):
         kept = sorted(random.randint(0, 20) for _ in range(top + 1))
@@ -76,12 +89,13 @@ def test_the_division_fits_where_the_smallest_plans_fit(seed: int) -> None:
 
     def most(levels: tuple[int, ...] | list[int]) -> int:
         taken = [table[g][levels[g]] for g in order]
-        return max(needs(held, [t.peak_bytes for t in taken], [t.kept_bytes for t in taken]))
+        peaks, kept = [t.peak_bytes for t in taken], [t.kept_bytes for t in taken]
+        return max(needs(held, peaks, kept, points))
 
     def cost_of(levels: tuple[int, ...] | list[int]) -> int:
         return sum(table[g][levels[g]].overhead for g in order)
 
-    found = divide(order, held, budget, top, lambda g, level: table[g][level])
+    found = divide(order, held, budget, top, lambda g, level: table[g][level], points)
     fitting = [c for c in product(range(top + 1), repeat=count) if most(c) <= budget]
     if most([0] * count) > budget:
         assert found == [0] * count
@@ -103,7 +117,11 @@ def test_planned_together_a_step_fits_or_says_what_it_takes(
     graphs = [joint_graph(random, 6) for _ in range(random.randint(1, 3))]
     order = [*range(len(graphs)), *(random.randrange(len(graphs)) for _ in range(2))]
     held = [random.randint(0, 100) for _ in order]
-    step = StepOfGraphs(graphs, order, held)
+    points = [
+        Point(random.randint(0, len(order)), random.randint(0, 200))
+        for _ in range(random.randint(0, 2))
+    ]
+    step = StepOfGraphs(graphs, order, held, points)
     plain = [GraphPlans(g, _within).plan(10**12) for g in graphs]
     budget = max(1, int(share * max(step.needs(plain))))
     plans, enough = replan(step, budget, _within)
@@ -169,3 +187,91 @@ def test_memory_that_several_graphs_read_counts_once() -> None:
 
 def test_what_is_kept_counts_in_the_runs_after_it() -> None:
     assert needs([1, 2, 3], [10, 20, 30], [5, 6, 7]) == [11, 27, 44]
+
+
+def _random_step(random: Random) -> tuple[list[GraphRun], list[EagerPart | None]]:
+    """Runs that hand values on, and code around them that holds some of these and its own."""
+    size = {i: random.randint(1, 9) for i in range(60)}
+    names = iter(range(10, 60))
+    weights, alive = [0, 1, 2], [3, 4]
+    runs: list[GraphRun] = []
+    eager: list[EagerPart | None] = []
+    count = random.randint(1, 4)
+    for n in range(count + 1):
+        part = None
+        if random.random() < 0.7:
+            held = {*random.sample(alive, random.randint(0, 2)), *(next(names) for _ in range(2))}
+            trained = frozenset(random.sample(weights, random.randint(0, 2)))
+            inputs = {i: size[i] for i in (*held, *trained)}
+            run = GraphRun(inputs, trained, {}, {i: size[i] for i in trained})
+            part = EagerPart(run, random.randint(0, 9))
+            alive += held
+        eager.append(part)
+        if n < count:
+            lasting = frozenset({random.choice(weights), 3})
+            inputs = {i: size[i] for i in (*lasting, random.choice(alive))}
+            made = next(names)
+            gradients = {i: size[i] for i in lasting if i in weights}
+            runs.append(GraphRun(inputs, lasting, {made: 5}, gradients))
+            alive.append(made)
+    return runs, eager
+
+
+@given(seed=st.integers(0, 10**6))
+def test_code_outside_of_the_graphs_counts_as_a_set_of_memory_would(seed: int) -> None:
+    """At each time of a step: all that was given, made or held before, each memory once."""
+    runs, eager = _random_step(Random(seed))
+    held, points = together(runs, eager)
+    sequence: list[tuple[GraphRun, EagerPart | None]] = []
+    for n, part in enumerate(eager):
+        if part is not None:
+            sequence.append((part.run, part))
+        if n < len(runs):
+            sequence.append((runs[n], None))
+    read = {i for run in runs for i in run.inputs}
+    everywhere = {i: b for run, _ in sequence for i, b in run.inputs.items() if i in run.lasting}
+    graphs, others = [], []
+    for at, (run, part) in enumerate(sequence):
+        there = dict(everywhere)
+        for before, _ in sequence[:at]:
+            there |= {**before.inputs, **before.outputs}
+        left: dict[int, int] = {}
+        for after, _ in sequence[at + 1 :]:
+            there |= {i: b for i, b in after.outputs.items() if i not in read}
+            left |= after.gradients
+        beside_it = sum(b for i, b in there.items() if i not in run.inputs) + sum(left.values())
+        if part is None:
+            graphs.append(beside_it)
+        else:
+            own = sum(run.inputs.values()) + part.more_bytes
+            others.append(Point(len(graphs), beside_it + own))
+    assert held == graphs
+    assert points == others
+
+
+def test_values_outside_of_the_graphs_are_there_in_all_runs_after_them() -> None:
+    weight, x, y, z, mid, scale = range(1, 7)
+    first = GraphRun({weight: 10, x: 3}, frozenset({weight, x}), {y: 4}, {weight: 10})
+    second = GraphRun({z: 5}, frozenset(), {}, {})
+    between = EagerPart(
+        GraphRun({y: 4, mid: 7, z: 5, scale: 2}, frozenset({scale}), {}, {scale: 2}), 20
+    )
+    held, points = together([first, second], [None, between, None])
+    # Beside the first: scale and its gradient, and y, which no graph reads, is its own.
+    assert held == [2 + 2, 10 + 3 + 4 + 7 + 2]
+    assert points == [Point(1, 10 + 3 + 4 + 7 + 5 + 2 + 20)]
+    assert needs(held, [100, 50], [30, 1], points) == [104, 26 + 50 + 30, 51 + 30]
+    assert outside_bytes([first, second], [None, between, None]) == 7
+    assert together([first, second], []) == (beside([first, second]), [])
+
+
+def test_what_the_last_graph_keeps_is_cut_down_for_the_code_after_it() -> None:
+    graph = _chain(8, 100)
+    plain = GraphPlans(graph, _within).plan(10**9)
+    kept = kept_bytes(graph, plain.schedule)
+    budget = plain.peak_bytes
+    step = StepOfGraphs([graph], [0], [0], [Point(1, budget - kept + 200)])
+    assert max(step.needs([plain])) == budget + 200
+    plans, enough = replan(step, budget, _within)
+    assert enough == budget
+    assert kept_bytes(graph, plans[0].schedule) <= kept - 200

@@ -136,6 +136,7 @@ def test_evaluation_at_any_size_compiles_nothing() -> None:
 def test_many_sizes_are_warned_of_and_then_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planned_graph, "MANY_SHAPES", 3)
     monkeypatch.setattr(planned_graph, "MAX_SHAPES", 5)
+    monkeypatch.setattr(planned_graph, "FEW_SHAPES", 64)
     model = nn.Linear(8, 8)
     options = _options("1MiB")
     call = _compiled(model, options, dynamic=True)
@@ -153,6 +154,78 @@ def test_many_sizes_are_warned_of_and_then_run_plainly(monkeypatch: pytest.Monke
     )
     assert "others run without a plan" in said[1][1]
     assert len(plans(options)) == 5
+
+
+class Layers(nn.Module):
+    """Layers with dropout, that can be computed again."""
+
+    def __init__(self, writes: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Dropout(0.1)) for _ in range(8))
+        )
+        self.register_buffer("count", torch.zeros(64))
+        self.writes = writes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layers on their input."""
+        if self.writes:
+            self.count.add_(x.detach().sum(0))
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("budget", ["1GiB", "70%"])
+def test_sizes_that_are_others_in_each_step_are_not_all_planned(budget: str, writes: bool) -> None:
+    model = Layers(writes)
+    options = _options(budget, planner="liveness")
+    call = _compiled(model, options, dynamic=True)
+    for rows in range(300, 330):
+        x = torch.randn(rows, 64)
+        assert _equal(_step(call, model, x), _step(model, model, x))
+    assert len(plans(options)) == 4
+
+
+def test_without_a_plan_a_graph_gives_up_what_it_keeps_where_plans_do() -> None:
+    model = nn.Sequential(Layers(), Layers(), Layers())
+    held = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+    parts = list(model)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        for part in parts:
+            x = part(x)
+        return x
+
+    def peak(x: torch.Tensor) -> int:
+        def step() -> None:
+            model.zero_grad(set_to_none=True)
+            call(x).sum().backward()
+
+        return held + x.nbytes + measure_step(step).peak_bytes
+
+    most = torch.randn(600, 64)
+    budget = peak(most) * 3 // 4
+    options = _options(budget, planner="liveness")
+    parts = [_compiled(part, options, dynamic=True) for part in model]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BudgetWarning)  # of the first step
+        for rows in range(590, 600):
+            x = torch.randn(rows, 64)
+            assert _equal(_step(call, model, x), _step(model, model, x))
+    assert len(plans(options)) <= 12
+    assert peak(most) <= budget
+
+
+def test_sizes_that_come_back_are_planned() -> None:
+    model = Layers()
+    options = _options("1GiB", planner="liveness")
+    call = _compiled(model, options, dynamic=True)
+    found = []
+    for _ in range(7):
+        for rows in (8, 16, 24, 32, 40, 48):
+            _step(call, model, torch.randn(rows, 64))
+        found.append(len(plans(options)))
+    assert found == [4, 5, 5, 5, 6, 6, 6]
 
 
 def test_a_second_backward_pass_is_refused() -> None:

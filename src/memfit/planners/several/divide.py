@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memfit.planners.several.runs import needs
+from memfit.planners.several.runs import Point, needs
 
 __all__ = ["Level", "divide"]
 
@@ -38,6 +38,7 @@ def divide(
     budget_bytes: int,
     top: int,
     level: Callable[[int, int], Level],
+    points: Sequence[Point] = (),
 ) -> list[int]:
     """The level of each graph.
 
@@ -47,6 +48,7 @@ def divide(
         budget_bytes: the budget of the whole step.
         top: the highest level.
         level: what a graph takes at a level.
+        points: times between the runs of graphs that must fit, too.
 
     Returns:
         For each graph its level; all 0 where even that does not fit.
@@ -55,14 +57,15 @@ def divide(
     def fits(levels: Sequence[int]) -> bool:
         taken = [level(g, levels[g]) for g in order]
         peaks, kept = [t.peak_bytes for t in taken], [t.kept_bytes for t in taken]
-        return max(needs(held, peaks, kept)) <= budget_bytes
+        return max(needs(held, peaks, kept, points)) <= budget_bytes
 
     count = max(order) + 1
     if fits([top] * count):
         return [top] * count
     levels = [0] * count
     runs = [order.count(g) for g in range(count)]
-    held_by = [list(order[:-1]).count(g) for g in range(count)]  # runs that others come after
+    last = max([len(order) - 1, *(point.runs for point in points)])
+    held_by = [list(order[:last]).count(g) for g in range(count)]  # runs that others come after
     while True:
         best: tuple[float, int, int] | None = None
         for g in range(count):

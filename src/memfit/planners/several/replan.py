@@ -20,7 +20,7 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.several.divide import Level, divide
 from memfit.planners.several.pause import paused, resumed
-from memfit.planners.several.runs import kept_bytes, needs
+from memfit.planners.several.runs import Point, kept_bytes, needs
 
 __all__ = ["GraphPlans", "StepOfGraphs", "Within", "replan"]
 
@@ -98,17 +98,19 @@ class StepOfGraphs:
         graphs: the graphs.
         order: the graph of each run, by its number; a graph may run more than once.
         held: for each run, what is there beside it (`memfit.planners.several.runs.beside`).
+        points: times between the runs, at which there is code outside of the graphs to run.
     """
 
     graphs: Sequence[TrainingGraph]
     order: Sequence[int]
     held: Sequence[int]
+    points: Sequence[Point] = ()
 
     def needs(self, plans: Sequence[Plan]) -> list[int]:
-        """For each run, the memory of the whole step at its peak."""
+        """For each run, the memory of the whole step at its peak; then for each point."""
         kept = self._kept(plans)
         peaks = [plans[g].peak_bytes for g in self.order]
-        return needs(self.held, peaks, [kept[g] for g in self.order])
+        return needs(self.held, peaks, [kept[g] for g in self.order], self.points)
 
     def overhead(self, plans: Sequence[Plan]) -> int:
         """Cost of all recomputations of a step."""
@@ -127,6 +129,11 @@ class StepOfGraphs:
             (room - plans[g].peak_bytes) // count
             for room, g, count in zip(left, self.order, own, strict=False)
             if count
+        ]
+        keeps += [
+            (budget_bytes - point.bytes - others[point.runs]) // own[point.runs]
+            for point in self.points
+            if own[point.runs]
         ]
         keep = min(keeps) if keeps else None
         peak = min(
@@ -195,7 +202,7 @@ def _divided(
         plan = planned(n, level)
         return Level(plan.peak_bytes, kept_bytes(step.graphs[n], plan.schedule), plan.overhead)
 
-    levels = divide(step.order, step.held, budget_bytes, TOP, taken)
+    levels = divide(step.order, step.held, budget_bytes, TOP, taken, step.points)
     plans = [planned(n, level) for n, level in enumerate(levels)]
     return min(list(start), plans, key=lambda p: _rank(step, p, budget_bytes))
 

@@ -1,17 +1,24 @@
-"""Private names of autograd: where the gradients of a node go, and what computes them."""
+"""Private names of autograd: what its nodes keep, where their gradients go, when they run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import _engine_run_backward
 
 __all__ = [
     "accumulating_leaf",
+    "before_backward",
     "compiled_nodes",
+    "gradient_bytes",
+    "is_compiled",
     "leaves_behind",
     "notes_of_running_node",
+    "number_of",
+    "saved_by",
     "wrap_backward",
 ]
 
@@ -65,6 +72,11 @@ def wrap_backward(
     return False
 
 
+def is_compiled(node: Any) -> bool:
+    """Whether a node is one that AOTAutograd made, whatever backend asked for it."""
+    return type(node).__name__ == "CompiledFunctionBackward"
+
+
 def compiled_nodes(results: Sequence[Any]) -> set[Any]:
     """The autograd nodes that AOTAutograd made for a step, found behind what the step returned.
 
@@ -78,7 +90,7 @@ def compiled_nodes(results: Sequence[Any]) -> set[Any]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if type(node).__name__ == "CompiledFunctionBackward":
+        if is_compiled(node):
             found.add(node)
         else:
             stack.extend(before for before, _ in node.next_functions)
@@ -111,3 +123,73 @@ def leaves_behind(tensors: Iterable[torch.Tensor], ends: str = "") -> list[torch
             found.append(variable)
         todo += [before for before, _ in node.next_functions if before is not None]
     return found
+
+
+def number_of(node: Any) -> int:
+    """The number of a node: later ones of a thread have higher ones."""
+    return int(node._sequence_nr())
+
+
+def gradient_bytes(node: Any) -> list[int]:
+    """What the gradients take that a node is given, one for each tensor that it made."""
+    sizes = []
+    for made in node._input_metadata:
+        try:
+            sizes.append(math.prod(int(n) for n in made.shape) * made.dtype.itemsize)
+        except (RuntimeError, TypeError):  # nested tensors have no such shape
+            sizes.append(0)
+    return sizes
+
+
+def saved_by(node: Any) -> list[torch.Tensor]:
+    """The tensors that a node keeps, as they lie there: no hooks run, no versions are compared.
+
+    What hooks packed is found where it is a tensor, or a tuple or list with some. Of Python's
+    autograd functions also what hangs on their context. C++'s own functions show nothing.
+    """
+    found: list[Any] = []
+    for name in dir(type(node)):
+        if not name.startswith("_raw_saved_"):
+            continue
+        raw = getattr(node, name)
+        for saved in raw if isinstance(raw, (tuple, list)) else (raw,):
+            try:
+                found.append(getattr(saved, "data", None))
+            except RuntimeError:  # freed by an earlier backward pass
+                continue
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        found.extend(vars(node).values())
+    lists = [x for x in found if isinstance(x, (tuple, list))]
+    return [x for x in (*found, *(y for x in lists for y in x)) if isinstance(x, torch.Tensor)]
+
+
+_watching: list[Callable[[Sequence[Any]], None]] = []
+
+
+def _watched_backward(roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    for watch in list(_watching):
+        watch(roots)
+    return _engine_run_backward(roots, *args, **kwargs)
+
+
+def before_backward(watch: Callable[[Sequence[Any]], None]) -> Callable[[], None]:
+    """Have a function called with the roots of every backward pass that begins, in any thread.
+
+    Nothing else sees the root of a graph before its first nodes free what they saved. Hooks on
+    saved tensors would: but with them autograd compares no versions, and `torch.func` refuses them.
+    Where something else stands in the place of PyTorch's own function, nothing is called.
+
+    Returns:
+        What ends it. When nobody watches, PyTorch's own function stands in its place again.
+    """
+    _watching.append(watch)
+    if torch.autograd._engine_run_backward is _engine_run_backward:
+        torch.autograd._engine_run_backward = _watched_backward
+
+    def end() -> None:
+        if watch in _watching:
+            _watching.remove(watch)
+        if not _watching and torch.autograd._engine_run_backward is _watched_backward:
+            torch.autograd._engine_run_backward = _engine_run_backward
+
+    return end

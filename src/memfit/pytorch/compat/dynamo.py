@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo import convert_frame
+from torch._dynamo.callback import callback_handler
 from torch._dynamo.exc import (
     InternalTorchDynamoError,
     ShortenTraceback,
@@ -25,6 +29,7 @@ from torch._guards import TracingContext
 from memfit.errors import CaptureError
 
 __all__ = [
+    "FrameTraced",
     "arguments_traced",
     "code_not_traced",
     "depends_on_data",
@@ -36,6 +41,7 @@ __all__ = [
     "shown_by_dynamo",
     "stored_outputs",
     "traced_code",
+    "tracing_for",
     "user_frames",
     "with_fixed_scalars",
     "without_dropped_writes",
@@ -251,3 +257,78 @@ def _tensors_of(value: Any, changes: Any) -> set[str]:
 
     VariableTracker.visit(visit, value)
     return found
+
+
+@dataclass(frozen=True)
+class FrameTraced:
+    """A call that Dynamo traces for a backend, or gives up on.
+
+    Attributes:
+        options: as they were given to `torch.compile`.
+        owner: the first argument, None where there is none.
+        error: being handled: why Dynamo gives up, and leaves the call to plain PyTorch.
+    """
+
+    options: Mapping[str, Any]
+    owner: Any
+    error: Exception | None = None
+
+
+def _traced_for(backend: Callable[..., Any]) -> FrameTraced | None:
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "_compile" and frame.f_globals is vars(convert_frame):
+            break
+    else:
+        return None
+    wrapper: Any = frame.f_locals.get("compiler_fn")
+    traced: Any = frame.f_locals.get("frame")
+    error = sys.exc_info()[1]
+    while hasattr(wrapper, "_torchdynamo_orig_backend"):
+        wrapper = wrapper._torchdynamo_orig_backend
+    if getattr(wrapper, "compiler_fn", None) is not backend or traced is None:
+        return None
+    owner = traced.f_locals.get(next(iter(traced.f_code.co_varnames), ""))
+    options = wrapper.kwargs.get("options", {})
+    return FrameTraced(options, owner, error if isinstance(error, Exception) else None)
+
+
+def tracing_for(
+    backend: Callable[..., Any],
+    given_up: Callable[[FrameTraced], None],
+) -> None:
+    """Have Dynamo trace recurrent layers for a backend, and tell where it gives up, from now on.
+
+    A backend is called with a graph only: not where Dynamo finds none that it can make, and not
+    before it has traced. `torch._dynamo.reset` forgets such functions; these come back.
+    """
+
+    before: list[tuple[bool, Exception | None]] = []
+
+    def start(_: Any) -> None:
+        frame = _traced_for(backend)
+        if frame is not None:
+            before.append((torch._dynamo.config.allow_rnn, frame.error))
+            torch._dynamo.config.allow_rnn = True
+
+    def end(_: Any) -> None:
+        frame = _traced_for(backend)
+        if frame is None or not before:
+            return
+        torch._dynamo.config.allow_rnn, handled = before.pop()
+        if frame.error is not handled:  # an error that the caller handles meanwhile is not Dynamo's
+            given_up(frame)
+
+    forget = callback_handler.clear
+
+    def clear() -> None:
+        forget()
+        register()
+
+    def register() -> None:
+        callback_handler.register_start_callback(start)
+        callback_handler.register_end_callback(end)
+
+    register()
+    callback_handler.clear = clear

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import fx
 
 from memfit.errors import MemfitError, UsageError
@@ -16,13 +17,16 @@ from memfit.pytorch.arguments import short
 from memfit.pytorch.capture.given import unread_bytes
 from memfit.pytorch.capture.stored_outputs import take_apart
 from memfit.pytorch.compat.dynamo import (
+    FrameTraced,
     arguments_traced,
     ending_break,
     register_backend,
     shown_by_dynamo,
     stored_outputs,
+    tracing_for,
     without_dropped_writes,
 )
+from memfit.pytorch.compiled.left import Left
 from memfit.pytorch.compiled.planned_graph import PlannedGraph, SymbolicGraph
 from memfit.pytorch.compiled.runs import StepRuns
 from memfit.pytorch.compiled.specialise import has_symbols
@@ -162,6 +166,8 @@ def plans(options: Mapping[str, Any]) -> list[Plan]:
 
 def _reset() -> None:
     """Forget all graphs; `torch.compiler.reset` calls it."""
+    for call in _calls.values():
+        call.step.close()
     _calls.clear()
 
 
@@ -177,4 +183,16 @@ def register() -> None:
         register_backend("memfit", memfit_backend)
 
 
+def _given_up(frame: FrameTraced) -> None:
+    """Dynamo leaves a call to plain PyTorch, perhaps with graphs of what is called inside."""
+    if not torch.is_grad_enabled() or isinstance(frame.error, MemfitError):
+        return
+    try:
+        call = _call_of(frame.options)
+    except MemfitError:  # told where there is a graph
+        return
+    call.step.leave(Left.of(frame), call)
+
+
 register()
+tracing_for(memfit_backend, _given_up)

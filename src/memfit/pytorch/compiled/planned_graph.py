@@ -8,7 +8,8 @@ to come has its own code in its autograd node, and is not touched.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +22,15 @@ from memfit.graph.plan import Plan
 from memfit.graph.training_graph import TrainingGraph, ValueKind
 from memfit.planners.several.runs import GraphRun
 from memfit.pytorch.capture.cuda_workspace import kept_workspace_bytes
-from memfit.pytorch.capture.storage_sizes import block_bytes
 from memfit.pytorch.capture.stored_outputs import stored_in
+from memfit.pytorch.compat.autograd import compiled_nodes, number_of
 from memfit.pytorch.compat.dynamo import is_meant_for_dynamo
 from memfit.pytorch.compat.fake import FakeTensor
 from memfit.pytorch.compat.remedies import remedy_for_op
 from memfit.pytorch.compiled.runs import StepRuns
 from memfit.pytorch.compiled.specialise import key_of_sizes, specialised
+from memfit.pytorch.compiled.storages import storages
+from memfit.pytorch.compiled.unplanned import Unplanned
 from memfit.pytorch.compiled.warnings import BudgetWarning
 from memfit.pytorch.executors import backend_for
 from memfit.pytorch.failures.explain import no_code
@@ -47,6 +50,8 @@ _REMEDY = (
 )
 MAX_EXCHANGES = 4  # of one graph's plan: steps that differ each time must not compile for ever
 MANY_SHAPES = 16  # from here on, a warning
+_MOST_MET = 4096  # combinations that are counted
+FEW_SHAPES = 4  # so many are planned at once; others have to come back first
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,12 @@ class PlannedGraph:
             self._exchange(args)
         inputs, references = self._read(args)
         result = self._run(*args)
-        made = _storages(result)
+        made = storages(result)
         outputs = {s.cdata: size for s, size in made if s.cdata not in inputs.inputs}
         references.extend(s for s, _ in made)
         found = any(args[i].grad is not None for i in self._trained)
-        began = step.add(self, replace(inputs, outputs=outputs), references, gradients_found=found)
+        run = replace(inputs, outputs=outputs)
+        began = step.add(self, run, references, _number(result, args), gradients_found=found)
         on_backward(result, args, began)
         return result
 
@@ -212,9 +218,9 @@ class PlannedGraph:
         if ids != self._static_ids:
             self._static_ids = ids
             static = [args[i] for i in self._static]
-            self._static_sizes = {s.cdata: size for s, size in _storages(static)}
+            self._static_sizes = {s.cdata: size for s, size in storages(static)}
             self._trained = [i for i in self._static if args[i].requires_grad]
-            trained = _storages(args[i] for i in self._trained)
+            trained = storages(args[i] for i in self._trained)
             self._static_gradients = {s.cdata: size for s, size in trained}
         others = [args[i] for i in self._others if isinstance(args[i], torch.Tensor)]
         inputs, lasting = dict(self._static_sizes), set(self._static_sizes)
@@ -226,7 +232,7 @@ class PlannedGraph:
             gradients, accumulated = {}, gradients
         references = []
         for x in others:
-            for storage, size in _storages([x]):
+            for storage, size in storages([x]):
                 references.append(storage)
                 inputs[storage.cdata] = size
                 if x.is_leaf:
@@ -236,6 +242,13 @@ class PlannedGraph:
         return GraphRun(inputs, frozenset(lasting), {}, gradients, accumulated), references
 
 
+def _number(results: Sequence[Any], args: Sequence[Any]) -> int | None:
+    """The number of the autograd node of a run; None where it has none."""
+    given = {id(x) for x in args}
+    nodes = compiled_nodes([x for x in results if id(x) not in given])
+    return max(map(number_of, nodes), default=None)
+
+
 def _is_static(value: Any) -> bool:
     """Whether an input is a parameter or a buffer, the same one in each step."""
     return isinstance(value, torch.Tensor) and (
@@ -243,21 +256,13 @@ def _is_static(value: Any) -> bool:
     )
 
 
-def _storages(values: Iterable[Any]) -> list[tuple[StorageWeakRef, int]]:
-    """The storages of the tensors among some values, with what each takes."""
-    found = []
-    for x in values:
-        if isinstance(x, torch.Tensor) and x.layout is torch.strided:
-            storage = x.untyped_storage()
-            found.append((StorageWeakRef(storage), block_bytes(storage.nbytes(), x.device)))
-    return found
-
-
 class SymbolicGraph:
     """A Dynamo graph of symbolic sizes: for each combination of sizes, a planned graph of its own.
 
-    They are compiled at the first call with these sizes. From the 65th on, calls run without a
-    plan, as plain PyTorch would run them, and a warning says so.
+    The first few are compiled at the first call with these sizes. Where sizes are others in each
+    step (tokens that are routed to an expert) that would go on for ever; so a further one is
+    planned once it was met often enough, the more often the more there are: sizes that come from
+    a few buckets soon have plans, and others hardly ever. From the 65th on there are none.
     """
 
     def __init__(
@@ -277,6 +282,8 @@ class SymbolicGraph:
         self._line = line
         self._unread_bytes = unread_bytes
         self._full = False
+        self._unplanned = Unplanned(module)
+        self._met: Counter[Hashable] = Counter()
 
     def __call__(self, *args: Any) -> Any:
         """Run the graph for the sizes of these arguments."""
@@ -285,11 +292,26 @@ class SymbolicGraph:
             return self._module(*args)
         key = self._key(args)
         if key not in self.variants and not self._make(key, args):
-            return self._module(*args)
-        return self.variants[key](*self._take[key](args))
+            plans = [v.plan for v in self.variants.values() if v.plan is not None]
+            again = self._step.tight or any(plan.overhead for plan in plans)
+            self._step.computes_again |= again
+            return self._unplanned(args, again=again)
+        planned, taken = self.variants[key], self._take[key](args)
+        return self._unplanned.watch(args, lambda: planned(*taken))
+
+    def _is_met_often(self, key: Hashable) -> bool:
+        more = len(self.variants) - FEW_SHAPES
+        if more < 0:
+            return True
+        if len(self._met) > _MOST_MET:
+            self._met.clear()
+        self._met[key] += 1
+        return self._met[key] > (more + 1) ** 2
 
     def _make(self, key: Hashable, args: Sequence[Any]) -> bool:
         count = len(self.variants)
+        if not self._is_met_often(key):
+            return False
         remedy = "pad the inputs to a few sizes"
         if count >= MAX_SHAPES:
             if not self._full:

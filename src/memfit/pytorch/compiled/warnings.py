@@ -6,7 +6,13 @@ import warnings
 
 from memfit.units import format_bytes
 
-__all__ = ["BudgetWarning", "warn_first_step", "warn_of_gradients", "warn_over_budget"]
+__all__ = [
+    "BudgetWarning",
+    "warn_first_step",
+    "warn_of_eager",
+    "warn_of_gradients",
+    "warn_over_budget",
+]
 
 
 class BudgetWarning(UserWarning):
@@ -65,6 +71,27 @@ def warn_of_gradients(budget_bytes: int, need_bytes: int, remedy: str) -> None:
         "gradients of an earlier backward pass are still there; beside them the step takes "
         f"{need_bytes} bytes, over its budget of {budget_bytes} bytes; {remedy}call "
         "zero_grad(set_to_none=True) before the forward pass, or raise the budget",
+        BudgetWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_eager(
+    budget_bytes: int, need_bytes: int, held_bytes: int, where: str, remedy: str
+) -> None:
+    """Warn of a step over the budget because of code that runs outside of its planned graphs.
+
+    Args:
+        budget_bytes: the budget of the step.
+        need_bytes: the memory of the step where it is largest.
+        held_bytes: what that code holds for its backward pass, parameters left aside.
+        where: where it is, as the end of a sentence.
+        remedy: what else to do than to raise the budget; empty where nothing is known.
+    """
+    warnings.warn(
+        f"budget {format_bytes(budget_bytes)} cannot be met: of the {format_bytes(need_bytes)} "
+        f"that a step takes, {format_bytes(held_bytes)} are kept by code outside of planned "
+        f"graphs, {where}; {remedy}raise the budget to {need_bytes} bytes",
         BudgetWarning,
         stacklevel=2,
     )
