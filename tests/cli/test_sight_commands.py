@@ -191,6 +191,7 @@ def test_inspect_counts_gradients_that_are_there_already(run: Any, device: str) 
     assert once["peak_bytes"] < found["peak_bytes"] <= once["peak_bytes"] + held
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_in_every_budget(run: Any) -> None:
     words = (*NET, *ANALYTIC, "--accumulate")
     _, swept, _ = run("sweep", *words, "--no-peers")
@@ -223,6 +224,7 @@ def test_max_batch(run: Any) -> None:
     assert not trials[found["batch"] + 1]
 
 
+@pytest.mark.slow
 def test_max_batch_verified_with_inputs_of_the_target(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,6 +122,7 @@ def test_curves_of_thousands_of_small_graphs() -> None:
         assert ours.curve() == python_canonical.canonical_table(*arguments).curve(), seed
 
 
+@pytest.mark.sampled(2)
 @needs_native
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("nodes", [63, 64, 65, 130])

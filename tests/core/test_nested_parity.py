@@ -30,6 +30,7 @@ def lists(front: Any) -> list[list[int]]:
     return [list(part) for part in front]
 
 
+@pytest.mark.slow
 def test_nested_tables_of_random_graphs(joint_graph: Any) -> None:
     compared = nested = 0
     for seed in range(250):
@@ -79,6 +80,7 @@ def random_unit(random: Random) -> ChainUnit:
     return ChainUnit(held, some(5), some(40), some(40), some(40), leaf, *stages)
 
 
+@pytest.mark.slow
 def test_chains_of_random_steps() -> None:
     for seed in range(120):
         random = Random(seed)

@@ -156,6 +156,7 @@ def assert_same_pieces(reference: BlockTable, ours: native.BlockTable) -> None:
                 assert ours.bottom(a, v, passed) == of(reference.bottom[a, v, passed]), (a, v)
 
 
+@pytest.mark.sampled(2)
 @needs_native
 @pytest.mark.parametrize("ends", [False, True])
 def test_pieces_of_random_blocks(ends: bool) -> None:

@@ -112,6 +112,7 @@ def assert_same(first: nn.Module, second: nn.Module) -> None:
         assert torch.equal(value, b[name]), name
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("target", [{}, {"module": "model"}, {"method": "loss"}])
 def test_trains_as_without_memfit(tmp_path: Path, target: dict[str, str]) -> None:
     plain = Classifier()
@@ -246,6 +247,7 @@ class WithForward(TwoParts):
         return F.cross_entropy(self(x), y)
 
 
+@pytest.mark.slow
 def test_what_is_planned_where_there_are_several_parts(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r'it has "model", "head" and no forward of its own; name'):
         train(TwoParts(), MemFit(budget="90%"), tmp_path)

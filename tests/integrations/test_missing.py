@@ -68,6 +68,7 @@ for adapter, names, _ in {CASES!r}:
     return run(code).splitlines()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{a}-{m}" for a, _, m in CASES])
 def test_the_error_names_the_extra(case: int, errors: list[str]) -> None:
     adapter, _, missing = CASES[case]

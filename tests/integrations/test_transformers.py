@@ -232,6 +232,7 @@ def test_a_loss_that_the_trainer_computes(tmp_path: Path) -> None:
     assert_same(trainer.model, plain.model)
 
 
+@pytest.mark.slow
 def test_label_smoothing_warns_that_its_loss_is_not_planned(tmp_path: Path) -> None:
     callback = MemFitCallback(budget="70%")
     trainer = make_trainer(tmp_path, callback, max_steps=1, label_smoothing_factor=0.1)

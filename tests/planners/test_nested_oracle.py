@@ -67,6 +67,7 @@ def found(plans: NestedPlans) -> list[Point]:
     return [(plans.fixed_bytes + max(0, need), cost) for cost, need in pairs][::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seeds", [range(30), pytest.param(range(30, 120), marks=pytest.mark.slow)], ids=str
 )
@@ -89,7 +90,7 @@ def test_chains_are_solved_exactly(full_graph: Any, seeds: range) -> None:
     assert deeper > len(seeds) / 20
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_no_strategy_beats_the_search_by_more_than_values_that_died_early(
     joint_graph: Any, core: str
 ) -> None:

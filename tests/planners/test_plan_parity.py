@@ -138,6 +138,7 @@ def test_both_cores_give_the_same_default_plans_of_a_thousand_graphs(
     assert {family for _, _, family, *_ in answers} == {"all", "pruned+prefix"}
 
 
+@pytest.mark.slow
 @needs_native
 def test_both_cores_agree_on_stages_over_very_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     # Little is saved by every op, and the head peaks high whatever is done below.

@@ -367,6 +367,7 @@ def test_a_plan_over_its_budget_says_so() -> None:
     assert smallest("exact", graph) == 510
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["auto", "liveness", "nested", "exact", "approximate"])
 def test_one_search_gives_the_plans_of_many(name: str, core: str) -> None:
     graph = chain(20 if core == "native" else 12)

@@ -213,6 +213,7 @@ def test_names_cannot_break_out_of_the_data() -> None:
     assert "<b>" not in page
 
 
+@pytest.mark.slow
 def test_a_graph_of_5000_forward_ops_is_less_than_2_megabytes() -> None:
     graph = network(357)
     assert len(graph.ops) > 9_900

@@ -66,6 +66,7 @@ def check(graph: TrainingGraph, plan: Plan, budget: int) -> None:
     assert plan.overhead == plan.schedule.overhead(graph)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=seeds)
 def test_plans_fit_and_cost_no_more_than_single_recomputations(seed: int, joint_graph: Any) -> None:

@@ -215,6 +215,7 @@ def front(points: set[Point]) -> list[Point]:
     ]
 
 
+@pytest.mark.slow
 def test_the_curve_equals_brute_force_over_whole_schedules(
     full_graph: MakeGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

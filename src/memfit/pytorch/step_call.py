@@ -130,7 +130,7 @@ def compile_step(
         other: OtherOutcome | None = None
         for way in outcomes.ways(args, kwargs):
             may_end_early = backend.checked or not backend.compiled
-            restart = Restart(ladder.modules) if may_end_early else None
+            restart = Restart(ladder.states()) if may_end_early else None
             try:
                 result = run(way, args, kwargs)
             except PlannedAhead:

@@ -159,6 +159,7 @@ def _change(steps: list[Any], what: str) -> None:
         steps[0][1] = 7
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "what",
     [
@@ -195,6 +196,7 @@ def test_texts_that_are_no_plans(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -230,6 +232,7 @@ def test_plans_whose_figures_are_none(name: str, value: Any) -> None:
 DAMAGE = ["[" * 100_000, "{", "[]", "null", '{"format_version": 1}', "\x00", "9" * 6000]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("text", DAMAGE)
 def test_damaged_caches_are_ignored(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -225,6 +225,7 @@ def test_a_plan_of_another_graph(tmp_path: Path) -> None:
     assert again.plan == plan
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("change", "part"),
     [

@@ -230,6 +230,7 @@ def marked(name: str, quick: bool) -> Any:
     return pytest.param(name, marks=() if quick else pytest.mark.slow)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [marked(name, name in OWN_CHANGES) for name in CHANGES])
 def test_a_change(pair: Pair, name: str) -> None:
     for model in (pair.plain, pair.model):

@@ -37,6 +37,7 @@ DOORS: dict[str, Callable[[nn.Module, Any], object]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("as_a_whole", ["train", "eval"])
 def test_modes_are_left_as_they_were(door: str, as_a_whole: str) -> None:

@@ -242,6 +242,7 @@ def _late(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return loss * 2 if loss > 1e3 else loss
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("budget", ["100%", "85%"])
 def test_a_check_that_fails_has_changed_nothing(budget: str) -> None:
     fitted, model, plain = fitted_pair(_late, budget=budget)
@@ -267,6 +268,7 @@ def test_writes_come_after_checks() -> None:
         assert set(check.outputs) & set(op.inputs)
 
 
+@pytest.mark.slow
 def test_each_shape_has_its_own_ways() -> None:
     fitted, model, plain = fitted_pair(_until, budget="95%")
     small = [tuple(t[:256] for t in row_batch(i)) for i in range(2)]
@@ -281,6 +283,7 @@ def _of_many_ways(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(x, y)
 
 
+@pytest.mark.slow
 def test_too_many_ways_run_plainly_where_nothing_may_be_opaque(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -291,6 +294,7 @@ def test_too_many_ways_run_plainly_where_nothing_may_be_opaque(
     assert f"another way than the {MOST_WAYS} that are planned" in caplog.text
 
 
+@pytest.mark.slow
 def test_too_many_ways_become_an_opaque_module() -> None:
     torch.manual_seed(0)
     plain = Net(_of_many_ways)

@@ -66,6 +66,7 @@ def _written(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.trunk(x).narrow(0, places.tolist()[0], 2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "step",
     [_dims, _positions, _weights, _arrays, _branches, _written],
@@ -101,6 +102,7 @@ def _buffer(net: Net, x: torch.Tensor) -> torch.Tensor:
     return net.trunk(x)[: net.count.tolist()[0]]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("step", [_by_data, _draws, _buffer])
 def test_what_may_change_is_not_taken_for_a_constant(step: Step) -> None:
     net = Net(step, 16, count=lambda: torch.tensor([2]))

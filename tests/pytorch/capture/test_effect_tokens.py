@@ -99,6 +99,7 @@ def same(got: dict[str, Any], want: dict[str, Any]) -> None:
         assert got[key] is None if value is None else torch.equal(got[key], value), key
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "accumulate"), [("inv", False), ("solve", True), ("several", False)]
 )

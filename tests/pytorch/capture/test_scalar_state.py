@@ -81,6 +81,7 @@ def same(net: Scaled, make: Callable[[nn.Module], Any], *, as_input: bool = Fals
     assert not torch.equal(want[1], want[3] if not as_input else torch.tensor(0.3))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", WRITES)
 def test_a_buffer_keeps_what_is_written(name: str) -> None:
     if name == "fill_":  # the same number in both steps

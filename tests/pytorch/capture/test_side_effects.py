@@ -126,7 +126,7 @@ ALSO_THERE = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in ALSO_THERE else []) for n in CASES],

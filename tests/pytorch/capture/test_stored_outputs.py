@@ -93,6 +93,7 @@ def after(make: Callable[[nn.Module], Any], loss: Callable[[Storing, Any], Any])
 MAKERS = [planned, compiled]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", MAKERS)
 def test_what_is_stored_alone_has_no_gradient(make: Callable[[nn.Module], Any]) -> None:
     want = after(lambda net: net, lambda net, loss: loss)

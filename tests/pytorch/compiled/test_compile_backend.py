@@ -240,6 +240,7 @@ def test_inductors_failure_is_told_from_a_failed_capture(monkeypatch: pytest.Mon
         fitted(x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("raised", "message"),
     [
@@ -315,6 +316,7 @@ def _micro_step_peak(model: nn.Module, call: Any, x: torch.Tensor) -> int:
     return measured + sum(t.numel() * t.element_size() for t in held if t is not None)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("broken", [False, True])
 def test_gradients_that_are_accumulated_are_counted_where_that_is_asked_for(broken: bool) -> None:
     model, x = Halves(broken), torch.randn(512, 64)
@@ -335,6 +337,7 @@ def test_gradients_that_are_accumulated_are_counted_where_that_is_asked_for(brok
     assert _micro_step_peak(model, compiled, x) <= budget
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("broken", [False, True])
 def test_gradients_that_the_budget_has_no_room_for_are_told_once(broken: bool) -> None:
     model, x = Halves(broken), torch.randn(512, 64)

@@ -244,6 +244,7 @@ def test_functional_gradients_between_graphs_work() -> None:
         assert all(map(torch.equal, step.gradients, expected))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("before", "between", "loss"),
     [
@@ -395,6 +396,7 @@ def test_recurrent_layers_are_traced_and_other_backends_settings_left_alone() ->
     assert not traced
 
 
+@pytest.mark.slow
 def test_a_sequence_that_begins_like_a_longer_one_is_looked_at(seen: list[EagerParts]) -> None:
     step = Step(Around(between=_sines)).compiled(_options("1GiB"))
     step()
@@ -453,6 +455,7 @@ def test_an_error_that_the_caller_handles_is_not_dynamos() -> None:
     assert told == []
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_graph_inside_of_a_checkpoint_trains_as_ever(reentrant: bool) -> None:
     step = Step(Around())
@@ -489,6 +492,7 @@ def test_gradients_of_edges_and_of_several_forward_passes_are_as_ever() -> None:
     assert torch.autograd._engine_run_backward is PLAIN_ENGINE
 
 
+@pytest.mark.slow
 def test_steps_that_differ_each_time_are_not_looked_at_for_ever(
     seen: list[EagerParts], monkeypatch: pytest.MonkeyPatch
 ) -> None:

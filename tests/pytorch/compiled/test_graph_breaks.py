@@ -132,6 +132,7 @@ def _overhead(made: list[Plan]) -> int:
     return sum(plan.overhead for plan in made)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kib", [2560, 5120])
 def test_two_graphs_share_one_budget(kib: int) -> None:
     model, x = Halves(), torch.randn(512, 64)
@@ -151,6 +152,7 @@ def test_two_graphs_share_one_budget(kib: int) -> None:
     assert _measured(call, model, x) <= kib * 1024
 
 
+@pytest.mark.slow
 def test_the_first_step_is_within_the_budget_too() -> None:
     model, x = Halves(), torch.randn(512, 64)
     warm = Halves()  # the libraries that the first step would load
@@ -189,6 +191,7 @@ def test_a_share_is_one_of_the_whole_steps_plain_peak() -> None:
     assert 0.5 * plain < measured <= 0.6 * plain
 
 
+@pytest.mark.slow
 def test_a_budget_that_two_graphs_cannot_share_names_the_break() -> None:
     model, x = Halves(), torch.randn(512, 64)
     expected = _step(model, model, x)
@@ -210,6 +213,7 @@ def test_a_budget_that_two_graphs_cannot_share_names_the_break() -> None:
     assert _measured(call, model, x) <= int(asked[1])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("budget", [2048 * 1024, "70%", "100%"])
 def test_graphs_that_run_several_times_in_a_step(budget: object) -> None:
     model, x = Stack(), torch.randn(512, 64)
@@ -257,6 +261,7 @@ def test_forward_passes_without_a_backward_pass_are_no_part_of_a_step() -> None:
     assert _measured(call, model, x) <= 3584 * 1024
 
 
+@pytest.mark.slow
 def test_modules_compiled_apart_with_the_same_options_share_the_budget() -> None:
     first, second, x = Halves().first, Halves().second, torch.randn(512, 64)
     model = nn.Sequential(first, second)
@@ -274,6 +279,7 @@ def test_modules_compiled_apart_with_the_same_options_share_the_budget() -> None
     assert _measured(call, model, x) <= 3584 * 1024
 
 
+@pytest.mark.slow
 def test_each_shape_has_its_own_plans() -> None:
     model = Halves()
     options = _options(3584 * 1024)

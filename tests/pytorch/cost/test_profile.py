@@ -403,6 +403,7 @@ def test_replayed_random_ops_get_a_valid_state() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_bags_are_measured_as_if_none_were_empty(mode: str) -> None:
     model = nn.EmbeddingBag(500, 8, mode=mode)

@@ -82,6 +82,7 @@ def bounds_in(plan: Plan) -> list[str]:
     return [note for note in plan.notes if "upper bound" in note]
 
 
+@pytest.mark.slow
 def test_a_small_gpt_has_the_same_smallest_budget_however_it_is_planned() -> None:
     case = gpt()
     plans = [planned(case, "measured"), planned(case, "analytic")]

@@ -92,6 +92,7 @@ def test_the_second_micro_step_peaks_no_higher_than_eagers(model: Wide, batch: A
     assert peaks[1] < gradient_bytes(model) / 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("share", ["tight", "loose"])
 def test_every_micro_step_stays_within_a_budget_that_counts_them(
     model: Wide, batch: Any, share: str
@@ -125,6 +126,7 @@ def test_a_graph_that_holds_gradients_differs_in_nothing_else(model: Wide, batch
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_accumulated_gradients_equal_eagers_bit_for_bit(
     model: Wide, batch: Any, set_to_none: bool

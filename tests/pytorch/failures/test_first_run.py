@@ -102,6 +102,7 @@ def test_a_fresh_model_trains(make: Callable[[], Lazy]) -> None:
     assert len(model.calls) == 1
 
 
+@pytest.mark.slow
 def test_plan_inspect_verify_and_shapes_take_fresh_models() -> None:
     x = torch.randn(64, 16)
     model = Lazy()

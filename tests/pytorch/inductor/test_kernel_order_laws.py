@@ -82,6 +82,7 @@ def replayed(ops: Kernels, kernel_of: Sequence[int], order: Sequence[int]) -> in
     return peak
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(fused())
 def test_orders_are_valid_and_their_peaks_those_of_a_replay(

@@ -29,6 +29,7 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("train", [True, False])
 def test_gradients_are_those_of_plain_strides(norm: str, train: bool) -> None:

@@ -117,6 +117,7 @@ LOSSES = (
 )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_losses_of_transposed_outputs(loss: Callable[..., torch.Tensor]) -> None:
     row_by_row = torch.ones(3, 6, 5)
@@ -182,6 +183,7 @@ class Written(nn.Module):
         return self.norm(x).sin().mean()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("through_view", [False, True])
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_what_is_written_in_place_keeps_its_strides(name: str, through_view: bool) -> None:
@@ -203,6 +205,7 @@ class Convolutions(nn.Module):
         return x
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("activation", "loss"),
     [

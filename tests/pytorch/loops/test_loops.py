@@ -211,6 +211,7 @@ def test_a_plan_made_before_is_used() -> None:
     assert "rolled, 40 steps" in notes(again.plan)
 
 
+@pytest.mark.slow
 def test_a_rolled_loop_needs_no_more_steps_than_revolve_at_equal_memory() -> None:
     model = CELLS["lstm"](16)
     xs, target = data(200, 2, 16)
@@ -346,6 +347,7 @@ def test_what_unrolling_an_opaque_layer_would_gain() -> None:
     assert f"{10 * (1024 + 3072) / 1024:.1f} KiB with every step run twice" in note
 
 
+@pytest.mark.slow
 def test_progress_of_a_long_capture() -> None:
     cell, told = nn.Linear(4, 4), []
 

@@ -272,6 +272,7 @@ def test_fullgraph_refuses_it(x: torch.Tensor) -> None:
         memfit.fit(Net(_layer_drop), budget="100%", fullgraph="yes")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_new_shape_is_seen_before_it_is_planned(x: torch.Tensor) -> None:
     model = Net(_check)
     plain = copy.deepcopy(model)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import memfit
+from memfit.pytorch.opaque.module_state import Versions
 from memfit.pytorch.opaque.places import place_of_module, places_at
 from memfit.pytorch.opaque.unit import Unit, Watch
 
@@ -57,6 +58,7 @@ class Net(nn.Module):
         return self.layers[2](x) if random.random() < 2 else x
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -125,7 +127,8 @@ class Outer(nn.Module):
 
 
 def test_what_runs_inside_of_an_opaque_module_is_a_part_of_it() -> None:
-    outer, x, watch = Outer(), torch.randn(8, WIDTH), Watch()
+    outer, x = Outer(), torch.randn(8, WIDTH)
+    watch = Watch(Versions(outer))
     units = [
         Unit(place_of_module(name, module, name), watch)
         for name, module in (("outer", outer), ("outer.inner", outer.inner))

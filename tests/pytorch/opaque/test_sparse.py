@@ -152,6 +152,7 @@ def assert_trains(model: nn.Module, *args: Any, budget: str = "100%", **options:
     return fitted
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_sparse_as_in_plain_pytorch(
@@ -191,6 +192,7 @@ def test_a_sparse_gradient_counts_as_what_it_takes() -> None:
     assert table < plan.peak_bytes < 1.1 * table
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("optimizer", [torch.optim.SparseAdam, torch.optim.SGD])
 def test_optimizers_take_them(optimizer: Any, x: torch.Tensor) -> None:
     model = MODELS["an embedding"]()
@@ -278,6 +280,7 @@ def adjacency(number: int, layout: torch.layout = torch.sparse_coo) -> torch.Ten
         return matrix if layout is torch.sparse_coo else matrix.to_sparse(layout=layout)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 def test_a_sparse_matrix_may_be_given(layout: torch.layout) -> None:
     model = Graph()

@@ -116,6 +116,7 @@ def _tensor(found: Any) -> torch.Tensor:
     return tensor
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "kind", ["tensor", "tuple", "list", "dict", "named", "dataclass", "object"]
 )
@@ -241,6 +242,7 @@ class Decoder(nn.Module):
         return (x * last).square().mean(), cache
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("budget", ["100%", "smallest"])
 def test_objects_that_a_step_makes_are_written_to(budget: str) -> None:
     torch._dynamo.reset()

@@ -149,6 +149,7 @@ def measured_peak(fitted: FittedModule, data: tuple[torch.Tensor, ...]) -> int:
     return found.peak_bytes + fitted.graph.resident_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cost", "lengths"),
     [
@@ -276,6 +277,7 @@ def test_keyword_arguments_and_tensors_that_are_not_contiguous_are_planned_ahead
     assert how(fitted) == "planned"
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_keep_the_shapes() -> None:
     model = reader()
     fitted = memfit.fit(model, token_loss, budget="100%", cost="analytic", shapes=[described(8)])
@@ -332,6 +334,7 @@ def run_rows(fitted: FittedModule, rows: int) -> None:
     fitted(torch.randn(rows, 3)).sum().backward()
 
 
+@pytest.mark.slow
 def test_many_shapes_warn_once_and_too_many_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
     fitted = memfit.fit(nn.Linear(3, 3), budget="200%", cost="analytic", max_shapes=WARN_AT + 2)
     with caplog.at_level(logging.WARNING, logger="memfit"):
@@ -389,6 +392,7 @@ def test_captures_of_the_same_shapes_are_told_from_new_ones(
     assert "pad the inputs" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_shapes_planned_ahead_do_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     rows = range(2, WARN_AT + 4)
     shapes = [torch.empty(n, 3, device="meta") for n in rows]

@@ -57,6 +57,7 @@ class Net(nn.Module):
         return first.square().mean() + k.square().mean() + q.sin().mean()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("executor", ["eager-graph", pytest.param("inductor", marks=SLOW)])

@@ -92,6 +92,7 @@ def exchanged(h: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> An
     return torch.native_batch_norm(h, None, None, mean, variance, True, 0.1, 1e-5)[0]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("update", "budget"),

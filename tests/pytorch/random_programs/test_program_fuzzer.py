@@ -109,6 +109,7 @@ def doubled(lower: Any) -> Any:
     return wrong
 
 
+@pytest.mark.slow
 def test_a_wrong_recomputation_is_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "lower", doubled(exchange.lower))
     monkeypatch.setattr(eager_graph, "lower", doubled(eager_graph.lower))

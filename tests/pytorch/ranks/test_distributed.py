@@ -222,7 +222,7 @@ def fresh_compiler() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("tight", [False, True])
 def test_handing_gradients_over_early_changes_no_bit_and_no_byte(tight: bool) -> None:
     model, ids, target = tied()

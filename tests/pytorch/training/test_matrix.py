@@ -94,7 +94,7 @@ CELLS = [
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "name", "budget"), CELLS)
 def test_trains_as_without_memfit(precision: str, name: str, budget: str) -> None:
     eager, captured, plain_peak, smallest = references(precision, name)

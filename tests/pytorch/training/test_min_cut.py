@@ -104,7 +104,7 @@ def gated_chain() -> tuple[nn.Module, tuple[Any, ...], Callable[..., Any]]:
     return nn.Sequential(*(Gated() for _ in range(4))), (x, x), nn.MSELoss()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 # PyTorch's partitioner warns of its own code.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 @pytest.mark.parametrize("make", [gpt2, gated_chain])

@@ -258,7 +258,7 @@ def assert_alike(got: dict[str, Any], want: dict[str, Any], exact: bool) -> None
             torch.testing.assert_close(got[key], value, rtol=0, atol=limit)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", CASES)
@@ -276,6 +276,7 @@ def test_trains_as_plain_pytorch_does(name: str) -> None:
         budget = fitted.plan.smallest_feasible_budget_bytes
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("planner", ["exact", "approximate", "chen", "liveness"])
 def test_a_buffer_is_written_after_all_that_read_it(planner: str) -> None:
     case = CASES["buffer read again"]
@@ -314,7 +315,7 @@ def _transposed(net: Net, x: torch.Tensor) -> torch.Tensor:
     return (net.a.t() * x[0][:, None]).square().sum()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("step", [_doubled, _summed, _transposed])
 def test_gradients_that_autograd_would_copy_are_planned(step: Step) -> None:
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ def case() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     return Hourglass(), (torch.randn(512, 64), torch.randint(4, (512,)))
 
 
+@pytest.mark.slow
 def test_gradients_are_eagers_and_peaks_as_predicted() -> None:
     model, args = case()
     settings: dict[str, Any] = {"budget": "75%", "cost": "analytic"}

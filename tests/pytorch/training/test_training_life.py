@@ -165,7 +165,7 @@ def test_full_precision_after_autocast_is_planned_by_itself(batch: Any) -> None:
     assert not torch.equal(losses[0], losses[1])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_grad_scaler(batch: Any, dtype: torch.dtype) -> None:
     model = made(Net)

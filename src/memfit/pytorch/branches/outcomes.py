@@ -208,12 +208,12 @@ class Restart:
     """What to go back to where a step ends early: random states, and what modules hold.
 
     Args:
-        modules: those whose state a step may change before it ends.
+        modules: the state of those that a step may change before it ends.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[ModuleState]) -> None:
         self._states = random_states()
-        self._modules = [ModuleState(m) for m in modules]
+        self._modules = modules
 
     def back(self) -> None:
         """Make all as it was."""

@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from memfit.errors import ExecutionError
 from memfit.pytorch.capture.missing import ABSENT
 from memfit.pytorch.layouts.sparse import bytes_of, owned
-from memfit.pytorch.opaque.module_state import held_tensors, kept
+from memfit.pytorch.opaque.module_state import Versions, held_tensors, kept
 from memfit.pytorch.opaque.record import (
     Recording,
     autocast_state,
@@ -109,6 +109,7 @@ class OpaqueCall:
         run: the module's own forward.
         arguments: of the call, as an example.
         module: the module.
+        versions: of what the step's modules held at first.
         made: classes of objects among the arguments that the step makes anew.
     """
 
@@ -118,11 +119,12 @@ class OpaqueCall:
         run: Callable[..., Any],
         arguments: tuple[Sequence[Any], Mapping[str, Any]],
         module: nn.Module,
+        versions: Versions,
         made: Made = (),
     ) -> None:
         self.name = name
         self.key = next(_keys)
-        self._module = module
+        self._module, self._versions = module, versions
         self.objects: dict[int, Any] = {}
         given = (tuple(arguments[0]), dict(arguments[1]))
         tensors, self._arguments = parted(given, self.objects, made)
@@ -239,7 +241,9 @@ class OpaqueCall:
         if self._lasting is None:
             self._lasting = storages_of(held_tensors(self._module))
         recording = Recording(operands, self._lasting, self.taken.read)
-        state = recording.putting_back(kept(self._module)) if again else nullcontext()
+        state = (
+            recording.putting_back(kept(self._module, self._versions)) if again else nullcontext()
+        )
         with torch.enable_grad(), state:
             made, structure, edges = self.run(arguments, gated, recording)
         if structure != self.result:

@@ -21,7 +21,7 @@ from memfit.pytorch.failures.source_files import is_users
 from memfit.pytorch.failures.told import first_line
 from memfit.pytorch.layouts.sparse import Touched, Untouchable, apart, is_sparse
 from memfit.pytorch.opaque.blocks import blocks_of
-from memfit.pytorch.opaque.module_state import ModuleState
+from memfit.pytorch.opaque.module_state import ModuleState, Versions
 from memfit.pytorch.opaque.places import Place, place_of_module, places_at, sparse_embeddings
 from memfit.pytorch.opaque.structure import __file__ as structure_file
 from memfit.pytorch.opaque.unit import CannotBeOpaque, Unit, Watch
@@ -62,7 +62,7 @@ class Ladder:
     def __init__(self, step: nn.Module, *, thrifty: bool = False) -> None:
         self._step = step
         self._thrifty = thrifty
-        self._watch = Watch()
+        self._watch = Watch(Versions(step))
         self._units: dict[Any, Unit] = {}  # by their places' keys
         self._refused: set[Any] = set()  # kinds of places
         self._newest: Any = None
@@ -70,10 +70,10 @@ class Ladder:
         self._admitted: set[Any] = set()  # forms of arguments with sparse tensors
         self._touched: CaptureError | None = None
 
-    @property
-    def modules(self) -> list[nn.Module]:
-        """Those whose state what is opaque may change."""
-        return list({id(unit.module): unit.module for unit in self._units.values()}.values())
+    def states(self) -> list[ModuleState]:
+        """The state of the modules that what is opaque may change."""
+        found = {id(unit.module): unit.module for unit in self._units.values()}
+        return [ModuleState(module, self._watch.versions) for module in found.values()]
 
     @contextmanager
     def installed(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from memfit.errors import ExecutionError
 from memfit.pytorch.compat.fake import FakeTensor
 from memfit.pytorch.layouts.sparse import same
 
-__all__ = ["ModuleState", "held_tensors", "kept"]
+__all__ = ["ModuleState", "Versions", "held_tensors", "kept"]
 
 _COLLECTIONS = (list, dict, set)
 
@@ -48,17 +50,48 @@ def _held(modules: Iterable[nn.Module]) -> list[torch.Tensor]:
     return [x for x in found.values() if not isinstance(x, FakeTensor)]
 
 
+class Versions:
+    """Which tensors that modules hold have been written to since a moment.
+
+    Args:
+        module: the module that holds them, itself or inside.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._found = {id(x): (weakref.ref(x), _version(x)) for x in held_tensors(module)}
+
+    def note(self, tensors: Iterable[torch.Tensor]) -> None:
+        """These were seen to change, even if not by their versions (`.data` leaves them)."""
+        for x in tensors:
+            self._found.pop(id(x), None)
+
+    def written(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor has been written to, or was not held then."""
+        known = self._found.get(id(tensor))
+        return known is None or known[0]() is not tensor or _version(tensor) != known[1]
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class ModuleState:
     """The state of a module and of those inside, at one moment.
 
     Args:
         module: the module.
+        versions: what has not been written to since then is not copied, for it is not expected to
+            be: most buffers never are, and copies of all in each step would be over the budget.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, versions: Versions | None = None) -> None:
         self._modules = _inside(module)
+        held = _held(self._modules)
+        copied = [x for x in held if versions is None or versions.written(x)]
         with torch.no_grad():
-            self._tensors = [(x, x.detach().clone()) for x in _held(self._modules)]
+            self._tensors = [(x, x.detach().clone()) for x in copied]
+        known = set(map(id, copied))
+        self._others = [(x, _version(x)) for x in held if id(x) not in known]
         self._values = [
             {
                 name: copy.copy(value) if isinstance(value, _COLLECTIONS) else value
@@ -68,8 +101,23 @@ class ModuleState:
             for m in self._modules
         ]
 
+    def changed(self) -> list[torch.Tensor]:
+        """Tensors that are copied here and hold something else now."""
+        return [x for x, old in self._tensors if not same(x, old)]
+
     def put_back(self) -> None:
-        """Make it the state again."""
+        """Make it the state again.
+
+        Raises:
+            ExecutionError: something was written to that never was before.
+        """
+        for tensor, version in self._others:
+            if _version(tensor) != version:
+                raise ExecutionError(
+                    f"a tensor of shape {tuple(tensor.shape)} that a module holds, which no step "
+                    "wrote to before, was written to in a step that had to be begun again; its "
+                    "content is lost: load it again, and train on (from now on it is kept)"
+                )
         with torch.no_grad():
             for tensor, old in self._tensors:
                 if not same(tensor, old):
@@ -95,9 +143,9 @@ def _put(held: dict[str, Any], name: str, old: Any) -> None:
 
 
 @contextmanager
-def kept(module: nn.Module) -> Iterator[None]:
+def kept(module: nn.Module, versions: Versions | None = None) -> Iterator[None]:
     """Inside, a module may run once more: afterwards its state is what it was."""
-    state = ModuleState(module)
+    state = ModuleState(module, versions)
     try:
         yield
     finally:

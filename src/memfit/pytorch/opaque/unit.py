@@ -19,7 +19,7 @@ from memfit.pytorch.layouts.sparse import bytes_of, owned
 from memfit.pytorch.opaque import ops
 from memfit.pytorch.opaque.blocks import blocks_of, computed_again
 from memfit.pytorch.opaque.call import Form, OpaqueCall, Taken
-from memfit.pytorch.opaque.module_state import ModuleState, held_tensors
+from memfit.pytorch.opaque.module_state import ModuleState, Versions, held_tensors
 from memfit.pytorch.opaque.places import Place
 from memfit.pytorch.opaque.record import GATE, Recording, storages_of
 from memfit.pytorch.opaque.results import given_back, made_within
@@ -38,11 +38,15 @@ class CannotBeOpaque(Exception):
 
 @dataclass
 class Watch:
-    """Whether a plain run is going on in which the calls of units are looked at.
+    """What the units of a step share.
 
-    One for all: what runs inside of a call that is looked at is a part of that call.
+    Attributes:
+        versions: of what its modules held before anything was looked at.
+        on: a plain run is going on in which calls are looked at. What runs inside of a call that
+            is looked at is a part of that call.
     """
 
+    versions: Versions
     on: bool = False
 
 
@@ -163,7 +167,9 @@ class Unit:
         trained = [
             p for p in self.module.parameters() if p.requires_grad and self.place.whole
         ]  # of other code, those that its outputs lead back to
-        call = OpaqueCall(self.name, self._run, (args, kwargs), self.module, self._made)
+        call = OpaqueCall(
+            self.name, self._run, (args, kwargs), self.module, self.watch.versions, self._made
+        )
         call.leaves = tuple(trained)
         constant = sparse_parts(structure)
         gated = [
@@ -179,6 +185,7 @@ class Unit:
             set_random_states(drawn)
             gated = [x.requires_grad for x in tensors]
             outputs = self._look(call, tensors, gated)
+        self.watch.versions.note(state.changed())
         drew = random_states().differs(drawn)
         call.draws = device in drew
         call.once = bool(drew - {device})
