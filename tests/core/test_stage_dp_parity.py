@@ -224,6 +224,7 @@ def assert_same_trade_off(
     return longer
 
 
+@pytest.mark.slow
 @needs_native
 def test_trade_offs_of_random_graphs(joint_graph: MakeGraph) -> None:
     longer = 0

@@ -195,6 +195,7 @@ def test_gradients_are_zeroed_before_the_forward_pass(
     assert_same(ours, plain)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_plain_and_can_be_resumed(tmp_path: Path) -> None:
     plain, whole = Classifier(), Classifier()
     train(plain, None, tmp_path, max_epochs=2)

@@ -20,7 +20,7 @@ SCREENSHOTS = Path(
 )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("blocks", [SMALL, LARGE])

@@ -72,7 +72,7 @@ def assert_no_worse(ours: list[Point], other: list[Point], what: object) -> None
         assert found <= cost, what
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("large_block", [None, 5])
 def test_every_point_of_the_curve_is_a_schedule_that_keeps_its_word(
     joint_graph: MakeGraph, core: str, large_block: int | None, monkeypatch: pytest.MonkeyPatch

@@ -164,6 +164,7 @@ def _repeated_at_most(net: Net, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     return net.last(made).square().mean()
 
 
+@pytest.mark.slow
 def test_a_size_without_a_bound_wants_one() -> None:
     torch.manual_seed(0)
     fitted = memfit.fit(Net(_repeated), budget="100%", fullgraph=True)

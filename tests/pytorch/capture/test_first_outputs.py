@@ -59,7 +59,7 @@ def two_steps(
     return [*(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("make", [norm_in_bfloat16, instance_norm, read_in_backward])
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_statistics_are_updated_once(

@@ -172,7 +172,7 @@ CASES: list[Callable[..., Any]] = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("step", CASES, ids=lambda step: step.__name__.strip("_"))
 def test_numbers_are_eagers(step: Step) -> None:
     _check(step)

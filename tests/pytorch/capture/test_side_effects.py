@@ -126,7 +126,7 @@ ALSO_THERE = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] if n in ALSO_THERE else []) for n in CASES],
@@ -225,6 +225,7 @@ def test_a_leaf_written_in_place_is_refused_as_in_plain_pytorch() -> None:
         memfit.fit(net, budget=AMPLE, cost="analytic")(x)
 
 
+@pytest.mark.slow
 def test_collectives_are_planned_once_and_waited_for_before_they_are_read() -> None:
     case = CASES["all reduce"]
     net, inputs = build(case)

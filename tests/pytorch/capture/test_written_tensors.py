@@ -159,7 +159,7 @@ def same(got: list[torch.Tensor | None], want: list[torch.Tensor | None]) -> Non
         assert g is w is None or (g is not None and w is not None and torch.equal(g, w))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("planner", PLANNERS)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_everything_is_as_in_plain_pytorch(name: str, planner: str) -> None:

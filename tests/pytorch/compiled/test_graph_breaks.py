@@ -248,6 +248,7 @@ def test_a_backward_pass_that_is_still_to_come_keeps_its_own_code() -> None:
     del third
 
 
+@pytest.mark.slow
 def test_forward_passes_without_a_backward_pass_are_no_part_of_a_step() -> None:
     model, x = Halves(), torch.randn(512, 64)
     options = _options(3584 * 1024)

@@ -70,7 +70,7 @@ def trained(
     return [loss.detach(), model.scale.grad, torch.get_rng_state()], inputs
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", DRAWS)
 def test_numbers_are_eagers(name: str) -> None:
     model = Drawing(DRAWS[name])

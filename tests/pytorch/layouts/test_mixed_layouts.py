@@ -113,7 +113,7 @@ def layouts_of(result: Any) -> list[tuple[torch.Size, tuple[int, ...], int]]:
     return [(t.shape, t.stride(), t.storage_offset()) for t in tensors]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("op", CALLS, ids=str)
 def test_results_are_laid_out_as_traced(op: Any) -> None:
     arguments = CALLS[op]

@@ -122,7 +122,7 @@ def notes(plan: Plan | None) -> str:
     return "\n".join(plan.notes)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("cell", "room"),
     [
@@ -309,6 +309,7 @@ class Layer(nn.Module):
         return self.head(self.layer(xs)[0][-1])
 
 
+@pytest.mark.slow
 def test_a_recurrent_layer_keeps_its_budget() -> None:
     model = Layer()
     torch.manual_seed(0)

@@ -197,7 +197,7 @@ def x() -> torch.Tensor:
     return torch.randn(256, WIDTH)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("name", "tight"),
     [
@@ -282,6 +282,7 @@ def test_a_new_shape_is_seen_before_it_is_planned(x: torch.Tensor) -> None:
     assert len(fitted.plans) == 2
 
 
+@pytest.mark.slow
 def test_verify_and_the_trade_off_take_it(x: torch.Tensor) -> None:
     assert memfit.verify(Net(_check), (x,), budget="100%", cost="analytic", rounds=1).ok
     assert len(memfit.trade_off(Net(_check), (x,), cost="analytic").points) > 1

@@ -116,7 +116,7 @@ def _tensor(found: Any) -> torch.Tensor:
     return tensor
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "kind", ["tensor", "tuple", "list", "dict", "named", "dataclass", "object"]
 )

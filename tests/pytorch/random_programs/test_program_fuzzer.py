@@ -61,6 +61,7 @@ def test_every_op_of_the_grammar_can_be_written(name: str) -> None:
     assert any(draft(seed).add(name, OPS[name][1]) for seed in range(80))
 
 
+@pytest.mark.slow
 def test_the_source_runs_by_itself(tmp_path: Path) -> None:
     made = generate(3)
     assert made is not None

@@ -25,7 +25,7 @@ LOSSES = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("loss_fn", LOSSES, ids=lambda loss: f"{type(loss).__name__}")
 def test_the_loss_is_counted_as_it_is_held(loss_fn: Callable[..., Any]) -> None:
     torch.manual_seed(0)

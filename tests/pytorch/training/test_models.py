@@ -258,7 +258,7 @@ def assert_alike(got: dict[str, Any], want: dict[str, Any], exact: bool) -> None
             torch.testing.assert_close(got[key], value, rtol=0, atol=limit)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", CASES)
