@@ -148,6 +148,11 @@ class RandomStates:
 
     states: Mapping[str, Any]
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of those that are tensors."""
+        return sum(x.nbytes for x in self.states.values() if isinstance(x, torch.Tensor))
+
     def differs(self, other: RandomStates) -> set[str]:
         """Those that are in another state: `python`, `numpy` or a device."""
         return {
@@ -160,7 +165,13 @@ class RandomStates:
 def _same_state(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return torch.equal(a, b)
-    return repr(a) == repr(b)
+    if isinstance(a, tuple) and any(hasattr(x, "tobytes") for x in a):  # NumPy's
+        return isinstance(b, tuple) and all(map(_same_part, a, b))
+    return bool(a == b)
+
+
+def _same_part(a: Any, b: Any) -> bool:
+    return bool(a.tobytes() == b.tobytes() if hasattr(a, "tobytes") else a == b)
 
 
 def random_states() -> RandomStates:

@@ -6,16 +6,20 @@ what a list or a sequence holds, down to those that hold no such list.
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from memfit.pytorch.failures.first_run import (
+    RandomStates,
+    random_states,
+    random_states_kept,
+    set_random_states,
+)
 from memfit.pytorch.opaque.module_state import kept
 
 __all__ = ["blocks_of", "computed_again"]
@@ -44,13 +48,18 @@ def _holds_a_list(module: nn.Module) -> bool:
 
 
 @contextmanager
-def computed_again(blocks: list[nn.Module]) -> Iterator[None]:
-    """Inside, each block keeps what it is given, and is computed again in the backward pass."""
+def computed_again(blocks: list[nn.Module]) -> Iterator[list[RandomStates]]:
+    """Inside, each block keeps what it is given, and is computed again in the backward pass.
+
+    Yields:
+        The random states that are kept for blocks that draw.
+    """
     before = [(block, vars(block).get("forward")) for block in blocks]
+    drawn: list[RandomStates] = []
     for block in blocks:
-        vars(block)["forward"] = _again(block, block.forward)
+        vars(block)["forward"] = _again(block, block.forward, drawn)
     try:
-        yield
+        yield drawn
     finally:
         for block, own in before:
             vars(block).pop("forward", None)
@@ -58,49 +67,47 @@ def computed_again(blocks: list[nn.Module]) -> Iterator[None]:
                 vars(block)["forward"] = own
 
 
-def _again(block: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+def _again(
+    block: nn.Module, own: Callable[..., Any], drawn: list[RandomStates]
+) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return own(*args, **kwargs)
         return checkpoint(
-            own, *args, use_reentrant=False, context_fn=lambda: _contexts(block), **kwargs
+            own,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: _contexts(block, drawn),
+            **kwargs,
         )
 
     return forward
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _contexts(
+    block: nn.Module, drawn: list[RandomStates]
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Around the first run and around the second: random numbers are drawn again, buffers stay.
 
-    PyTorch's own generators are set by `checkpoint`.
+    A block that draws none keeps no state, which would be memory of each block.
     """
-    states: list[tuple[Any, Any]] = []
+    states: list[RandomStates] = []
 
     @contextmanager
     def first() -> Iterator[None]:
-        states.append(_states())
+        before = random_states()
         yield
+        if random_states().differs(before):
+            states.append(before)
+            drawn.append(before)
 
     @contextmanager
     def second() -> Iterator[None]:
-        now = _states()
-        _set_states(states[0])
-        try:
-            with kept(block):
-                yield
-        finally:
-            _set_states(now)
+        around = random_states_kept() if states else nullcontext()
+        with around, kept(block):
+            for state in states:
+                set_random_states(state)
+            yield
 
     return first(), second()
-
-
-def _states() -> tuple[Any, Any]:
-    numpy = getattr(sys.modules.get("numpy"), "random", None)
-    return random.getstate(), numpy.get_state() if numpy is not None else None
-
-
-def _set_states(states: tuple[Any, Any]) -> None:
-    random.setstate(states[0])
-    numpy = getattr(sys.modules.get("numpy"), "random", None)
-    if numpy is not None and states[1] is not None:
-        numpy.set_state(states[1])

@@ -79,10 +79,13 @@ class Unit:
         self.lasts: Callable[[Any], bool] = lambda _: True
         self._blocks = blocks_of(place.module) if thrifty and place.whole else []
         self._made: Made = ()
+        self._states_bytes = 0  # that the newest run keeps for its blocks
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        with computed_again(self._blocks):
-            return self.place.run(*args, **kwargs)
+        with computed_again(self._blocks) as drawn:
+            result = self.place.run(*args, **kwargs)
+        self._states_bytes = sum(states.tensor_bytes for states in drawn)
+        return result
 
     def install(self) -> None:
         """From here on, tracing meets an op where the module is called."""
@@ -232,7 +235,7 @@ class Unit:
         with torch.enable_grad():
             made, _, _ = call.run(tensors, gated, recording)
         recording.add_given(call.leaves)
-        return recording.finish([x.detach() for x in made])
+        return recording.finish([x.detach() for x in made]) + self._states_bytes
 
     def _look(
         self, call: OpaqueCall, tensors: Sequence[torch.Tensor], gated: Sequence[bool]
@@ -256,7 +259,7 @@ class Unit:
         call.add_leaves(x for x in behind if x.untyped_storage()._cdata not in given)
         outputs = [x.detach().clone() for x in made]
         recording.add_given(call.leaves)
-        saved_bytes = recording.finish([x.detach() for x in made])
+        saved_bytes = recording.finish([x.detach() for x in made]) + self._states_bytes
         own = sum(x.untyped_storage().nbytes() for x in made)
         record = recording.record()
         record.inputs = [*call.leaves, *edges]
