@@ -78,7 +78,8 @@ class Training:
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         with torch.no_grad():
             for name in tensors.keys() & (state or {}).keys():
-                tensors[name].copy_((state or {})[name])
+                if not torch.equal(tensors[name], (state or {})[name]):
+                    tensors[name].copy_((state or {})[name])
         began = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         losses: list[torch.Tensor] = []
         if number == 0:

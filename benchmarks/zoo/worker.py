@@ -60,7 +60,7 @@ def _without_folders(value: Any) -> Any:
         return [_without_folders(one) for one in value]
     if not isinstance(value, str):
         return value
-    value = re.sub(r"[^\s'\"]*site-packages/", "", value)
+    value = re.sub(r"[^\s'\"]*(site-packages/|(?=python3\.\d+/))", "", value)
     return value.replace(f"{Path(__file__).parents[2]}{os.sep}", "")
 
 
