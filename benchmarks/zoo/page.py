@@ -40,9 +40,7 @@ before it, so that a difference is of that step alone.
   smallest feasible one.
 - *result*: losses, gradients and buffers of all three steps beside plain PyTorch's. `bitwise`:
   every bit equal. A number: the largest difference of an entry, relative to the largest entry of
-  the same tensor, up to 1e-4, which the order of a sum explains. **wrong**: a larger one, if it is
-  more than four times what the last bits of the parameters change in plain PyTorch's own result
-  (gradients that are 0 but for rounding, such as those of a key's bias, are all rounding).
+  the same tensor, up to 1e-4, which the order of a sum explains. **wrong**: a larger one.
 - *rung*: how the step is planned ([what models are taken](../any-model.md)).
 - *planned*: the step's time over plain PyTorch's that the plan predicts. *measured*: the ratio of
   the medians of five rounds, in turn, of processor time.

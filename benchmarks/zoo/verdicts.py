@@ -15,9 +15,6 @@ BITWISE, SUMMATION, WRONG = "bitwise", "order of summation", "wrong"
 ROUNDING = 1e-4
 """Largest difference, relative to the largest entry of the same tensor, that rounding explains."""
 
-SHAKES = 4
-"""So many times what the last bits of parameters change in plain PyTorch's result is rounding."""
-
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -42,8 +39,7 @@ class Comparison:
 
     Attributes:
         verdict: `bitwise`, `order of summation` or `wrong`.
-        difference: the largest difference of an entry, relative to the largest of its tensor;
-            those left out that the last bits of parameters explain.
+        difference: the largest difference of an entry, relative to the largest of its tensor.
         where: the step and the tensor where it occurs; empty where there is none.
     """
 
@@ -52,26 +48,14 @@ class Comparison:
     where: str
 
 
-def compare(
-    fitted: Sequence[Seen], plain: Sequence[Seen], shaken: Sequence[Seen] | None = None
-) -> Comparison:
-    """Compare losses, gradients and buffers of each step with those of plain PyTorch.
-
-    Args:
-        fitted: steps of memfit.
-        plain: those of plain PyTorch.
-        shaken: those of plain PyTorch with the last bits of the parameters changed. What they
-            change (a gradient that is 0 but for rounding, for one) is left out as far as it is
-            larger than `ROUNDING` and no larger than `SHAKES` times that change.
-    """
-    noise = [dict(_gaps(*pair)) for pair in zip(shaken or (), plain, strict=False)]
+def compare(fitted: Sequence[Seen], plain: Sequence[Seen]) -> Comparison:
+    """Compare losses, gradients and buffers of each step with those of plain PyTorch."""
     found = [
         (gap, f"step {number}, {name}")
         for number, (ours, theirs) in enumerate(zip(fitted, plain, strict=True), 1)
         for name, gap in _gaps(ours, theirs)
-        if gap <= ROUNDING or not noise or not gap <= SHAKES * noise[number - 1].get(name, 0.0)
     ]
-    difference, where = max(found, key=lambda one: one[0], default=(0.0, ""))
+    difference, where = max(found, key=lambda one: one[0])
     same = all(_same(*pair) for pair in zip(fitted, plain, strict=True))
     if same:
         return Comparison(BITWISE, 0.0, "")
