@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from memfit.pytorch.cost.measure import measure_step
 
 # PyTorch's own: while Inductor is imported, and where Dynamo goes on after a graph break.
 pytestmark = [
+    pytest.mark.usefixtures("fresh_dynamo"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
 ]
@@ -44,14 +44,6 @@ class Tower(nn.Module):
         for layer in self.layers[3:]:
             x = layer(x)
         return self.norm(x).view(-1, 32) / count
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
 
 
 def _options(budget: object, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from memfit.pytorch.compiled.warnings import BudgetWarning
 from memfit.pytorch.cost.measure import measure_step
 
 # PyTorch's own, where Dynamo goes on after a graph break.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_dynamo"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
 
 ROWS, WIDTH = 512, 64
 SIZE = ROWS * WIDTH * 4  # bytes of a value
@@ -90,14 +93,6 @@ LINE = next(
     for number, line in enumerate(Path(__file__).read_text().splitlines(), 1)
     if line.endswith("# the draw")
 )
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
 
 
 def _options(budget: object, **more: Any) -> dict[str, Any]:
