@@ -95,6 +95,9 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
     parameters have become one: it would go on with what it traced. Here it looks, which costs a
     fifth of a microsecond for each module and call.
 
+    NumPy's random functions would become PyTorch's, with PyTorch's numbers, and its seed would be
+    dropped. Here they are code that cannot be traced.
+
     Advice that a library gives once (transformers adds such methods to all loggers) is left out of
     the graph; other logging in a forward pass is an error, because it could not be kept.
     """
@@ -112,6 +115,7 @@ def capture_settings(shapes: int = MAX_SHAPES) -> Iterator[None]:
             optimize_ddp=False,
             skip_nnmodule_hook_guards=False,
             skip_no_tensor_aliasing_guards_on_parameters=False,
+            use_numpy_random_stream=True,  # else NumPy's numbers are drawn from PyTorch's
             **_GRADIENTS_INSIDE,
         ),
         config_values(torch._functorch.config, backward_pass_autocast="off"),

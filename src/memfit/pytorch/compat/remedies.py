@@ -101,7 +101,7 @@ _OF_CODE: _Remedies = (
         "randomness that is computed again is drawn again from its own state",
     ),
     (
-        ("random.", "RandomState", "`time.", "datetime", "uuid"),
+        ("random.", "use_numpy_random_stream", "RandomState", "`time.", "datetime", "uuid"),
         "read clocks and draw Python's and NumPy's random numbers before the step and give them as "
         f"inputs, tensors, or draw by torch.rand, {WITH_BREAKS}",
     ),
